@@ -1,0 +1,250 @@
+"""Reading and checking the competition's CSVs, and the train/validation split.
+
+The tables are read as bytes, a few megabytes at a time: where every byte of a piece is a digit, a comma or the end
+of a row, and they fall in a regular grid, its values are computed by numpy at once; anywhere else the piece is
+searched cell by cell for what is wrong. So nothing is accepted that is not exactly a table of small integers, and
+every complaint names file, row and column.
+"""
+
+import gzip
+import re
+import zipfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.recipe import Split
+
+SIDE = 28
+PIXELS = [f"pixel{i}" for i in range(SIDE * SIDE)]
+COLUMNS = {"train": ["label", *PIXELS], "test": PIXELS, "sample_submission": ["ImageId", "Label"]}
+PIECE = 1 << 22  # bytes parsed at a time: a numpy temporary of each stays within some 10 MB
+LONGEST_ROW = 1 << 16  # bytes; a row of 785 values takes at most 3,140
+
+
+class DataError(ValueError):
+    """What is wrong with the data: file, row, column, and what was expected, in one line."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where a table lies: a CSV, a CSV in gzip, or a member of a zip."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self):
+        return f"{self.path}" + (f" ({self.member})" if self.member else "")
+
+    @contextmanager
+    def open(self):
+        """The table's bytes, uncompressed, as a stream; what is wrong with the file becomes a DataError."""
+        try:
+            if self.member:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                    yield stream
+            elif self.path.suffix == ".gz":
+                with gzip.open(self.path) as stream:
+                    yield stream
+            else:
+                with open(self.path, "rb", buffering=0) as stream:
+                    yield stream
+        except FileNotFoundError:
+            raise DataError(f"{self}: there is no such file") from None
+        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise DataError(f"{self}: the file is damaged ({error}); get it again") from None
+        except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, or a method it does not know
+            raise DataError(f"{self}: cannot be unpacked ({error})") from None
+        except OSError as error:
+            raise DataError(f"{self}: cannot be read ({error.strerror or error})") from None
+
+
+def read_train(table):
+    """Images (n, 28, 28) and labels (n,), both uint8, of `train.csv`. Raises DataError."""
+    values = _read_pixels(table, "train")
+    labels = np.ascontiguousarray(values[:, 0])
+    return np.ascontiguousarray(values[:, 1:]).reshape(-1, SIDE, SIDE), labels
+
+
+def read_test(table):
+    """Images (n, 28, 28), uint8, of `test.csv`. Raises DataError."""
+    return _read_pixels(table, "test").reshape(-1, SIDE, SIDE)
+
+
+def read_submission(table, rows):
+    """Labels (rows,), uint8, of a file in the form of `sample_submission.csv`, whose ids must be 1 to `rows`."""
+    with table.open() as stream:
+        lines = stream.read(1 << 28).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    _check_header(table, "sample_submission", lines[0])
+    labels = np.zeros(len(lines) - 1, np.uint8)
+    for row, line in enumerate(lines[1:], 1):
+        match = re.fullmatch(rb"([0-9]{1,9}),([0-9])", line)
+        if not match:
+            raise DataError(f"{table}: row {row} (line {row + 1}) is {_shown(line)}, expected an id and a label 0-9")
+        if int(match[1]) != row:
+            raise DataError(
+                f"{table}: row {row} (line {row + 1}), column ImageId is {int(match[1])}, expected {row}: "
+                f"the ids must be those of the test rows, 1 to {rows}"
+            )
+        labels[row - 1] = int(match[2])
+    if len(labels) != rows:
+        raise DataError(f"{table}: {len(labels)} rows, expected {rows}, one for each row of test.csv")
+    return labels
+
+
+def split(labels, settings: Split):
+    """Row numbers (from 0, ascending) of the training and of the validation part, stratified by label."""
+    from sklearn.model_selection import train_test_split
+
+    counts = np.bincount(labels, minlength=10)
+    held = round(len(labels) * settings.fraction)
+    few = [str(digit) for digit in range(10) if counts[digit] == 1]
+    classes = np.count_nonzero(counts)
+    if few or held < classes or len(labels) - held < classes:
+        which = f"label {few[0]} stands in one row only" if few else f"{len(labels)} rows are too few"
+        raise DataError(f"train.csv: {which}, and the split needs two of each label or more")
+    rows = np.arange(len(labels))
+    parts = train_test_split(rows, test_size=settings.fraction, stratify=labels, random_state=settings.seed)
+    return tuple(np.sort(part) for part in parts)
+
+
+def overlap(train_images, test_images):
+    """How many of the test images also stand, pixel for pixel, in train."""
+    known = {image.tobytes() for image in train_images}
+    return sum(image.tobytes() in known for image in test_images)
+
+
+def _read_pixels(table, kind):
+    columns = len(COLUMNS[kind])
+    parts, rows = [], 0
+    with table.open() as stream:
+        header, rest = _read_header(table, kind, stream)
+        while True:
+            new = stream.read(PIECE)
+            body = rest + new
+            # The last row stays behind until the next piece, and so do empty lines, which only the end may have.
+            cut = body.rstrip(b"\r\n").rfind(b"\n") + 1 if new else len(body.rstrip(b"\r\n"))
+            rest = body[cut:]
+            if new and len(rest) > LONGEST_ROW:
+                _find_fault(table, kind, rest[:LONGEST_ROW], rows + body.count(b"\n", 0, cut))
+            body = body[:cut] if new else body[:cut] + b"\n"
+            if len(body) > 1:
+                values = _parse(body, columns)
+                if values is None or (kind == "train" and values[:, 0].max() > 9):
+                    _find_fault(table, kind, body, rows)
+                parts.append(values)
+                rows += len(values)
+            if not new:
+                break
+    if not parts:
+        raise DataError(f"{table}: there is a header and no rows")
+    return np.concatenate(parts)
+
+
+def _parse(body, columns):
+    """The values (rows, columns), uint8, of complete rows; None where they are not a grid of integers 0-255."""
+    if b"\r" in body:
+        body = body.replace(b"\r\n", b"\n")
+    text = np.frombuffer(body, np.uint8)
+    is_end = (text == ord(",")) | (text == ord("\n"))
+    ends = np.flatnonzero(is_end)
+    if len(ends) % columns:
+        return None
+    digits = text - np.uint8(ord("0"))  # other bytes wrap round to 10 and more
+    if np.count_nonzero(digits <= 9) + len(ends) != len(text):
+        return None
+    lengths = np.diff(ends, prepend=-1) - 1
+    if lengths.min() < 1 or lengths.max() > 3:
+        return None
+    newlines = (text[ends] == ord("\n")).reshape(-1, columns)
+    if newlines[:, :-1].any() or not newlines[:, -1].all():
+        return None
+    values = digits[ends - 1].astype(np.uint16)
+    for place, factor in ((2, 10), (3, 100)):
+        longer = np.flatnonzero(lengths >= place)
+        values[longer] += np.uint16(factor) * digits[ends[longer] - place]
+    if values.max() > 255:
+        return None
+    return values.astype(np.uint8).reshape(-1, columns)
+
+
+def _find_fault(table, kind, body, rows_before):
+    """Raise the DataError that names the first fault among rows that `_parse` would not take."""
+    names = COLUMNS[kind]
+    lines = body.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+    for row, line in enumerate(lines, rows_before + 1):
+        where = f"{table}: row {row} (line {row + 1})"
+        cells = line.split(b",")
+        for name, cell in zip(names, cells, strict=False):
+            high = 9 if name == "label" else 255
+            if not re.fullmatch(rb"[0-9]{1,3}", cell) or int(cell) > high:
+                if len(cells) < len(names) and name == names[len(cells) - 1] and not cell:
+                    break  # cut short behind a comma: the count below says it better
+                said = "is blank" if not cell.strip() else f"is {_shown(cell)}"
+                raise DataError(f"{where}, column {name} {said}, expected a whole number 0-{high}")
+        if len(cells) != len(names):
+            cut = "; the file seems to be cut short, get it again" if len(cells) < len(names) else ""
+            raise DataError(f"{where} has {len(cells)} values, expected {len(names)}{cut}")
+    raise AssertionError(f"{table}: rows {rows_before + 1} and after were refused without a fault")
+
+
+def _read_header(table, kind, stream):
+    """The first line, checked, and the bytes read beyond it."""
+    start = b""
+    while b"\n" not in start and len(start) <= LONGEST_ROW:
+        new = stream.read(LONGEST_ROW)
+        if not new:
+            break
+        start += new
+    header, _, rest = start.partition(b"\n")
+    _check_header(table, kind, header[:LONGEST_ROW])
+    return header, rest
+
+
+def _check_header(table, kind, line):
+    """Raise the DataError that says how the first line differs from the competition's."""
+    expected = COLUMNS[kind]
+    line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
+    if not line.strip():
+        raise DataError(f"{table}: the file is empty; expected a header and rows")
+    try:
+        names = [name.strip().strip('"') for name in line.decode("ascii").split(",")]
+    except UnicodeDecodeError:
+        names = []
+    if names == expected:
+        return
+    if kind == "train" and names == COLUMNS["test"]:
+        raise DataError(f"{table}: there is no column label; train.csv and test.csv seem to be swapped")
+    if kind == "test" and "label" in names:
+        raise DataError(f"{table}: there is a column label, which test.csv has not; it seems to be train.csv")
+    if not set(names) & set(expected):
+        raise DataError(f"{table}: the first line is {_shown(line)}, expected the header {_brief(expected)}")
+    doubled = [name for name in names if names.count(name) > 1]
+    missing = [name for name in expected if name not in names]
+    extra = [name for name in names if name not in expected]
+    if doubled:
+        fault = f"column {doubled[0]} stands twice"
+    elif missing or extra:
+        fault = "; ".join(
+            f"column {_shown(found[0].encode())} {word}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+            for found, word in ((missing, "is missing"), (extra, "is not known"))
+            if found
+        )
+    else:
+        at = next(i for i, name in enumerate(names) if name != expected[i])
+        fault = f"column {at + 1} is {names[at]}, expected {expected[at]}"
+    raise DataError(f"{table}: line 1: {fault}; expected the header {_brief(expected)}")
+
+
+def _brief(names):
+    return ",".join(names) if len(names) < 5 else f"{names[0]},{names[1]},...,{names[-1]}"
+
+
+def _shown(raw):
+    """Bytes from a file, cut to a readable length, with nothing that could disturb a terminal."""
+    text = raw[:40].decode("ascii", "backslashreplace")
+    text = text.encode("unicode_escape").decode("ascii")
+    return f"'{text}'" + ("..." if len(raw) > 40 else "")

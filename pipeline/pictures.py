@@ -1,0 +1,129 @@
+"""The pictures: PNG bytes from arrays, one style for all, the same bytes for the same numbers."""
+
+import io
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+INK, GRID = "#222222", "#dddddd"
+# Okabe and Ito's blue and vermilion, which colour-blind eyes tell apart.
+FIRST, SECOND = "#0072b2", "#d55e00"
+
+
+def contact_sheet(images, variants):
+    """A grid of images (variants, digits, 28, 28): a row each variant, a column each digit."""
+    names = {
+        "original": lambda _: "original",
+        "shift": lambda by: f"shift {by[0]:+g}, {by[1]:+g} px",
+        "rotate": lambda by: f"rotate {by:+g}°",
+        "zoom": lambda by: f"zoom {by:g}",
+    }
+    rows, columns = images.shape[:2]
+    figure = Figure(figsize=(1.6 + 0.72 * columns, 0.75 + 0.72 * rows), facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, (kind, amount) in enumerate(variants):
+        for column in range(columns):
+            _image(grid[row, column], images[row, column])
+        grid[row, 0].set_ylabel(
+            names[kind](amount), rotation=0, ha="right", va="center", labelpad=8, fontsize=9, color=INK
+        )
+    figure.suptitle("Offline variants of the first training image of each digit", fontsize=11, color=INK)
+    figure.subplots_adjust(
+        left=1.4 / figure.get_figwidth(),
+        right=1 - 0.15 / figure.get_figwidth(),
+        top=1 - 0.5 / figure.get_figheight(),
+        bottom=0.15 / figure.get_figheight(),
+        wspace=0.08,
+        hspace=0.08,
+    )
+    return _png(figure)
+
+
+def curves(history, keep):
+    """Loss and accuracy against epochs; the kept epoch is marked. history: dicts as `training.fit` makes them."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.8), facecolor="white", layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, marker=".", label="training")
+    loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, marker=".", label="validation")
+    loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+    errors = [100 * (1 - row["validation_accuracy"]) for row in history]
+    accuracy.plot(epochs, errors, color=FIRST, marker=".", label="validation")
+    accuracy.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, max(errors) * 1.05 or 1))
+    kept = min(history, key=lambda row: row["validation_loss"]) if keep == "best" else history[-1]
+    word = "least validation loss" if keep == "best" else "last epoch"
+    for axes in (loss, accuracy):
+        axes.axvline(kept["epoch"], color=INK, linewidth=0.8, linestyle=":", label=f"kept: {word}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def confusion(counts):
+    """The confusion matrix (10, 10): the colour shows errors only, so that the diagonal does not drown them."""
+    figure = Figure(figsize=(6.2, 5.8), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    errors = counts - np.diag(np.diag(counts))
+    axes.imshow(np.ma.masked_equal(errors, 0), cmap="Oranges", vmin=0, vmax=max(1, errors.max() * 1.3))
+    for true in range(10):
+        for predicted in range(10):
+            count = counts[true, predicted]
+            diagonal = true == predicted
+            if count:
+                weight = "normal" if diagonal else "bold"
+                axes.text(
+                    predicted,
+                    true,
+                    f"{count:,}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color=INK if not diagonal else "#666666",
+                    weight=weight,
+                )
+    axes.set(xlabel="predicted digit", ylabel="true digit", xticks=range(10), yticks=range(10))
+    axes.set_title(f"Validation: {errors.sum():,} of {counts.sum():,} wrong (errors coloured)", fontsize=11)
+    axes.set_xticks(np.arange(-0.5, 10), minor=True)
+    axes.set_yticks(np.arange(-0.5, 10), minor=True)
+    axes.grid(which="minor", color=GRID, linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
+def mistakes(images, labels, predicted, probabilities, rows):
+    """The most confident errors: each image with its row in train.csv, its label, the answer and its probability."""
+    columns = 8
+    lines = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(11, 0.7 + 1.75 * lines), facecolor="white")
+    figure.suptitle("The most confident mistakes on validation rows (row of train.csv)", fontsize=12, color=INK)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(images) :]:
+        axes.set_axis_off()
+    for axes, image, label, answer, probability, row in zip(
+        grid, images, labels, predicted, probabilities, rows, strict=False
+    ):
+        _image(axes, image)
+        axes.set_title(f"label {label}, said {answer}\n{probability[answer]:.1%}  (row {row})", fontsize=8, color=INK)
+    if not len(images):
+        figure.text(0.5, 0.4, "none: every validation row was right", ha="center", fontsize=11, color=INK)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.8 / height, bottom=0.1 / height, hspace=0.45, wspace=0.15)
+    return _png(figure)
+
+
+def _image(axes, image):
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=GRID)
+
+
+def _png(figure):
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    return content.getvalue()

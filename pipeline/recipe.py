@@ -1,0 +1,243 @@
+"""The typed settings of a run, and the named sets of them (`recipes/*.toml`).
+
+This module is the one place for defaults. A recipe file holds only what differs from them. A setting that
+is unknown, of the wrong type or out of range is refused, with all the other mistakes of the call at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A mistake in a recipe file or in `--set`; the message is one line."""
+
+
+def setting(default, *, choices=None, low=None, high=None, above=None, below=None, items=0):
+    """A field with its default and the values it may take (each number of a list of at least `items`)."""
+    limits = {"choices": choices, "low": low, "high": high, "above": above, "below": below, "items": items}
+    return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
+
+
+@dataclass(frozen=True)
+class Prepare:
+    # Go on although over 1% of the test images also stand in train.
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    # The part of train.csv held out for validation, stratified by label.
+    fraction: float = setting(0.25, above=0, below=1)
+    # Its own seed, so that `train.seed` can vary over the same rows.
+    seed: int = setting(0, low=0, high=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Offline variants of the training rows: each entry adds one copy of them all."""
+
+    # [right, down] in pixels.
+    shifts: tuple[tuple[float, float], ...] = setting((), low=-27, high=27)
+    # Degrees, as scipy.ndimage.rotate counts them.
+    angles: tuple[float, ...] = setting((), low=-360, high=360)
+    # Factors about the centre; 1.1 is 10% larger.
+    zooms: tuple[float, ...] = setting((), low=0.1, high=10)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A random affine map of every training image, drawn anew each epoch; each limit is plus or minus."""
+
+    rotation: float = setting(0.0, low=0, high=180)  # degrees
+    shift: float = setting(0.0, low=0, high=27)  # pixels
+    zoom: float = setting(0.0, low=0, below=1)  # fraction of the size
+    shear: float = setting(0.0, low=0, high=45)  # degrees
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = "dropout_cnn"  # a name in `pipeline.models.MODELS`
+    dropout: float = setting(0.5, low=0, below=1)
+
+
+@dataclass(frozen=True)
+class Train:
+    seed: int = setting(0, low=0, high=2**63 - 1)
+    epochs: int = setting(150, low=1)
+    batch: int = setting(4096, low=1)
+    optimizer: str = setting("adam", choices=("adam", "adamw"))
+    learning_rate: float = setting(0.0002, above=0)
+    # L2 in adam's gradient; decoupled in adamw.
+    weight_decay: float = setting(0.0, low=0)
+    # Of the learning rate over the steps that follow the warm-up.
+    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    # The part of all steps over which the learning rate rises linearly from 0.
+    warmup: float = setting(0.0, low=0, below=1)
+    label_smoothing: float = setting(0.0, low=0, below=1)
+    # A fault of the published code, kept for comparison: softmax before CrossEntropyLoss, which applies it again.
+    softmax_before_loss: bool = False
+    # Which epoch's weights are kept: that of the least validation loss, or the last.
+    keep: str = setting("best", choices=("best", "last"))
+    # Of the convolutions and products; "auto" takes bf16 where the processor has instructions for it.
+    precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class Predict:
+    # Probabilities are averaged over copies of each image shifted by [right, down] whole pixels.
+    shifts: tuple[tuple[int, int], ...] = setting(((0, 0),), low=-27, high=27, items=1)
+
+
+@dataclass(frozen=True)
+class Submit:
+    # Shown on Kaggle beside the score; empty: recipe and validation accuracy.
+    message: str = ""
+    # Wait for the score.
+    wait: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    about: str
+    prepare: Prepare
+    split: Split
+    augment: Augment
+    affine: Affine
+    model: Model
+    train: Train
+    predict: Predict
+    submit: Submit
+    file: str = ""  # where it is no built-in one
+
+
+SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)}
+
+
+def names():
+    """The built-in recipes' names, in order: paths below `recipes/` without `.toml`."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml"))
+
+
+def load(name, assignments=()):
+    """The recipe called `name` (a built-in one or a path that ends in .toml) with `section.field=value` assignments.
+
+    Raises RecipeError with every mistake found, in one line.
+    """
+    path, file = RECIPES / f"{name}.toml", ""
+    if name.endswith(".toml"):
+        path, name, file = Path(name), Path(name).stem, str(Path(name).absolute())
+        if name in names():
+            raise RecipeError(f"{path}: {name} is the name of a built-in recipe; give the file another name")
+    elif name not in names():
+        raise RecipeError(f"there is no recipe {name!r}{_nearest(name, names())}; `--list` shows them all")
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not a TOML file: {error}"
+        raise RecipeError(f"{path}: {reason}") from None
+
+    mistakes = []
+    about = table.pop("about", "")
+    if not isinstance(about, str):
+        mistakes.append("about is not a text")
+    values = {section: {} for section in SECTIONS}
+    for section, content in table.items():
+        if section not in SECTIONS:
+            mistakes.append(f"unknown section [{section}]{_nearest(section, SECTIONS)}")
+        elif not isinstance(content, dict):
+            mistakes.append(f"{section} is a section, not a value")
+        else:
+            for key, value in content.items():
+                _put(values, section, key, value, None, mistakes)
+    mistakes = [f"{path.name}: {mistake}" for mistake in mistakes]
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        section, dot, key = key.strip().partition(".")
+        if not equals or not dot:
+            mistakes.append(f"--set {assignment}: expected section.field=value")
+        elif section not in SECTIONS:
+            mistakes.append(f"--set {assignment}: unknown section {section}{_nearest(section, SECTIONS)}")
+        else:
+            found = []
+            _put(values, section, key, _parse(text.strip()), text, found)
+            mistakes += [f"--set {mistake}" for mistake in found]
+    if mistakes:
+        raise RecipeError("; ".join(mistakes))
+    return Recipe(name, about, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})
+
+
+def as_plain(section):
+    """A section's settings as they read back from JSON (lists for tuples), for manifests and comparison."""
+
+    def plain(value):
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in vars(section).items()}
+
+
+def _parse(text):
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word: `train.schedule=cosine`
+
+
+def _put(values, section, key, value, text, mistakes):
+    """Check `value` and store it, or say what is wrong with it; `text` is what `--set` was given."""
+    known = {f.name: f for f in dataclasses.fields(SECTIONS[section])}
+    if key not in known:
+        mistakes.append(f"unknown setting {section}.{key}{_nearest(key, known)}")
+        return
+    if text is not None and known[key].type is str and not isinstance(value, str):
+        value = text  # a message of digits is still a text
+    try:
+        values[section][key] = _checked(known[key].type, value, known[key].metadata)
+    except ValueError as error:
+        mistakes.append(f"{section}.{key} is {value!r}, expected {error}")
+
+
+def _checked(kind, value, limits):
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("a list")
+        if inner[-1] is Ellipsis:
+            if len(value) < limits["items"]:
+                raise ValueError("a list that is not empty")
+            return tuple(_checked(inner[0], item, limits) for item in value)
+        if len(value) != len(inner):
+            raise ValueError(f"lists of {len(inner)} numbers")
+        return tuple(_checked(part, item, limits) for part, item in zip(inner, value, strict=True))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        article = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        raise ValueError(article[kind])
+    if kind is float and not math.isfinite(value):
+        raise ValueError("a finite number")
+    if "choices" in limits and value not in limits["choices"]:
+        raise ValueError("one of " + ", ".join(limits["choices"]))
+    for name, holds, words in (
+        ("low", lambda limit: value >= limit, "at least"),
+        ("high", lambda limit: value <= limit, "at most"),
+        ("above", lambda limit: value > limit, "more than"),
+        ("below", lambda limit: value < limit, "less than"),
+    ):
+        if name in limits and not holds(limits[name]):
+            raise ValueError(f"{words} {limits[name]}")
+    return value
+
+
+def _nearest(word, known):
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (nearest: {match[0]})" if match else f" (known: {', '.join(known)})"

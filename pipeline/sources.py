@@ -1,0 +1,309 @@
+"""Where raw data comes from, and what lies in `data/raw`: a person's files or an earlier download's."""
+
+import gzip
+import socket
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from pipeline import artifacts, competition
+
+TABLES = ("train", "test", "sample_submission")
+TEST_LABELS = "test_labels.csv"
+IDX = {
+    (part, what): (f"{stem}-{what}-idx{dimensions}-ubyte", f"{stem}-{what}.idx{dimensions}-ubyte")
+    for part, stem in (("train", "train"), ("test", "t10k"))
+    for what, dimensions in (("images", 3), ("labels", 1))
+}
+NAMED = ("kaggle", "openml", "sample")  # what `--data` takes beside auto and a path
+# Of which a submission can be sent: the competition's own files, whoever fetched them.
+COMPETITION = ("kaggle", "files", "path")
+HOW_TO_GET_REAL_DATA = (
+    f"join {competition.PAGE},\n"
+    "then put train.csv, test.csv and sample_submission.csv (or the zip) into data/raw,\n"
+    "or give --data PATH, or set up Kaggle's API and give --data kaggle."
+)
+
+
+class SourceError(ValueError):
+    """What is wrong with a source of data, and what to do, in one line."""
+
+
+def find_tables(files):
+    """The competition's tables among `files`: a dict from table name to (path, member of a zip or None).
+
+    Loose files win over a zip of all three. Raises SourceError where a zip is damaged or names a table twice.
+    """
+    found = {}
+    for path in sorted(files):
+        for table in TABLES:
+            if path.name in (f"{table}.csv", f"{table}.csv.gz", f"{table}.csv.zip"):
+                if table in found:
+                    raise SourceError(f"{path.parent}: {found[table][0].name} and {path.name}: keep one of the two")
+                found[table] = (path, _members(path).get(table) if path.suffix == ".zip" else None)
+                if path.suffix == ".zip" and not found[table][1]:
+                    raise SourceError(f"{path}: there is no {table}.csv in it")
+    for path in sorted(files):
+        if path.suffix == ".zip" and not any(path.name == f"{table}.csv.zip" for table in TABLES):
+            if not set(TABLES) <= set(found):
+                for table, member in _members(path).items():
+                    found.setdefault(table, (path, member))
+    return found
+
+
+def persons_files(raw):
+    """The files of tables in `data/raw` that no download put there, or that were changed since: paths, in order."""
+    manifest, _ = artifacts.read_manifest(raw)
+    if not manifest or manifest["numbers"].get("source") == "files":
+        return _data_files(raw)
+    changed = artifacts.changed_outputs(raw, manifest)
+    return [path for path in _data_files(raw) if path.name not in manifest["outputs"] or path.name in changed]
+
+
+def check(raw, data, manifest):
+    """Why what lies in `data/raw`, with its manifest, is not what `--data DATA` asks for: "" or one phrase."""
+    source = manifest["numbers"].get("source")
+    mine = persons_files(raw)
+    if data == "auto":
+        used = {path.name for path, _ in find_tables(mine).values()}
+        return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
+    if mine:
+        return f"data/raw holds files of your own, and --data asks for {data}"
+    if data in NAMED:
+        return "" if source == data else f"--data {source} -> {data}"
+    return "" if hash_path(data) == manifest["inputs"] else f"{data} is not what was read before"
+
+
+def require_persons_tables(raw, files):
+    """The tables among a person's files in `data/raw`, all three. Raises SourceError."""
+    tables = find_tables(files)
+    manifest, _ = artifacts.read_manifest(raw)
+    if len(tables) < len(TABLES) and manifest and set(manifest["outputs"]) - {path.name for path in files}:
+        raise SourceError(
+            f"{files[0]} is not what was downloaded, and not all of {', '.join(TABLES)} are yours: "
+            "put all three there, or delete it to get the downloaded one again"
+        )
+    _require_tables(raw, tables)
+    return tables
+
+
+def hash_path(data):
+    """The hashes of what `--data PATH` would read, by file name."""
+    return {path.name: artifacts.sha256(path) for path in _path_files(Path(data))}
+
+
+def from_path(path, folder):
+    """Copy the competition's files at `path` (folder or zip) into `folder`, or make them of MNIST's idx files.
+
+    Returns what is to be recorded: {"source": ...}. Files that an earlier run made keep the source they came from.
+    """
+    path = Path(path)
+    files = _path_files(path)
+    idx = _find_idx(files)
+    if idx:
+        arrays = {key: _read_idx(file, key) for key, file in idx.items()}
+        for part in ("train", "test"):
+            if len(arrays[part, "images"]) != len(arrays[part, "labels"]):
+                raise SourceError(
+                    f"{path}: {idx[part, 'images'].name} holds {len(arrays[part, 'images'])} images and "
+                    f"{idx[part, 'labels'].name} {len(arrays[part, 'labels'])} labels"
+                )
+        _write_tables(folder, *(arrays[part, what] for part in ("train", "test") for what in ("images", "labels")))
+        return {"source": "idx"}
+    _require_tables(path, find_tables(files))
+    for file in files:
+        name = file.name if file.suffix != ".zip" or file.name.endswith(".csv.zip") else f"{competition.SLUG}.zip"
+        artifacts.write(folder / name, _pieces(file))
+    earlier, _ = artifacts.read_manifest(path) if path.is_dir() else (None, "")
+    source = earlier["numbers"].get("source", "path") if earlier else "path"
+    return {"source": "path" if source == "files" else source}
+
+
+def from_kaggle(folder):
+    """Download the competition's zip, test it, and put it into `folder`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        archive = competition.download(Path(temporary))
+        try:
+            _require_tables(archive.name, find_tables([archive]))
+            with zipfile.ZipFile(archive) as opened:
+                broken = opened.testzip()
+        except (SourceError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise competition.CompetitionError(f"the download from Kaggle is damaged ({error}): try again") from None
+        if broken:
+            raise competition.CompetitionError(f"the download from Kaggle is damaged (in {broken}): try again")
+        artifacts.write(folder / f"{competition.SLUG}.zip", _pieces(archive))
+    return {"source": "kaggle"}
+
+
+def from_openml(folder):
+    """MNIST from OpenML: 60,000 rows of train, 10,000 of test, with the test labels."""
+    import numpy as np
+    from sklearn.datasets import fetch_openml
+
+    waiting = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds without an answer; scikit-learn sets no limit
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            table = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff", data_home=temporary)
+    except (OSError, ValueError, EOFError) as error:  # URLError, HTTPError and time-outs are OSErrors
+        reason = str(getattr(error, "reason", error)).splitlines()[0][:200]
+        raise competition.CompetitionError(
+            f"OpenML gave no data ({reason}): check the network and try again, {competition.OTHERWISE}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(waiting)
+    images = np.asarray(table.data).astype(np.uint8).reshape(-1, 28, 28)
+    labels = np.asarray(table.target).astype(np.uint8)
+    _write_tables(folder, images[:60_000], labels[:60_000], images[60_000:], labels[60_000:])
+    return {"source": "openml"}
+
+
+def from_sample(folder):
+    """The 1,797 digits of 8x8 pixels that scikit-learn carries, made 20x20 in the middle of 28x28; 25% are the test.
+
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998; CC BY 4.0).
+    """
+    import numpy as np
+    from scipy.ndimage import zoom
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    # 20 pixels within 28 is how MNIST frames its digits; 16 is the sample's darkest value.
+    larger = zoom(digits.images * (255 / 16), (1, 2.5, 2.5), order=1, grid_mode=True, mode="nearest")
+    images = np.pad(np.rint(np.clip(larger, 0, 255)).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
+    labels = digits.target.astype(np.uint8)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
+    _write_tables(folder, images[train], labels[train], images[test], labels[test])
+    return {"source": "sample"}
+
+
+def _data_files(folder):
+    """A folder's files with the competition's tables: CSVs, plain or packed, and zips of them."""
+    if not folder.is_dir():
+        return []
+    names = {f"{table}.csv{ending}" for table in TABLES for ending in ("", ".gz", ".zip")}
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    return [path for path in files if path.name in names or (path.suffix == ".zip" and _members(path))]
+
+
+def _path_files(path):
+    """The files that `--data PATH` reads: the zip, a folder's idx files, or its tables. Raises SourceError."""
+    if path.is_dir():
+        idx = _find_idx([file for file in sorted(path.iterdir()) if file.is_file()])
+        if idx:
+            return sorted(idx.values())
+        return sorted({file for file, _ in find_tables(_data_files(path)).values()})
+    if not path.exists():
+        raise SourceError(f"--data {path}: there is no such file or folder (nor a source auto, kaggle, sample, openml)")
+    if path.suffix != ".zip":
+        raise SourceError(f"--data {path}: expected a folder, or a zip with the competition's CSVs")
+    return [path]
+
+
+def _require_tables(place, tables):
+    missing = [f"{table}.csv" for table in TABLES if table not in tables]
+    if missing:
+        raise SourceError(f"{place}: {' and '.join(missing)} not found (plain, .gz, .zip, or in the competition's zip)")
+
+
+def _members(path):
+    """The tables' names in a zip. Raises SourceError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{path}: not a zip, or a damaged one ({error}); get it again") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    found = {}
+    for table in TABLES:
+        members = [name for name in names if name.rsplit("/", 1)[-1] == f"{table}.csv" and "__MACOSX" not in name]
+        if len(members) > 1:
+            raise SourceError(f"{path}: {table}.csv stands in it {len(members)} times")
+        if members:
+            found[table] = members[0]
+    return found
+
+
+def _find_idx(files):
+    """MNIST's four files among `files`: a dict from (part, what) to path, {} where there is none."""
+    names = {file.name.removesuffix(".gz"): file for file in files}
+    found = {key: names[name] for key, forms in IDX.items() for name in forms if name in names}
+    if found and len(found) < len(IDX):
+        missing = next(forms[0] for key, forms in IDX.items() if key not in found)
+        raise SourceError(f"{files[0].parent}: {missing} (or .gz) is missing beside {next(iter(found.values())).name}")
+    return found
+
+
+def _read_idx(path, key):
+    """An idx file's array, uint8: big-endian magic (0, 0, 8, dimensions), sizes, bytes. Raises SourceError.
+
+    Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits.
+    """
+    import numpy as np
+
+    dimensions = 3 if key[1] == "images" else 1
+    try:
+        content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{path}: cannot be read ({error})") from None
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
+        raise SourceError(f"{path}: not an idx file of {key[1]}: it begins {content[:4].hex()!r}")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    size = 1
+    for length in shape:
+        size *= length
+    if len(content) - start != size:
+        raise SourceError(f"{path}: {len(content) - start} bytes of data, expected {size} for {shape}; get it again")
+    if dimensions == 3 and shape[1:] != (28, 28):
+        raise SourceError(f"{path}: images of {shape[1]}x{shape[2]} pixels, expected 28x28")
+    values = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if dimensions == 1 and size and values.max() > 9:
+        raise SourceError(f"{path}: label {values.max()} at row {values.argmax() + 1}, expected 0-9")
+    return values
+
+
+def _write_tables(folder, train_images, train_labels, test_images, test_labels):
+    """Write arrays as the competition's CSVs, with the test labels in a file of their own."""
+    import numpy as np
+
+    pixels = ",".join(f"pixel{i}" for i in range(784))
+    train = np.column_stack([train_labels, train_images.reshape(-1, 784)])
+    ids = np.arange(1, len(test_labels) + 1)
+    submission = "ImageId,Label\n".encode()
+    artifacts.write(folder / "train.csv", _csv(f"label,{pixels}\n", train))
+    artifacts.write(folder / "test.csv", _csv(f"{pixels}\n", test_images.reshape(-1, 784)))
+    artifacts.write(folder / "sample_submission.csv", submission + b"".join(b"%d,0\n" % i for i in ids))
+    artifacts.write(
+        folder / TEST_LABELS,
+        submission + b"".join(b"%d,%d\n" % pair for pair in zip(ids.tolist(), test_labels.tolist(), strict=True)),
+    )
+
+
+def _csv(header, rows):
+    """A header and rows of uint8 as CSV bytes, in pieces: each value is looked up as text of four bytes, then packed."""
+    import numpy as np
+
+    yield header.encode()
+    inner = np.array([f"{value},".encode() for value in range(256)], "S4")
+    last = np.array([f"{value}\n".encode() for value in range(256)], "S4")
+    for start in range(0, len(rows), 1000):
+        batch = rows[start : start + 1000]
+        text = inner[batch]
+        text[:, -1] = last[batch[:, -1]]
+        yield text.tobytes().replace(b"\0", b"")
+
+
+def _pieces(path):
+    """A file's bytes in pieces. Raises SourceError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(artifacts.PIECE):
+                yield piece
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+

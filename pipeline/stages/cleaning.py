@@ -1,0 +1,48 @@
+"""What no recipe's current settings use: cached splits and variants, and what stopped runs left behind."""
+
+import shutil
+from pathlib import Path
+
+from pipeline import artifacts, recipe
+from pipeline.stages import STAGES, engine
+
+
+def recipes_with_runs(workspace):
+    """The recipes that have a run, by name, or by file where that is how they were given; in order."""
+    runs = workspace / "data" / "runs"
+    found = []
+    for folder in sorted({path.parent for path in runs.rglob("*") if path.name in ("train", "train.partial")}):
+        context = artifacts.read_json(folder / "train" / artifacts.CONTEXT) or {}
+        found.append(context.get("recipe_file") or folder.relative_to(runs).as_posix())
+    return found
+
+
+def unused(workspace, assignments):
+    """Folders and files that `--clean` removes, in order; runs and submissions are never among them."""
+    used = set()
+    for name in {*recipe.names(), *recipes_with_runs(workspace)}:
+        for given in ((), assignments):
+            try:
+                call = engine.Call(STAGES, workspace, recipe.load(name, given))
+            except recipe.RecipeError:  # a file that is gone, or a setting that only other recipes have
+                continue
+            for stage in STAGES.values():
+                if stage.folder:
+                    used.add(call.place(stage))
+                    partial, _ = artifacts.beside(call.place(stage))
+                    if stage.resumes and engine.can_resume(call, stage):
+                        used.add(partial)
+    data = workspace / "data"
+    cached = [*(data / "prepared" / "splits").glob("*"), *(data / "augmented").glob("*")]
+    stopped = [*data.rglob("*.partial"), *(workspace / "submissions").rglob("*.partial")]
+    halves = [*data.rglob(".*.tmp"), *(workspace / "submissions").rglob(".*.tmp")]
+    left = sorted({path for path in (*cached, *stopped, *halves) if path not in used})
+    return [path for path in left if not any(Path(parent) in left for parent in path.parents)]
+
+
+def remove(path):
+    """Delete a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""download: bring raw data into `data/raw`, or take note of the files that a person put there."""
+
+import shutil
+import time
+from pathlib import Path
+
+from pipeline import artifacts, competition, sources
+
+
+def run(job):
+    """Publish what the source gives, with a manifest that records which source it was."""
+    raw, data = job.place, job.call.data
+    mine = sources.persons_files(raw)
+    if mine and data == "auto":
+        tables = sources.require_persons_tables(raw, mine)
+        used = sorted({path.name for path, _ in tables.values()})
+        _remove_earlier_download(raw, mine)
+        artifacts.write_manifest(raw, job.key, used, {"source": "files"}, job.context)
+        return
+    if mine:
+        names = ", ".join(path.name for path in mine)
+        raise sources.SourceError(
+            f"{raw} holds files of your own ({names}), and no download overwrites them: "
+            "move them away, or leave out --data"
+        )
+
+    earlier, _ = artifacts.read_manifest(raw)
+    recorded = artifacts.read_json(raw / artifacts.CONTEXT) or {}
+    if data == "auto" and earlier:
+        data = earlier["numbers"].get("source")
+        if not artifacts.changed_outputs(raw, earlier) and not job.call.force:
+            return  # nothing to mend
+        if data not in sources.NAMED:
+            data = recorded.get("path", "")
+    elif data == "auto":
+        data = "kaggle" if competition.has_credentials() else "sample"
+
+    partial, _ = artifacts.beside(raw)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if data in sources.NAMED:
+        numbers = {"kaggle": sources.from_kaggle, "openml": sources.from_openml, "sample": sources.from_sample}[data](
+            partial
+        )
+    else:
+        job.key["inputs"] = sources.hash_path(data)
+        numbers = sources.from_path(data, partial)
+        if sources.hash_path(data) != job.key["inputs"]:
+            raise sources.SourceError(f"{data} changed while it was read: nothing was published, run it again")
+        job.context["path"] = str(Path(data).absolute())
+    names = sorted(path.name for path in partial.iterdir())
+    artifacts.write_manifest(partial, job.key, names, numbers, {**job.context, "fetched": time.time()})
+    artifacts.publish(raw)
+
+
+def _remove_earlier_download(raw, mine):
+    """A person's files win: what a download left beside them goes, before the manifest that knows it does."""
+    manifest, _ = artifacts.read_manifest(raw)
+    if manifest and manifest["numbers"].get("source") != "files":
+        for name in set(manifest["outputs"]) - {path.name for path in mine}:
+            (raw / name).unlink(missing_ok=True)

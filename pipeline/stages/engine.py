@@ -1,0 +1,297 @@
+"""How stages run: fresh, stale or missing; running one; publishing what it made.
+
+A result is fresh where its manifest says the same stage version, the same values of the settings that the stage
+reads, and the same inputs by content, and its outputs are still what the manifest says.
+"""
+
+import fnmatch
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+from pipeline import artifacts
+from pipeline.recipe import SECTIONS, Recipe, as_plain
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
+
+
+class StageError(ValueError):
+    """A stage cannot run as things stand; the message says what to do, in one line."""
+
+
+class InputChanged(RuntimeError):
+    """An input changed while a stage read it: its result was not published."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    version: int
+    # The result's folder below the workspace; None where the stage leaves none.
+    folder: Callable[[Recipe], str] | None = None
+    # The sections of the recipe that `run` sees, and whose change makes the result stale.
+    reads: tuple[str, ...] = ()
+    # Which outputs (by name or pattern) of which earlier stages are its inputs.
+    needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # What it leaves, below its folder.
+    outputs: tuple[str, ...] = ()
+    # A file that must be there but may change afterwards.
+    receipt: str | None = None
+    # An interrupted run goes on in the `.partial` folder that it left.
+    resumes: bool = False
+    # Publishes by itself; `check(folder, data, manifest)` then says why what is there is stale.
+    publishes_itself: bool = False
+    check: Callable | None = None
+
+
+@dataclass
+class Call:
+    """One call of the command line."""
+
+    stages: dict[str, Stage]
+    workspace: Path
+    recipe: Recipe
+    words: str = ""  # how to repeat the call's options in a hint
+    data: str = "auto"
+    device: str = "cpu"
+    force: bool = False
+    say: Callable[[str], None] = print
+
+    def place(self, stage):
+        return self.workspace / stage.folder(self.recipe)
+
+
+@dataclass
+class Job:
+    """What a stage's `run` is given."""
+
+    settings: SimpleNamespace  # the sections that the stage reads, and no others
+    folder: Path  # where to write
+    place: Path | None  # where the folder will be published; holds the result before this one, if any
+    key: dict  # stage, version, settings read, input hashes
+    manifests: dict[str, dict]  # of the stages it needs
+    call: Call
+    context: dict = field(default_factory=dict)  # to be recorded, and not deterministic
+    paths: dict[str, Path] = field(default_factory=dict)  # of the inputs, by "stage/name"
+
+
+def digest(recipe, *sections):
+    """A short name for the values of some of a recipe's sections."""
+    values = {section: as_plain(getattr(recipe, section)) for section in sections}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def recipe_hash(recipe):
+    """SHA-256 of all settings but those of submit, which only say how a result is sent."""
+    values = {section: as_plain(getattr(recipe, section)) for section in SECTIONS if section != "submit"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def state(call, stage, known=None):
+    """("fresh" | "stale" | "missing", why) of a stage's result. `known` keeps the answers within one look."""
+    known = {} if known is None else known
+    if stage.name not in known:
+        try:
+            known[stage.name] = _state(call, stage, known)
+        except (ValueError, OSError) as error:  # what a check could not read
+            known[stage.name] = ("stale", str(error))
+    return known[stage.name]
+
+
+def _state(call, stage, known):
+    folder = artifacts.standing(call.place(stage))
+    manifest, damage = artifacts.read_manifest(folder)
+    if manifest is None:
+        stopped = "stopped on the way, can go on" if stage.resumes and can_resume(call, stage) else ""
+        return "missing", damage or stopped
+    if manifest["stage"] != stage.name or manifest["version"] != stage.version:
+        return "stale", f"made by {manifest['stage']} version {manifest['version']}, now {stage.version}"
+    changes = list(_changed_settings(manifest["settings"], _settings(call, stage)))
+    if changes:
+        return "stale", ", ".join(changes)
+    for need in stage.needs:
+        how, _ = state(call, call.stages[need], known)
+        if how != "fresh":
+            return "stale", f"{need} is {how}"
+    if stage.check:
+        why = stage.check(folder, call.data, manifest)
+        if why:
+            return "stale", why
+    else:
+        now = _recorded_inputs(call, stage)
+        for name in sorted(now.keys() | manifest["inputs"].keys()):
+            if now.get(name) != manifest["inputs"].get(name):
+                return "stale", f"{name} changed"
+    faults = artifacts.changed_outputs(folder, manifest)
+    if faults:
+        return "stale", next(iter(faults.values()))
+    if stage.receipt and not (folder / stage.receipt).is_file():
+        return "stale", f"{stage.receipt} was deleted"
+    return "fresh", ""
+
+
+def require_needs(call, stage):
+    """Raise StageError where a stage's inputs are missing or stale, naming the command that mends it."""
+    known = {}
+    for need in stage.needs:
+        how, why = state(call, call.stages[need], known)
+        if how != "fresh":
+            root = need
+            while broken := [n for n in call.stages[root].needs if state(call, call.stages[n], known)[0] != "fresh"]:
+                root = broken[0]
+            reason = f" ({why})" if why else ""
+            raise StageError(
+                f"{stage.name} needs {need}, which is {how}{reason}: "
+                f"run `python run_pipeline.py --stage {root}{call.words}` first, or `--stage all`"
+            )
+
+
+def run_stage(call, stage):
+    """Run one stage, whose needs are fresh, and publish its result."""
+    started = time.time()
+    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    manifests = {need: _manifest(call, call.stages[need]) for need in stage.needs}
+    paths = _input_paths(call, stage)
+    inputs = {name: artifacts.sha256(path) for name, path in paths.items()}
+    key = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": _settings(call, stage),
+        "inputs": inputs,
+    }
+    settings = SimpleNamespace(**{section: getattr(call.recipe, section) for section in stage.reads})
+    place = call.place(stage) if stage.folder else None
+    job = Job(settings, place, place, key, manifests, call, _context(call), paths)
+    if stage.publishes_itself:
+        return module.run(job)
+
+    partial, _ = artifacts.beside(place)
+    job.folder = partial
+    if not _is_finished(partial, key) or call.force:
+        if call.force or not (stage.resumes and artifacts.read_json(partial / artifacts.STARTED) == key):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            artifacts.write_json(partial / artifacts.STARTED, key)
+        numbers = module.run(job)
+        for name, path in paths.items():
+            if artifacts.sha256(path) != inputs[name]:
+                raise InputChanged(f"{path} changed while {stage.name} ran: nothing was published, run it again")
+        job.context["seconds"] = round(time.time() - started, 3)
+        artifacts.write_manifest(partial, key, stage.outputs, numbers, job.context)
+    kept = {*stage.outputs, stage.receipt, artifacts.MANIFEST, artifacts.CONTEXT}
+    for path in partial.iterdir():
+        if path.name not in kept:  # a checkpoint has served
+            path.unlink()
+    artifacts.publish(place)
+
+
+def restore_all(call):
+    """Bring back what a publishing that was cut off had moved aside."""
+    for stage in call.stages.values():
+        if stage.folder:
+            artifacts.restore(call.place(stage))
+
+
+def can_resume(call, stage):
+    """Whether a run stopped on the way and its settings are still the recipe's."""
+    partial, _ = artifacts.beside(call.place(stage))
+    started = artifacts.read_json(partial / artifacts.STARTED)
+    return started is not None and started.get("settings") == _settings(call, stage)
+
+
+def _is_finished(partial, key):
+    """Whether a run of this very key ended, and was stopped between its manifest and its publishing."""
+    manifest, _ = artifacts.read_manifest(partial)
+    return manifest is not None and all(manifest[name] == value for name, value in key.items())
+
+
+def _manifest(call, stage):
+    manifest, _ = artifacts.read_manifest(artifacts.standing(call.place(stage)))
+    return manifest
+
+
+def _settings(call, stage):
+    return {section: as_plain(getattr(call.recipe, section)) for section in stage.reads}
+
+
+def _changed_settings(before, now):
+    for section in sorted(before.keys() | now.keys()):
+        old, new = before.get(section, {}), now.get(section, {})
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                yield f"{section}.{name} {_shown(old.get(name))} -> {_shown(new.get(name))}"
+
+
+def _shown(value):
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _wanted_outputs(call, stage):
+    """Pairs of "stage/name" and the output's own name, of the outputs that a stage needs."""
+    for need, patterns in stage.needs.items():
+        for output in _manifest(call, call.stages[need])["outputs"]:
+            name = os.path.basename(output)
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                yield need, f"{need}/{name}", output
+
+
+def _recorded_inputs(call, stage):
+    return {
+        name: _manifest(call, call.stages[need])["outputs"][output]
+        for need, name, output in _wanted_outputs(call, stage)
+    }
+
+
+def _input_paths(call, stage):
+    return {
+        name: artifacts.standing(call.place(call.stages[need])) / output
+        for need, name, output in _wanted_outputs(call, stage)
+    }
+
+
+def _context(call):
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "recipe": call.recipe.name,
+        "recipe_file": call.recipe.file,
+        "device": call.device,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit():
+    """The pipeline's git commit, with "+" where files differ from it; None where there is no git."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--match="],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

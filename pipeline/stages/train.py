@@ -1,0 +1,91 @@
+"""train: fit the recipe's network, keeping a checkpoint after every epoch."""
+
+import io
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+import torch
+
+from pipeline import artifacts, pictures, training
+from pipeline.models import MODELS
+
+CHECKPOINT = "checkpoint.pt"
+REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
+
+
+def run(job):
+    device, settings = job.call.device, job.settings.train
+    checkpoint = _load_checkpoint(job.folder / CHECKPOINT)
+    precision = checkpoint["precision"] if checkpoint else training.choose_precision(settings, device)
+    if checkpoint:
+        job.call.say(f"train: going on after epoch {checkpoint['epoch']}")
+
+    images = np.load(job.paths["augment/images.npy"], mmap_mode="c")
+    labels = np.load(job.paths["augment/labels.npy"])
+    rows = np.load(job.paths["prepare/validation_rows.npy"])
+    held_images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
+    held_labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
+
+    def on_device(images, labels):
+        return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+
+    training.seed_everything(settings.seed)
+    network = MODELS[job.settings.model.name](job.settings.model)
+    drawn = time.monotonic()
+
+    def after_epoch(checkpoint):
+        nonlocal drawn
+        content = io.BytesIO()
+        torch.save({**checkpoint, "precision": precision}, content)
+        artifacts.write(job.folder / CHECKPOINT, content.getvalue())
+        artifacts.write(job.folder / "history.csv", _as_csv(checkpoint["history"]))
+        if time.monotonic() - drawn > REDRAW:
+            artifacts.write(job.folder / "curves.png", pictures.curves(checkpoint["history"], settings.keep))
+            drawn = time.monotonic()
+
+    began = time.monotonic()
+    state, history = training.fit(
+        network,
+        on_device(images, labels),
+        on_device(held_images, held_labels),
+        settings,
+        job.settings.affine,
+        device,
+        precision,
+        checkpoint,
+        after_epoch,
+    )
+    job.context["training_seconds"] = round(time.monotonic() - began, 3)
+    job.context["threads"] = torch.get_num_threads()
+    artifacts.write(job.folder / "history.csv", _as_csv(history))
+    artifacts.write(job.folder / "curves.png", pictures.curves(history, settings.keep))
+    kept = min(history, key=lambda row: row["validation_loss"]) if settings.keep == "best" else history[-1]
+    about = {
+        "model": json.dumps(vars(job.settings.model)),
+        "precision": precision,
+        "epoch": str(kept["epoch"]),
+        "keep": settings.keep,
+    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    artifacts.write(job.folder / "weights.safetensors", safetensors.torch.save(tensors, about))
+    return {
+        "precision": precision,
+        "kept_epoch": kept["epoch"],
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "validation_loss": kept["validation_loss"],
+        "validation_accuracy": kept["validation_accuracy"],
+    }
+
+
+def _load_checkpoint(path):
+    """What the last finished epoch left, or None."""
+    if not path.exists():
+        return None
+    return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _as_csv(history):
+    return pd.DataFrame(history).to_csv(index=False, lineterminator="\n").encode()

@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""The command line of the Digit Recognizer pipeline: `python run_pipeline.py --stage all`."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from pipeline import artifacts, competition, recipe, sources
+from pipeline.stages import STAGES, cleaning, engine
+
+HOME = Path(__file__).resolve().parent
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def parse(words):
+    """The command line, checked as far as it can be without reading anything."""
+    parser = argparse.ArgumentParser(
+        prog="run_pipeline.py",
+        description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
+        epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all), and submit. "
+        "`all` runs what is missing or stale; a stage given by name runs always.",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stage", choices=("all", *STAGES), help="what to run")
+    what.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
+    what.add_argument("--list", action="store_true", help="show the recipes")
+    what.add_argument("--clean", action="store_true", help="list what no recipe's settings use; with --yes, remove it")
+    parser.add_argument("--recipe", metavar="NAME|FILE.toml", help="default: dropout_cnn where CUDA is, quick where not")
+    parser.add_argument("--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from")
+    parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="holds data/ and submissions/")
+    parser.add_argument("--force", action="store_true", help="start over: no cache, no interrupted training")
+    parser.add_argument("--wait", action="store_true", help="wait for another run in the same workspace")
+    parser.add_argument("--yes", action="store_true", help="with --clean: remove")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(words)
+
+
+def main(words=None):
+    """Run the command line; returns the exit code."""
+    arguments = parse(words)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        if arguments.list:
+            return show_recipes()
+        if arguments.status:
+            return show_status(arguments)
+        if arguments.clean:
+            return clean(arguments)
+        return run(arguments)
+    except (KeyboardInterrupt, Terminated) as stop:
+        if arguments.debug:
+            traceback.print_exc()
+        print("stopped: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2 if _is_mistake(error) else 1
+
+
+def show_recipes():
+    known = [recipe.load(name) for name in recipe.names()]
+    width = max(len(one.name) for one in known)
+    for one in known:
+        print(f"{one.name:<{width}}  {one.about}")
+    return 0
+
+
+def show_status(arguments):
+    """A table a recipe: the one that is asked for, or every one that has runs."""
+    chosen = [arguments.recipe] if arguments.recipe else cleaning.recipes_with_runs(arguments.workspace)
+    for name in chosen or ["quick"]:
+        try:
+            call = _call(arguments, recipe.load(name, arguments.set))
+        except recipe.RecipeError as error:
+            print(f"{name}: {error}")
+            continue
+        print(f"recipe {call.recipe.name}" + ("" if chosen else " (none has runs yet)"))
+        known = {}
+        for stage in STAGES.values():
+            if stage.folder:
+                how, why = engine.state(call, stage, known)
+                print(f"  {stage.name:<10}{how:<9}{why}".rstrip())
+    return 0
+
+
+def clean(arguments):
+    unused = cleaning.unused(arguments.workspace, arguments.set)
+    lock = _lock(arguments, "clean") if arguments.yes else None
+    for path in unused:
+        print(f"{'removing' if arguments.yes else 'unused:'} {path}")
+        if arguments.yes:
+            cleaning.remove(path)
+    if not unused:
+        print("nothing is unused")
+    elif not arguments.yes:
+        print("--clean --yes removes them")
+    if lock:
+        lock.release()
+    return 0
+
+
+def run(arguments):
+    """Run one stage, or all that are missing or stale."""
+    name = arguments.recipe or ("dropout_cnn" if _has("cuda") else "quick")
+    chosen = recipe.load(name, arguments.set)
+    call = _call(arguments, chosen)
+    if arguments.stage in ("all", "train", "evaluate", "predict"):
+        call.device = _device(arguments.device)
+    asked = [stage for stage in STAGES.values() if arguments.stage == stage.name]
+    stages = asked or [stage for stage in STAGES.values() if stage.name != "submit"]
+    lock = _lock(arguments, arguments.stage)
+    log = _Log(call.workspace / "data" / "logs", arguments.stage)
+    call.say = log.say
+    try:
+        log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
+        engine.restore_all(call)
+        for stage in stages:
+            if asked:
+                engine.require_needs(call, stage)
+                how, why = "", "asked for"
+            else:
+                how, why = engine.state(call, stage)
+            if how == "fresh" and not call.force:
+                log.say(f"{stage.name}: fresh")
+                continue
+            log.say(f"{stage.name}: running" + (f", {why}" if why else ""))
+            lock.tell({"stage": stage.name, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+            began = time.monotonic()
+            engine.run_stage(call, stage)
+            log.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
+        if stages[-1].name == "predict":
+            show_result(call, arguments)
+        _warn_of_sample(call)
+    except BaseException as error:
+        log.write_only(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}\n")
+        raise
+    finally:
+        lock.release()
+    return 0
+
+
+def show_result(call, arguments):
+    """The last lines of a run: the validation accuracy, where the submission lies, how to send it."""
+    folder = call.place(STAGES["predict"])
+    receipt = artifacts.read_json(folder / "submission.json")
+    validation, expected = receipt["validation"], receipt["expected_score"]
+    low, high = validation["interval_95"]
+    chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
+    call.say(
+        f"validation accuracy {validation['accuracy']:.4f} "
+        f"(95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen})"
+    )
+    low, high = expected["interval_95"]
+    call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
+    if receipt["test_score"] is not None:
+        call.say(f"score on the {receipt['rows']:,} test rows, whose labels the source has: {receipt['test_score']:.4f}")
+    file = _shown(folder / "submission.csv")
+    call.say(f"submission: {file} ({receipt['rows']:,} rows)")
+    if receipt["can_be_submitted"]:
+        message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
+        call.say(f"send it: kaggle competitions submit -c {competition.SLUG} -f {shlex.quote(file)} -m {message}")
+    elif receipt["source"] != "sample":
+        call.say(f"it was made from {receipt['source']} data, not the competition's, and cannot be sent to Kaggle")
+
+
+def _warn_of_sample(call):
+    manifest, _ = artifacts.read_manifest(call.place(STAGES["download"]))
+    if manifest and manifest["numbers"].get("source") == "sample":
+        bar = "*" * 78
+        call.say(
+            f"{bar}\nTHIS IS SAMPLE DATA: 1,797 small digits that scikit-learn carries, not Kaggle's.\n"
+            "Scores on it say nothing about the competition, and no submission made from it\n"
+            f"can be sent. For the real data, {sources.HOW_TO_GET_REAL_DATA}\n{bar}"
+        )
+
+
+def _call(arguments, chosen):
+    words = []
+    if arguments.recipe:
+        words += ["--recipe", arguments.recipe]
+    if arguments.workspace != HOME:
+        words += ["--workspace", str(arguments.workspace)]
+    if arguments.data != "auto":
+        words += ["--data", arguments.data]
+    for assignment in arguments.set:
+        words += ["--set", assignment]
+    spoken = "".join(f" {shlex.quote(word)}" for word in words)
+    return engine.Call(STAGES, arguments.workspace, chosen, spoken, arguments.data, force=arguments.force)
+
+
+def _device(asked):
+    if asked == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if _has(device))
+    if not _has(asked):
+        raise engine.StageError(f"--device {asked}: PyTorch finds none here; leave --device out, or say cpu")
+    return asked
+
+
+def _has(device):
+    import torch  # not above: --status, --list and --help must be quick
+
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
+
+
+def _lock(arguments, stage):
+    lock = artifacts.Lock(arguments.workspace / "data" / ".lock")
+    holder = {"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    lock.acquire(holder, arguments.wait, print)
+    return lock
+
+
+class _Log:
+    """What a run says, on stdout and in a file of its own under data/logs/."""
+
+    def __init__(self, folder, stage):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{stage}-{os.getpid()}.log"
+
+    def say(self, text):
+        print(text, flush=True)
+        self.write_only(f"{text}\n")
+
+    def write_only(self, text):
+        artifacts.write(self.path, f"{time.strftime('%H:%M:%S')} {text}".encode(), append=True)
+
+
+def _is_mistake(error):
+    """Whether the user can mend it: a mistake in the call, the settings or the data."""
+    if isinstance(error, competition.CompetitionError):
+        return error.mistake
+    return isinstance(error, (recipe.RecipeError, sources.SourceError, engine.StageError)) or (
+        type(error).__name__ == "DataError"  # of pipeline.digits, which is not imported before it is needed
+    )
+
+
+def _one_line(error):
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    known = (ValueError, artifacts.Held, competition.CompetitionError, engine.InputChanged, FloatingPointError)
+    return text if isinstance(error, known) and text else f"{type(error).__name__}: {text}"
+
+
+def _shown(path):
+    """A path as the user would type it from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _on_sigterm(number, frame):
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())
