@@ -33,8 +33,12 @@ def parse(words):
     what.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
     what.add_argument("--list", action="store_true", help="show the recipes")
     what.add_argument("--clean", action="store_true", help="list what no recipe's settings use; with --yes, remove it")
-    parser.add_argument("--recipe", metavar="NAME|FILE.toml", help="default: dropout_cnn where CUDA is, quick where not")
-    parser.add_argument("--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from")
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE.toml", help="default: dropout_cnn where CUDA is, quick where not"
+    )
+    parser.add_argument(
+        "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="holds data/ and submissions/")
@@ -168,7 +172,9 @@ def show_result(call, arguments):
     low, high = expected["interval_95"]
     call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
     if receipt["test_score"] is not None:
-        call.say(f"score on the {receipt['rows']:,} test rows, whose labels the source has: {receipt['test_score']:.4f}")
+        call.say(
+            f"score on the {receipt['rows']:,} test rows, whose labels the source has: {receipt['test_score']:.4f}"
+        )
     file = _shown(folder / "submission.csv")
     call.say(f"submission: {file} ({receipt['rows']:,} rows)")
     if receipt["can_be_submitted"]:

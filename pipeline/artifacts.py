@@ -190,7 +190,7 @@ class Lock:
     def acquire(self, holder, wait=False, on_wait=lambda message: None):
         """Take the lock for `holder` (a dict of what to tell others), or raise Held naming who has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b", buffering=0)
+        self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (open as long as the lock is held)
         told = False
         while not _try_lock(self.file):
             message = self._holder()

@@ -121,7 +121,7 @@ def _read_pixels(table, kind):
     columns = len(COLUMNS[kind])
     parts, rows = [], 0
     with table.open() as stream:
-        header, rest = _read_header(table, kind, stream)
+        rest = _read_header(table, kind, stream)
         while True:
             new = stream.read(PIECE)
             body = rest + new
@@ -192,7 +192,7 @@ def _find_fault(table, kind, body, rows_before):
 
 
 def _read_header(table, kind, stream):
-    """The first line, checked, and the bytes read beyond it."""
+    """Check the first line; returns the bytes read beyond it."""
     start = b""
     while b"\n" not in start and len(start) <= LONGEST_ROW:
         new = stream.read(LONGEST_ROW)
@@ -201,7 +201,7 @@ def _read_header(table, kind, stream):
         start += new
     header, _, rest = start.partition(b"\n")
     _check_header(table, kind, header[:LONGEST_ROW])
-    return header, rest
+    return rest
 
 
 def _check_header(table, kind, line):

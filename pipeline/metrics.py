@@ -47,7 +47,7 @@ def confusion(predicted, labels):
 
 
 def by_class(counts):
-    """Precision, recall and rows of each digit, from confusion counts; None where a digit was never predicted or true."""
+    """Precision, recall and rows of each digit, from confusion counts; None where no row was predicted or true."""
 
     def share(part, whole):
         return None if whole == 0 else float(part / whole)

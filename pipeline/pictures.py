@@ -49,6 +49,8 @@ def curves(history, keep):
     loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, marker=".", label="training")
     loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, marker=".", label="validation")
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:.1g}")
     errors = [100 * (1 - row["validation_accuracy"]) for row in history]
     accuracy.plot(epochs, errors, color=FIRST, marker=".", label="validation")
     accuracy.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, max(errors) * 1.05 or 1))

@@ -4,6 +4,7 @@ import gzip
 import socket
 import struct
 import tempfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -46,10 +47,10 @@ def find_tables(files):
                 if path.suffix == ".zip" and not found[table][1]:
                     raise SourceError(f"{path}: there is no {table}.csv in it")
     for path in sorted(files):
-        if path.suffix == ".zip" and not any(path.name == f"{table}.csv.zip" for table in TABLES):
-            if not set(TABLES) <= set(found):
-                for table, member in _members(path).items():
-                    found.setdefault(table, (path, member))
+        of_one = any(path.name == f"{table}.csv.zip" for table in TABLES)
+        if path.suffix == ".zip" and not of_one and len(found) < len(TABLES):
+            for table, member in _members(path).items():
+                found.setdefault(table, (path, member))
     return found
 
 
@@ -145,8 +146,10 @@ def from_openml(folder):
     waiting = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)  # seconds without an answer; scikit-learn sets no limit
     try:
-        with tempfile.TemporaryDirectory() as temporary:
-            table = fetch_openml("mnist_784", version=1, as_frame=False, parser="liac-arff", data_home=temporary)
+        with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of each retry; the error below says it once
+            options = {"as_frame": False, "parser": "liac-arff", "data_home": temporary, "n_retries": 1}
+            table = fetch_openml("mnist_784", version=1, **options)
     except (OSError, ValueError, EOFError) as error:  # URLError, HTTPError and time-outs are OSErrors
         reason = str(getattr(error, "reason", error)).splitlines()[0][:200]
         raise competition.CompetitionError(
@@ -274,7 +277,7 @@ def _write_tables(folder, train_images, train_labels, test_images, test_labels):
     pixels = ",".join(f"pixel{i}" for i in range(784))
     train = np.column_stack([train_labels, train_images.reshape(-1, 784)])
     ids = np.arange(1, len(test_labels) + 1)
-    submission = "ImageId,Label\n".encode()
+    submission = b"ImageId,Label\n"
     artifacts.write(folder / "train.csv", _csv(f"label,{pixels}\n", train))
     artifacts.write(folder / "test.csv", _csv(f"{pixels}\n", test_images.reshape(-1, 784)))
     artifacts.write(folder / "sample_submission.csv", submission + b"".join(b"%d,0\n" % i for i in ids))
@@ -285,7 +288,7 @@ def _write_tables(folder, train_images, train_labels, test_images, test_labels):
 
 
 def _csv(header, rows):
-    """A header and rows of uint8 as CSV bytes, in pieces: each value is looked up as text of four bytes, then packed."""
+    """A header and rows of uint8 as CSV bytes, in pieces: values are looked up as texts of four bytes, then packed."""
     import numpy as np
 
     yield header.encode()
@@ -306,4 +309,3 @@ def _pieces(path):
                 yield piece
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
-

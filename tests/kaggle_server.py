@@ -1,0 +1,201 @@
+"""A small stand-in for kaggle.com on 127.0.0.1, with its failures, for the official client, unmodified.
+
+The client is sent here by its environment: KAGGLE_API_ENVIRONMENT=LOCALHOST and http_proxy.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+NAME, KEY, TOKEN = "demo", "canary-key-1234567890", "canary-token-1234567890"
+
+
+class KaggleServer:
+    """Serves one competition. `fail` maps a call's name, "Download" or "Upload" to what goes wrong there:
+
+    an HTTP status, "hang", "reset", "html", "cut" (half of a download, each time) or "corrupt" (of the right size).
+    """
+
+    def __init__(self, archive=b""):
+        self.archive = archive
+        self.fail = {}
+        self.fail_times = {}  # how often, where it is not always
+        self.calls = []  # names of the calls, in order
+        self.submissions = []  # as Kaggle lists them, newest first
+        self.uploads = {}  # token -> bytes
+        self.left = 5
+        self.score = "0.99514"
+        self.polls_until_scored = 1
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.http.daemon_threads = True
+        self.closing = threading.Event()
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self):
+        """What the client needs to come here, credentials included."""
+        proxy = f"http://127.0.0.1:{self.http.server_port}"
+        return {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "http_proxy": proxy,
+            "HTTP_PROXY": proxy,
+            "no_proxy": "",
+            "NO_PROXY": "",
+            "KAGGLE_USERNAME": NAME,
+            "KAGGLE_KEY": KEY,
+        }
+
+    def close(self):
+        self.closing.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def fault(self, name):
+        """What goes wrong at this call, if anything."""
+        self.calls.append(name)
+        if name in self.fail_times:
+            self.fail_times[name] -= 1
+            if self.fail_times[name] < 0:
+                return None
+        return self.fail.get(name)
+
+
+def _handler(server):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments):
+            pass
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            name = self.path.rsplit("/", 1)[-1]
+            if self._fails(name):
+                return
+            request = json.loads(body or b"{}")
+            if name == "IntrospectToken":
+                good = request["token"] == TOKEN
+                return self._json(200, {"active": good, "username": NAME if good else "", "userId": 1, "scope": ""})
+            kind, _, credentials = self.headers.get("Authorization", "").partition(" ")
+            known = {"Basic": base64.b64encode(f"{NAME}:{KEY}".encode()).decode(), "Bearer": TOKEN}
+            if known.get(kind) != credentials:
+                return self._json(401, {"code": 401, "message": "Unauthenticated"})
+            if request.get("competitionName") != "digit-recognizer":
+                return self._json(404, {"code": 404, "message": "Not found"})
+            getattr(self, name)(request)
+
+        def DownloadDataFiles(self, request):
+            self.send_response(302)
+            self.send_header("Location", "http://localhost/files/archive.zip?signed=1")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def StartSubmissionUpload(self, request):
+            token = f"upload-{len(server.uploads)}"
+            server.uploads[token] = None
+            self._json(200, {"token": token, "createUrl": f"http://localhost/upload/{token}"})
+
+        def CreateSubmission(self, request):
+            content = server.uploads[request["blobFileTokens"]]
+            if server.left < 1:
+                return self._json(400, {"code": 400, "message": "Submission limit reached"})
+            server.left -= 1
+            ref = 41_000_000 + len(server.submissions)
+            server.submissions.insert(
+                0,
+                {
+                    "ref": ref,
+                    "date": "2026-11-20T12:00:00Z",
+                    "description": request.get("submissionDescription", ""),
+                    "fileName": "submission.csv",
+                    "totalBytes": len(content),
+                    "status": "PENDING",
+                    "publicScore": "",
+                    "privateScore": "",
+                    "errorDescription": "",
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                },
+            )
+            self._json(200, {"message": "Successfully submitted to Digit Recognizer", "ref": ref})
+
+        def ListSubmissions(self, request):
+            for one in server.submissions:
+                if one["status"] == "PENDING":
+                    one["polls"] = one.get("polls", 0) + 1
+                    if one["polls"] > server.polls_until_scored:
+                        one |= {"status": "COMPLETE", "publicScore": server.score}
+            self._json(200, {"submissions": server.submissions, "nextPageToken": ""})
+
+        def GetSubmissionLimits(self, request):
+            self._json(200, {"numToday": 5 - server.left, "numTotal": 0, "numAllowedNow": server.left})
+
+        def do_PUT(self):
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self._fails("Upload"):
+                return
+            server.uploads[self.path.rsplit("/", 1)[-1]] = content
+            self._json(200, {})
+
+        def do_GET(self):
+            fault = server.fault("Download")
+            content = server.archive
+            if fault == "corrupt":
+                content = content[:100] + bytes(64) + content[164:]
+            elif fault == "html":
+                content = b"<html>log in</html>"
+            elif fault is not None and fault != "cut":
+                return self._misbehave(fault)
+            start = 0
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if asked:
+                start = int(asked[1])
+            self.send_response(206 if asked else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Last-Modified", "Fri, 20 Nov 2026 12:00:00 GMT")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", '"one"')
+            if asked:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if fault == "cut":
+                self.wfile.write(content[start : start + 10 if asked else len(content) // 2])
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+            else:
+                self.wfile.write(content[start:])
+
+        def _fails(self, name):
+            fault = server.fault(name)
+            if fault is not None:
+                self._misbehave(fault)
+            return fault is not None
+
+        def _misbehave(self, fault):
+            if fault == "hang":
+                server.closing.wait(120)
+                self.close_connection = True
+            elif fault == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                self.connection.close()
+                self.close_connection = True
+            elif fault == "html":
+                self._send(200, b"<html>log in</html>", "text/html")
+            else:
+                self._json(fault, {"code": fault, "message": f"failure {fault}"})
+
+        def _json(self, status, value):
+            self._send(status, json.dumps(value).encode(), "application/json")
+
+        def _send(self, status, content, kind):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    return Handler
