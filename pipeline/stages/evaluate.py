@@ -29,7 +29,7 @@ def run(job):
         "interval_95": metrics.wilson(right, len(rows)),
         "loss": metrics.cross_entropy(probabilities, labels),
         "classes": metrics.by_class(counts),
-        "kept_epoch": int(about["epoch"]),
+        "kept_epoch": about["epoch"],
         "chosen_on_these_rows": about["keep"] == "best",
     }
     artifacts.write_json(job.folder / "metrics.json", numbers)

@@ -1,16 +1,15 @@
 """train: fit the recipe's network, keeping a checkpoint after every epoch."""
 
 import io
-import json
 import time
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 
 from pipeline import artifacts, pictures, training
-from pipeline.models import MODELS
+from pipeline.models import MODELS, save_weights
+from pipeline.stages.engine import StageError
 
 CHECKPOINT = "checkpoint.pt"
 REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
@@ -64,13 +63,13 @@ def run(job):
     artifacts.write(job.folder / "curves.png", pictures.curves(history, settings.keep))
     kept = min(history, key=lambda row: row["validation_loss"]) if settings.keep == "best" else history[-1]
     about = {
-        "model": json.dumps(vars(job.settings.model)),
+        "model": vars(job.settings.model),
         "precision": precision,
-        "epoch": str(kept["epoch"]),
+        "epoch": kept["epoch"],
         "keep": settings.keep,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    artifacts.write(job.folder / "weights.safetensors", safetensors.torch.save(tensors, about))
+    artifacts.write(job.folder / "weights.safetensors", save_weights(tensors, about))
     return {
         "precision": precision,
         "kept_epoch": kept["epoch"],
@@ -84,7 +83,12 @@ def _load_checkpoint(path):
     """What the last finished epoch left, or None."""
     if not path.exists():
         return None
-    return torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # of many kinds, for a file that is no checkpoint
+        raise StageError(
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}): --force starts the training over"
+        ) from None
 
 
 def _as_csv(history):

@@ -1,0 +1,269 @@
+"""train: the loop against a plain one, the best state, resuming bit for bit, seeds, and that each setting counts."""
+
+import copy
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch.nn.functional import cross_entropy
+
+import run_pipeline
+from pipeline import artifacts, training
+from pipeline.inference import as_input
+from pipeline.models import MODELS
+from pipeline.recipe import Affine, Model, Train
+from tests.conftest import SHORT, digits_28
+
+IMAGES, LABELS = digits_28(200)
+TRAIN = (torch.from_numpy(IMAGES[:150]), torch.from_numpy(LABELS[:150].astype(np.int64)))
+VALIDATION = (torch.from_numpy(IMAGES[150:]), torch.from_numpy(LABELS[150:].astype(np.int64)))
+BASE = Train(epochs=3, batch=64, learning_rate=0.003, precision="fp32", keep="last")
+SMALL = Model("small_cnn", 0.2)
+
+
+def fit(settings=BASE, affine=Affine(), model=SMALL, train=TRAIN, checkpoint=None, stop_after=None):  # noqa: B008
+    """Train from the recipe's seed; returns the kept state, the history, and the checkpoints."""
+    training.seed_everything(settings.seed)
+    network = MODELS[model.name](model)
+    checkpoints = []
+
+    def after_epoch(one):
+        checkpoints.append(copy.deepcopy(one))
+        if one["epoch"] == stop_after:
+            raise KeyboardInterrupt
+
+    try:
+        state, history = training.fit(
+            network, train, VALIDATION, settings, affine, "cpu", settings.precision, checkpoint, after_epoch
+        )
+    except KeyboardInterrupt:
+        state, history = None, None
+    return state, history, checkpoints
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("model", [SMALL, Model("dropout_cnn", 0.0)], ids=lambda model: model.name)
+def test_against_a_plain_loop(model):
+    """The same network, order and steps written out, without parts, autocast or channels last."""
+    settings = dataclasses.replace(BASE, batch=100, optimizer="adamw", weight_decay=0.01, epochs=2, learning_rate=1e-4)
+    model = dataclasses.replace(model, dropout=0.0)
+    state, history, _ = fit(settings, model=model)
+    training.seed_everything(settings.seed)
+    network = MODELS[model.name](model)
+    start = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.01)
+    for epoch in (1, 2):
+        training.seed_everything(settings.seed, epoch)
+        network.train()
+        losses = []
+        for rows in torch.randperm(150).split(100):
+            loss = cross_entropy(network(TRAIN[0][rows, None] / 255), TRAIN[1][rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses += [loss.item()] * len(rows)
+        network.eval()
+        with torch.no_grad():
+            outputs = network(VALIDATION[0][:, None] / 255)
+        assert history[epoch - 1]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+        assert history[epoch - 1]["validation_loss"] == pytest.approx(
+            cross_entropy(outputs, VALIDATION[1]).item(), rel=1e-2
+        )
+    for name, tensor in network.state_dict().items():
+        moved = (tensor - start[name]).float().abs().mean()
+        assert (state[name] - tensor).float().abs().mean() <= 0.1 * moved, name  # rounding, which Adam enlarges
+
+
+def test_the_network_is_the_published_one():
+    network = MODELS["dropout_cnn"](Model())
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_805_130
+    # ReLU after dropout and pooling is the published order's function: relu, dropout, pool, with the same masks.
+    network.train()
+    batch = as_input(TRAIN[0][:8])
+    torch.manual_seed(1)
+    ours = network(batch)
+    torch.manual_seed(1)
+    x = batch
+    for layer in network.layers:
+        if isinstance(layer, torch.nn.Dropout):
+            x = layer(x.relu())
+        elif not isinstance(layer, torch.nn.ReLU):
+            x = layer(x)
+    assert torch.allclose(ours, x, atol=1e-5)
+
+
+def test_parts_of_a_batch_give_the_whole_batchs_gradient(monkeypatch):
+    settings = dataclasses.replace(BASE, batch=150, epochs=1)
+    model = Model("dropout_cnn", 0.0)
+    parts, _, _ = fit(settings, model=model)
+    monkeypatch.setattr(training, "CPU_PART", 1000)
+    whole, _, _ = fit(settings, model=model)
+    assert not same(parts, whole)  # rounding
+    for name in whole:  # Adam's first step is the gradient's sign times the rate: compare where signs are certain
+        assert (parts[name] - whole[name]).abs().mean() < 1e-5, name
+
+
+def test_the_best_state_is_a_copy_of_its_epoch():
+    settings = dataclasses.replace(BASE, keep="best", epochs=8, learning_rate=0.02)
+    state, history, checkpoints = fit(settings)
+    losses = [row["validation_loss"] for row in history]
+    best = int(np.argmin(losses))
+    assert best < 7, "this seed's last epoch is its best: the test shows nothing, choose another"
+    assert same(state, checkpoints[best]["network"])
+    assert not same(state, checkpoints[-1]["network"])
+    last, _, _ = fit(dataclasses.replace(settings, keep="last"))
+    assert same(last, checkpoints[-1]["network"])
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_is_uninterrupted_bit_for_bit(stop_after, precision):
+    settings = dataclasses.replace(
+        BASE, optimizer="adamw", schedule="linear", warmup=0.3, keep="best", precision=precision
+    )
+    whole = fit(settings, Affine(rotation=10, shift=2))
+    _, _, checkpoints = fit(settings, Affine(rotation=10, shift=2), stop_after=stop_after)
+    resumed = fit(settings, Affine(rotation=10, shift=2), checkpoint=checkpoints[-1])
+    assert same(whole[0], resumed[0])
+    assert whole[1] == resumed[1]
+    assert len(resumed[2]) == 3 - stop_after
+
+
+def test_same_seed_same_weights_and_another_seed_others():
+    one, two, other = fit()[0], fit()[0], fit(dataclasses.replace(BASE, seed=1))[0]
+    assert same(one, two)
+    assert not same(one, other)
+
+
+OTHER = {
+    "epochs": 4,
+    "batch": 50,
+    "optimizer": "adamw",
+    "learning_rate": 0.001,
+    "weight_decay": 0.1,
+    "schedule": "cosine",
+    "warmup": 0.5,
+    "label_smoothing": 0.1,
+    "softmax_before_loss": True,
+    "precision": "bf16",
+    "seed": 5,
+    "keep": "best",
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Train)])
+def test_every_setting_counts(name):
+    # A decay of 0 is the same in adam and adamw; and the best epoch must not be the last.
+    base = dataclasses.replace(BASE, weight_decay=0.01, learning_rate=0.02, epochs=8)
+    assert getattr(base, name) != OTHER[name]
+    assert not same(fit(base)[0], fit(dataclasses.replace(base, **{name: OTHER[name]}))[0])
+
+
+def test_rate_factor():
+    warm = dataclasses.replace(BASE, warmup=0.25, schedule="linear")
+    assert [training.rate_factor(warm, t) for t in (0, 0.125, 0.25, 0.625, 1)] == [0, 0.5, 1, 0.5, 0]
+    cosine = dataclasses.replace(BASE, schedule="cosine")
+    assert [round(training.rate_factor(cosine, t), 6) for t in (0, 0.5, 1)] == [1, 0.5, 0]
+    assert training.rate_factor(BASE, 0.7) == 1
+
+
+def test_validation_rows_never_reach_training():
+    """Poisoned validation pixels change the validation figures and nothing else."""
+    whole = fit()
+    saved = VALIDATION[0].clone()
+    try:
+        VALIDATION[0].copy_(torch.randint(0, 256, saved.shape, dtype=torch.uint8))
+        poisoned = fit()
+    finally:
+        VALIDATION[0].copy_(saved)
+    assert same(whole[0], poisoned[0])
+    assert [row["train_loss"] for row in whole[1]] == [row["train_loss"] for row in poisoned[1]]
+    assert [row["validation_loss"] for row in whole[1]] != [row["validation_loss"] for row in poisoned[1]]
+
+
+def test_the_last_partial_batch_counts(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "random_affine", lambda images, affine: seen.append(len(images)) or images)
+    fit(dataclasses.replace(BASE, epochs=2))
+    assert seen == [64, 64, 22] * 2
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    with pytest.raises(FloatingPointError, match=r"smaller train\.learning_rate"):
+        fit(dataclasses.replace(BASE, learning_rate=1e30), model=Model("dropout_cnn", 0.5))
+
+
+class TestStage:
+    def test_what_it_leaves(self, finished):
+        folder = finished / "data/runs/quick/train"
+        assert {path.name for path in folder.iterdir()} == {
+            "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json",
+        }  # fmt: skip
+        rows = list(csv.DictReader((folder / "history.csv").open()))
+        assert [row["epoch"] for row in rows] == ["1", "2"]
+        assert not any("time" in name or "second" in name for name in rows[0])
+        numbers = artifacts.read_manifest(folder)[0]["numbers"]
+        assert numbers["precision"] in ("fp32", "bf16")
+        assert float(rows[-1]["validation_accuracy"]) == numbers["validation_accuracy"]
+
+    @pytest.mark.parametrize("settings", [SHORT, (*SHORT, "--set", "train.keep=best", "--set", "train.epochs=4")])
+    def test_stopped_and_resumed_leaves_the_same_files(self, command, finished, monkeypatch, settings):
+        place = (*settings, "--workspace", finished)
+        folder = finished / "data/runs/quick/train"
+        assert command("--stage", "train", *place).code == 0
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
+
+        fit_whole = training.fit
+
+        def fit_and_stop(*arguments):
+            *rest, after_epoch = arguments
+
+            def stop(checkpoint):
+                after_epoch(checkpoint)
+                raise KeyboardInterrupt
+
+            return fit_whole(*rest, stop)
+
+        monkeypatch.setattr(training, "fit", fit_and_stop)
+        stopped = command("--stage", "train", *place, "--force")
+        assert stopped.code == 130 and "goes on from there" in stopped.err
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
+        monkeypatch.setattr(training, "fit", fit_whole)
+        resumed = command("--stage", "train", *place)
+        assert "going on after epoch 1" in resumed.out
+        after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
+        assert after == before
+
+    def test_a_damaged_checkpoint_is_one_clear_line(self, command, finished, monkeypatch):
+        place = (*SHORT, "--workspace", finished)
+        monkeypatch.setattr(training, "fit", lambda *arguments: arguments[-1](None))  # fails in its own way
+        command("--stage", "train", *place)
+        monkeypatch.undo()
+        (finished / "data/runs/quick/train.partial/checkpoint.pt").write_bytes(b"garbage")
+        run = command("--stage", "train", *place)
+        assert run.code == 2 and run.err.count("\n") == 1 and "--force" in run.err
+        assert command("--stage", "train", *place, "--force").code == 0
+
+    def test_precision_is_recorded_and_kept_on_resume(self, command, finished, monkeypatch):
+        place = (*SHORT, "--workspace", finished)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "choose_precision", lambda *arguments: "bf16")
+            patch.setattr(run_pipeline.engine.artifacts, "write_manifest", interrupt)
+            assert command("--stage", "train", *place, "--force").code == 130
+        monkeypatch.setattr(training, "choose_precision", lambda *arguments: "fp32")
+        assert command("--stage", "train", *place).code == 0
+        folder = finished / "data/runs/quick/train"
+        assert artifacts.read_manifest(folder)[0]["numbers"]["precision"] == "bf16"
+        with safetensors.safe_open(folder / "weights.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["about"])["precision"] == "bf16"
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
