@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from tqdm import tqdm
 
 from pipeline.recipe import Predict
 
@@ -20,11 +21,15 @@ def as_input(images):
 
 
 @torch.inference_mode()
-def logits(network, images, device, precision):
+def logits(network, images, device, precision, bar=None):
     """Logits (n, 10), float32, on the device, of uint8 images (n, 28, 28) there; dropout off, batch norm fixed."""
     network.eval()
+    parts = []
     with autocast(device, precision):
-        parts = [network(as_input(batch)).float() for batch in images.split(BATCH[device])]
+        for batch in images.split(BATCH[device]):
+            parts.append(network(as_input(batch)).float())
+            if bar:
+                bar.update(len(batch))
     return torch.cat(parts)
 
 
@@ -33,9 +38,12 @@ def probabilities(network, images, settings: Predict, device, precision):
 
     images: uint8 (n, 28, 28), a tensor on any device.
     """
-    images = images.to(device)
-    total = sum(logits(network, slide(images, *shift), device, precision).softmax(1) for shift in settings.shifts)
-    return (total / len(settings.shifts)).cpu().numpy()
+    images, copies = images.to(device), len(settings.shifts)
+    total = 0
+    with tqdm(total=copies * len(images), desc="infer", unit="image", disable=None) as bar:
+        for shift in settings.shifts:
+            total = total + logits(network, slide(images, *shift), device, precision, bar).softmax(1)
+    return (total / copies).cpu().numpy()
 
 
 def slide(images, right, down):

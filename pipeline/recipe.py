@@ -63,7 +63,8 @@ class Affine:
 
 @dataclass(frozen=True)
 class Model:
-    name: str = "dropout_cnn"  # a name in `pipeline.models.MODELS`
+    # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
+    name: str = setting("dropout_cnn", choices=("dropout_cnn", "small_cnn"))
     dropout: float = setting(0.5, low=0, below=1)
 
 

@@ -122,7 +122,7 @@ def kaggle(monkeypatch, tables):
     server = KaggleServer(as_zip(tables))
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(competition, "PATIENCE", 6)
+    monkeypatch.setattr(competition, "PATIENCE", 4)
     monkeypatch.setattr(competition, "PAUSE", 0.1)
     yield server
     server.close()

@@ -84,6 +84,12 @@ class Job:
     context: dict = field(default_factory=dict)  # to be recorded, and not deterministic
     paths: dict[str, Path] = field(default_factory=dict)  # of the inputs, by "stage/name"
 
+    def check_inputs(self):
+        """Hash the inputs again. Raises InputChanged where one is not what it was when the stage began."""
+        for name, path in self.paths.items():
+            if artifacts.sha256(path) != self.key["inputs"][name]:
+                raise InputChanged(f"{path} changed while {self.key['stage']} ran: nothing was published, run it again")
+
 
 def digest(recipe, *sections):
     """A short name for the values of some of a recipe's sections."""
@@ -163,6 +169,10 @@ def run_stage(call, stage):
     manifests = {need: _manifest(call, call.stages[need]) for need in stage.needs}
     paths = _input_paths(call, stage)
     inputs = {name: artifacts.sha256(path) for name, path in paths.items()}
+    for name, digest in _recorded_inputs(call, stage).items():
+        if inputs[name] != digest:  # although its size, time and inode are those recorded
+            made = name.split("/")[0]
+            raise StageError(f"{paths[name]} is damaged: run `--stage {made}{call.words} --force` to make it again")
     key = {
         "stage": stage.name,
         "version": stage.version,
@@ -183,9 +193,7 @@ def run_stage(call, stage):
             partial.mkdir(parents=True)
             artifacts.write_json(partial / artifacts.STARTED, key)
         numbers = module.run(job)
-        for name, path in paths.items():
-            if artifacts.sha256(path) != inputs[name]:
-                raise InputChanged(f"{path} changed while {stage.name} ran: nothing was published, run it again")
+        job.check_inputs()
         job.context["seconds"] = round(time.time() - started, 3)
         artifacts.write_manifest(partial, key, stage.outputs, numbers, job.context)
     kept = {*stage.outputs, stage.receipt, artifacts.MANIFEST, artifacts.CONTEXT}

@@ -1,0 +1,89 @@
+"""The command line itself: help, exit codes, one clear line for every mistake, a traceback with --debug alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_pipeline
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_help_names_the_stages():
+    run = subprocess.run([sys.executable, "run_pipeline.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0
+    for word in ("download", "prepare", "augment", "train", "evaluate", "predict", "submit", "--status", "--recipe"):
+        assert word in run.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--stage", "nothing"], ["--status", "--list"], ["--stage", "all", "--epochs"]])
+def test_wrong_calls_end_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_pipeline.main(words)
+    assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--recipe", "quik"],
+        ["--recipe", "nowhere.toml"],
+        ["--recipe", "quick", "--set", "train.epochs=0"],
+        ["--recipe", "quick", "--set", "train.epoch=1", "--set", "trian.epochs=1"],
+        ["--recipe", "quick", "--data", "nowhere.zip"],
+        ["--recipe", "quick", "--device", "cuda"],
+    ],
+    ids=" ".join,
+)
+def test_mistakes_are_one_line_and_change_nothing(command, tmp_path, words):
+    import torch
+
+    if "cuda" in words and torch.cuda.is_available():
+        words = [*words[:-1], "mps"]
+    run = command("--stage", "all", *words, "--workspace", tmp_path)
+    assert run.code == 2
+    assert run.err.startswith("error: ") and run.err.count("\n") == 1 and "Traceback" not in run.out + run.err
+    assert not (tmp_path / "data" / "raw").exists()
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    run = command("--stage", "all", "--recipe", "quick", "--data", "nowhere.zip", "--workspace", tmp_path, "--debug")
+    assert run.code == 2 and "Traceback" in run.err and run.err.splitlines()[-1].startswith("error: ")
+
+
+def test_an_unforeseen_error_is_one_line_and_in_the_log(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.sources.from_sample", lambda folder: 1 / 0)
+    run = command("--stage", "all", "--recipe", "quick", "--data", "sample", "--workspace", tmp_path)
+    assert run.code == 1 and run.err == "error: ZeroDivisionError: division by zero\n"
+    (log,) = (tmp_path / "data/logs").iterdir()
+    assert "Traceback" in log.read_text()
+
+
+def test_what_cannot_be_written_names_the_path_and_the_cause(command, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    run = command("--stage", "all", "--recipe", "quick", "--data", "sample", "--workspace", tmp_path)
+    assert run.code == 1 and run.err.count("\n") == 1
+    assert str(tmp_path) in run.err and "No space left on device" in run.err
+
+
+def test_the_first_line_says_which_recipe(command, tmp_path):
+    run = command("--stage", "download", "--data", "sample", "--workspace", tmp_path)
+    assert run.lines()[0].startswith("recipe ") and "--recipe chooses another" in run.lines()[0]
+
+
+def test_readme_commands_and_recipes_exist():
+    """What the README tells people to type is there to be typed."""
+    text = (ROOT / "README.md").read_text()
+    from pipeline import recipe
+
+    for name in recipe.names():
+        assert f"`{name}`" in text, name
+    for line in text.splitlines():
+        if line.strip().startswith("python run_pipeline.py"):
+            words = line.split("#")[0].split()[2:]
+            run_pipeline.parse([word.strip("'\"") for word in words])
