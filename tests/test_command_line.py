@@ -1,5 +1,6 @@
 """The command line itself: help, exit codes, one clear line for every mistake, a traceback with --debug alone."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,5 +86,4 @@ def test_readme_commands_and_recipes_exist():
         assert f"`{name}`" in text, name
     for line in text.splitlines():
         if line.strip().startswith("python run_pipeline.py"):
-            words = line.split("#")[0].split()[2:]
-            run_pipeline.parse([word.strip("'\"") for word in words])
+            run_pipeline.parse(shlex.split(line, comments=True)[2:])
