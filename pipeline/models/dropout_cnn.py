@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from pipeline.models.dropout import Dropout
 from pipeline.recipe import Model
 
 
@@ -16,19 +17,19 @@ class DropoutCNN(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, 64, 5),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Conv2d(64, 256, 3),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(256 * 5 * 5, 256),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.ReLU(),
             nn.Linear(256, 64),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.ReLU(),
             nn.Linear(64, 10),
         )
