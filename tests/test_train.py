@@ -23,12 +23,13 @@ IMAGES, LABELS = digits_28(200)
 TRAIN = (torch.from_numpy(IMAGES[:150]), torch.from_numpy(LABELS[:150].astype(np.int64)))
 VALIDATION = (torch.from_numpy(IMAGES[150:]), torch.from_numpy(LABELS[150:].astype(np.int64)))
 BASE = Train(epochs=3, batch=64, learning_rate=0.003, precision="fp32", keep="last")
+NO_AFFINE = Affine()
 SMALL = Model("small_cnn", 0.2)
 
 
 def fit(
-    settings=BASE, affine=Affine(), model=SMALL, train=TRAIN, checkpoint=None, stop_after=None, validation=VALIDATION
-):  # noqa: B008
+    settings=BASE, affine=NO_AFFINE, model=SMALL, train=TRAIN, checkpoint=None, stop_after=None, validation=VALIDATION
+):
     """Train from the recipe's seed; returns the kept state, the history, and the checkpoints."""
     training.seed_everything(settings.seed)
     network = MODELS[model.name](model)
