@@ -2,6 +2,7 @@
 """The command line of the Digit Recognizer pipeline: `python run_pipeline.py --stage all`."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -20,10 +21,16 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help shows how to call)\n")
+
+
 def parse(words):
     """The command line, checked as far as it can be without reading anything."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run_pipeline.py",
+        allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
         epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all), and submit. "
         "`all` runs what is missing or stale; a stage given by name runs always.",
@@ -64,7 +71,8 @@ def main(words=None):
     except (KeyboardInterrupt, Terminated) as stop:
         if arguments.debug:
             traceback.print_exc()
-        print("stopped: what was finished is kept; the same command goes on from there", file=sys.stderr)
+        without = " without --force" if arguments.force else ""
+        print(f"stopped: what was finished is kept; the same command{without} goes on from there", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,8 +111,8 @@ def show_status(arguments):
 
 
 def clean(arguments):
-    unused = cleaning.unused(arguments.workspace, arguments.set)
     lock = _lock(arguments, "clean") if arguments.yes else None
+    unused = cleaning.unused(arguments.workspace, arguments.set)
     for path in unused:
         print(f"{'removing' if arguments.yes else 'unused:'} {path}")
         if arguments.yes:
@@ -151,7 +159,8 @@ def run(arguments):
             show_result(call, arguments)
         _warn_of_sample(call)
     except BaseException as error:
-        log.write_only(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}\n")
+        with contextlib.suppress(OSError):  # on a full disk, the error to tell is the first
+            log.write_only(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}\n")
         raise
     finally:
         lock.release()
@@ -224,6 +233,8 @@ def _has(device):
 
 
 def _lock(arguments, stage):
+    if arguments.workspace.exists() and not arguments.workspace.is_dir():
+        raise engine.StageError(f"--workspace {arguments.workspace}: not a folder")
     lock = artifacts.Lock(arguments.workspace / "data" / ".lock")
     holder = {"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     lock.acquire(holder, arguments.wait, print)
@@ -249,9 +260,10 @@ def _is_mistake(error):
     """Whether the user can mend it: a mistake in the call, the settings or the data."""
     if isinstance(error, competition.CompetitionError):
         return error.mistake
-    return isinstance(error, (recipe.RecipeError, sources.SourceError, engine.StageError)) or (
-        type(error).__name__ == "DataError"  # of pipeline.digits, which is not imported before it is needed
-    )
+    mistakes = [recipe.RecipeError, sources.SourceError, engine.StageError, FloatingPointError]
+    if "pipeline.digits" in sys.modules:  # not imported before it is needed: it takes numpy along
+        mistakes.append(sys.modules["pipeline.digits"].DataError)
+    return isinstance(error, tuple(mistakes))
 
 
 def _one_line(error):

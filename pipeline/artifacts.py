@@ -112,6 +112,8 @@ def read_manifest(folder):
     hashes = [*manifest["inputs"].values(), *manifest["outputs"].values()]
     if not all(isinstance(digest, str) and len(digest) == 64 for digest in hashes):
         return None, f"{MANIFEST} is damaged"
+    if not all(isinstance(section, dict) for section in manifest["settings"].values()):
+        return None, f"{MANIFEST} is damaged"
     return manifest, ""
 
 
@@ -121,7 +123,7 @@ def write_manifest(folder, key, files, numbers, context):
     `key` holds the stage, its version, the settings it read and the hashes of its inputs.
     """
     outputs = {name: sha256(folder / name) for name in files}
-    stats = {name: _fingerprint(folder / name) for name in files}
+    stats = {name: [*_fingerprint(folder / name), digest] for name, digest in outputs.items()}
     write_json(folder / CONTEXT, {**context, "files": stats})
     write_json(folder / MANIFEST, {**key, "outputs": outputs, "numbers": numbers})
     sync_folder(folder)
@@ -137,7 +139,7 @@ def changed_outputs(folder, manifest):
     for name, digest in manifest["outputs"].items():
         path, shown = folder / name, os.path.basename(name)
         try:
-            if isinstance(stats, dict) and stats.get(name) == _fingerprint(path):
+            if isinstance(stats, dict) and stats.get(name) == [*_fingerprint(path), digest]:
                 continue
             if sha256(path) != digest:
                 faults[name] = f"{shown} was changed after it was made"
@@ -234,7 +236,7 @@ def _try_lock(file):
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
-    except OSError:
+    except (BlockingIOError, PermissionError):  # held; any other error is one of the file system's
         return False
 
 

@@ -5,10 +5,12 @@ by returning normally. So each call runs in a short-lived child process (this fi
 request on stdin, one JSON line on stdout, its chatter discarded, a time limit from outside.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,9 +20,11 @@ from tqdm import tqdm
 SLUG = "digit-recognizer"
 PAGE = f"https://www.kaggle.com/competitions/{SLUG}"
 TOKEN_PAGE = "https://www.kaggle.com/settings"
-# Seconds without an answer, or without a further byte of a download. Two attempts, each at most this long from its
-# last sign of life, and the pause between them end within 100 s.
-PATIENCE = 40
+# Seconds without an answer, or without a further byte of a download. A failure ends within 100 s: two attempts
+# without a byte take 2 * PATIENCE + PAUSE; a download that was cut takes at most 1 + RESUMES times PATIENCE and the
+# client's pauses of 2, 4, ... s between, and is not begun again.
+PATIENCE = 30
+RESUMES = 2
 PAUSE = 3  # seconds before the one retry of what may pass: 429, 5xx, a broken connection
 
 OTHERWISE = "or run with --data sample, or --data PATH for files you have"
@@ -53,7 +57,14 @@ def download(folder):
 
 def submit(file, message):
     """Send a submission file once, never a second time; returns Kaggle's reference number. Raises CompetitionError."""
-    return _call({"do": "submit", "file": str(file), "message": message}, attempts=1)["ref"]
+    try:
+        return _call({"do": "submit", "file": str(file), "message": message}, attempts=1)["ref"]
+    except CompetitionError as error:
+        if error.mistake or "nothing was submitted" in str(error):
+            raise
+        raise CompetitionError(
+            f"{error}; it may have arrived all the same: submit looks before it sends again"
+        ) from None
 
 
 def submissions():
@@ -74,7 +85,7 @@ def _call(request, grows=None, attempts=2):
         answer = _ask_child(request, grows)
         if "error" not in answer:
             return answer
-        error = _explain(answer)
+        error = _explain(answer, OTHERWISE if grows else "")
         if not answer.get("passing"):
             break
     raise error
@@ -82,17 +93,19 @@ def _call(request, grows=None, attempts=2):
 
 def _ask_child(request, grows):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed below; a pipe would fill up and block the child)
     child = subprocess.Popen(
         [sys.executable, "-P", __file__],
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.DEVNULL,
         env=environment,
     )
+    size = 0
     try:
         child.stdin.write(json.dumps(request).encode())
         child.stdin.close()
-        sign_of_life, size = time.monotonic(), 0
+        sign_of_life = time.monotonic()
         with tqdm(desc="download", unit="B", unit_scale=True, disable=None if grows else True) as bar:
             while child.poll() is None:
                 time.sleep(0.05)
@@ -102,44 +115,51 @@ def _ask_child(request, grows):
                     sign_of_life, size = time.monotonic(), now
                 if time.monotonic() - sign_of_life > PATIENCE:
                     return {"error": "silence"}
-        lines = child.stdout.read().decode("utf-8", "replace").splitlines()
+        output.seek(0)
+        lines = output.read().decode("utf-8", "replace").splitlines()
         answer = json.loads(lines[-1]) if lines else None
-        return answer if isinstance(answer, dict) else {"error": "crash", "detail": f"exit code {child.returncode}"}
+        if not isinstance(answer, dict):
+            return {"error": "crash", "detail": f"exit code {child.returncode}"}
+        return {**answer, "passing": answer.get("passing") and not size}
     except (ValueError, BrokenPipeError):
         return {"error": "crash", "detail": f"exit code {child.wait()}"}
     finally:
         child.kill()
         child.wait()
-        child.stdout.close()
+        output.close()
 
 
-def _explain(answer):
+def _explain(answer, otherwise):
     """The CompetitionError for a child's error: what happened, and what to do."""
+    otherwise = f", {otherwise}" if otherwise else ""
     detail = answer.get("detail", "")
     known = {
         "credentials": (
             f"Kaggle took no credentials: there are none, or the key or token is wrong. Make a token at {TOKEN_PAGE} "
-            f"and put it into ~/.kaggle/access_token or KAGGLE_API_TOKEN (a KAGGLE_API_TOKEN comes before all else), "
-            f"{OTHERWISE}",
+            f"and put it into ~/.kaggle/access_token or KAGGLE_API_TOKEN (which comes before all else){otherwise}",
             True,
         ),
         "package": ("the kaggle package cannot be imported: pip install -r requirements.txt", True),
-        "silence": (f"Kaggle did not answer for {PATIENCE} s: try again later, {OTHERWISE}", False),
-        "connection": (f"Kaggle cannot be reached ({detail}): check the network, {OTHERWISE}", False),
+        "silence": (f"Kaggle did not answer for {PATIENCE} s: try again later{otherwise}", False),
+        "connection": (f"Kaggle cannot be reached ({detail}): check the network{otherwise}", False),
         "upload": (f"Kaggle took no upload of the file ({detail}): nothing was submitted, try again later", False),
         "reply": (f"Kaggle's answer cannot be read ({detail}): a proxy or login page may stand between", False),
         "disk": (f"the download could not be written: {detail}", False),
-        401: (f"Kaggle refused the key or token (401): make a new one at {TOKEN_PAGE}", True),
+        401: (
+            f"Kaggle refused the key or token (401): make a new one at {TOKEN_PAGE} "
+            "(an old KAGGLE_API_TOKEN in the environment comes before all else)",
+            True,
+        ),
         403: (f"Kaggle refuses (403): join the competition and accept its rules at {PAGE}/rules", True),
         404: (f"Kaggle knows no such competition or file (404): see {PAGE}", True),
-        400: (f"Kaggle refused the request (400: {detail}); the day's submissions may be used up", True),
+        400: (f"Kaggle refused the request (400: {detail})", True),
         429: ("Kaggle asks to slow down (429): wait some minutes and try again", False),
     }
     kind = answer["error"]
     if kind in known:
         return CompetitionError(*known[kind])
     if isinstance(kind, int):
-        return CompetitionError(f"Kaggle failed ({kind}): try again later, {OTHERWISE}")
+        return CompetitionError(f"Kaggle failed ({kind}): try again later{otherwise}")
     return CompetitionError(f"the kaggle client failed ({detail or kind})")
 
 
@@ -169,6 +189,7 @@ def _serve(request):
         return {"error": "package", "detail": str(error)}
     api = KaggleApi()
     api.authenticate()
+    api.download_file = functools.partial(api.download_file, max_retries=RESUMES)
     if request["do"] == "download":
         api.competition_download_files(SLUG, path=request["folder"], force=True, quiet=True)
         return {"path": str(next(Path(request["folder"]).glob("*.zip")))}
@@ -183,7 +204,7 @@ def _serve(request):
             {
                 "ref": one.ref,
                 "date": str(one.date),
-                "description": one.description,
+                "description": str(one.description or ""),
                 "status": str(getattr(one.status, "name", one.status)).rsplit(".", 1)[-1].upper(),
                 "score": one.public_score,
                 "error": one.error_description,

@@ -7,6 +7,8 @@ every complaint names file, row and column.
 """
 
 import gzip
+import lzma
+import math
 import re
 import zipfile
 import zlib
@@ -54,7 +56,7 @@ class Table:
                     yield stream
         except FileNotFoundError:
             raise DataError(f"{self}: there is no such file") from None
-        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise DataError(f"{self}: the file is damaged ({error}); get it again") from None
         except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, or a method it does not know
             raise DataError(f"{self}: cannot be unpacked ({error})") from None
@@ -77,7 +79,7 @@ def read_test(table):
 def read_submission(table, rows):
     """Labels (rows,), uint8, of a file in the form of `sample_submission.csv`, whose ids must be 1 to `rows`."""
     with table.open() as stream:
-        lines = stream.read(1 << 28).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+        lines = stream.read(1 << 28).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n").split(b"\n")
     _check_header(table, "sample_submission", lines[0])
     labels = np.zeros(len(lines) - 1, np.uint8)
     for row, line in enumerate(lines[1:], 1):
@@ -100,12 +102,16 @@ def split(labels, settings: Split):
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels, minlength=10)
-    held = round(len(labels) * settings.fraction)
+    held = math.ceil(len(labels) * settings.fraction)
     few = [str(digit) for digit in range(10) if counts[digit] == 1]
     classes = np.count_nonzero(counts)
-    if few or held < classes or len(labels) - held < classes:
-        which = f"label {few[0]} stands in one row only" if few else f"{len(labels)} rows are too few"
-        raise DataError(f"train.csv: {which}, and the split needs two of each label or more")
+    if few:
+        raise DataError(f"train.csv: label {few[0]} stands in one row only, and the split needs two of each label")
+    if held < classes or len(labels) - held < classes:
+        raise DataError(
+            f"train.csv: of {len(labels)} rows, split.fraction {settings.fraction} holds out {held}: "
+            f"each part needs {classes} or more, one of each label"
+        )
     rows = np.arange(len(labels))
     parts = train_test_split(rows, test_size=settings.fraction, stratify=labels, random_state=settings.seed)
     return tuple(np.sort(part) for part in parts)
@@ -177,6 +183,8 @@ def _find_fault(table, kind, body, rows_before):
     lines = body.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
     for row, line in enumerate(lines, rows_before + 1):
         where = f"{table}: row {row} (line {row + 1})"
+        if not line.strip():
+            raise DataError(f"{where} is blank, expected {len(names)} values")
         cells = line.split(b",")
         for name, cell in zip(names, cells, strict=False):
             high = 9 if name == "label" else 255
@@ -245,6 +253,5 @@ def _brief(names):
 
 def _shown(raw):
     """Bytes from a file, cut to a readable length, with nothing that could disturb a terminal."""
-    text = raw[:40].decode("ascii", "backslashreplace")
-    text = text.encode("unicode_escape").decode("ascii")
+    text = raw[:40].decode("latin-1").encode("unicode_escape").decode("ascii")
     return f"'{text}'" + ("..." if len(raw) > 40 else "")

@@ -7,11 +7,6 @@ import numpy as np
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
 
-def accuracy(probabilities, labels):
-    """The share of rows (n, 10) whose most probable class is the label."""
-    return float(np.mean(probabilities.argmax(1) == labels))
-
-
 def cross_entropy(probabilities, labels):
     """Mean negative log probability (nats) of the labels; a probability of 0 counts as the least float32 above it."""
     chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)

@@ -7,6 +7,7 @@ is unknown, of the wrong type or out of range is refused, with all the other mis
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import typing
 from dataclasses import dataclass, field
@@ -71,8 +72,8 @@ class Model:
 @dataclass(frozen=True)
 class Train:
     seed: int = setting(0, low=0, high=2**63 - 1)
-    epochs: int = setting(150, low=1)
-    batch: int = setting(4096, low=1)
+    epochs: int = setting(150, low=1, high=10**6)
+    batch: int = setting(4096, low=1, high=10**6)
     optimizer: str = setting("adam", choices=("adam", "adamw"))
     learning_rate: float = setting(0.0002, above=0)
     # L2 in adam's gradient; decoupled in adamw.
@@ -135,6 +136,8 @@ def load(name, assignments=()):
     path, file = RECIPES / f"{name}.toml", ""
     if name.endswith(".toml"):
         path, name, file = Path(name), Path(name).stem, str(Path(name).absolute())
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise RecipeError(f"{path}: a recipe's name is of letters, digits, - and _; rename the file")
         if name in names():
             raise RecipeError(f"{path}: {name} is the name of a built-in recipe; give the file another name")
     elif name not in names():
@@ -143,7 +146,7 @@ def load(name, assignments=()):
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not a TOML file: {error}"
         raise RecipeError(f"{path}: {reason}") from None
 
@@ -189,7 +192,7 @@ def as_plain(section):
 def _parse(text):
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text  # a bare word: `train.schedule=cosine`
 
 
@@ -220,7 +223,7 @@ def _checked(kind, value, limits):
             raise ValueError(f"lists of {len(inner)} numbers")
         return tuple(_checked(part, item, limits) for part, item in zip(inner, value, strict=True))
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if type(value) is not kind:
         article = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise ValueError(article[kind])

@@ -1,6 +1,7 @@
 """Where raw data comes from, and what lies in `data/raw`: a person's files or an earlier download's."""
 
 import gzip
+import http.client
 import socket
 import struct
 import tempfile
@@ -35,9 +36,9 @@ class SourceError(ValueError):
 def find_tables(files):
     """The competition's tables among `files`: a dict from table name to (path, member of a zip or None).
 
-    Loose files win over a zip of all three. Raises SourceError where a zip is damaged or names a table twice.
+    Loose files win over a zip of all three. Raises SourceError where a zip is damaged or a table stands in two places.
     """
-    found = {}
+    found, zipped = {}, {}
     for path in sorted(files):
         for table in TABLES:
             if path.name in (f"{table}.csv", f"{table}.csv.gz", f"{table}.csv.zip"):
@@ -47,16 +48,24 @@ def find_tables(files):
                 if path.suffix == ".zip" and not found[table][1]:
                     raise SourceError(f"{path}: there is no {table}.csv in it")
     for path in sorted(files):
-        of_one = any(path.name == f"{table}.csv.zip" for table in TABLES)
-        if path.suffix == ".zip" and not of_one and len(found) < len(TABLES):
+        if path.suffix == ".zip" and not any(path.name == f"{table}.csv.zip" for table in TABLES):
             for table, member in _members(path).items():
-                found.setdefault(table, (path, member))
-    return found
+                if table in zipped:
+                    raise SourceError(
+                        f"{path.parent}: {table}.csv is in {zipped[table][0].name} and {path.name}: keep one"
+                    )
+                zipped[table] = (path, member)
+    return zipped | found
 
 
 def persons_files(raw):
     """The files of tables in `data/raw` that no download put there, or that were changed since: paths, in order."""
-    manifest, _ = artifacts.read_manifest(raw)
+    manifest, damage = artifacts.read_manifest(raw)
+    if damage and _data_files(raw):
+        raise SourceError(
+            f"{raw}: {damage}, and it said where the data came from: delete it if the data are your own, "
+            "else delete them too"
+        )
     if not manifest or manifest["numbers"].get("source") == "files":
         return _data_files(raw)
     changed = artifacts.changed_outputs(raw, manifest)
@@ -92,6 +101,8 @@ def require_persons_tables(raw, files):
 
 def hash_path(data):
     """The hashes of what `--data PATH` would read, by file name."""
+    if not data:
+        raise SourceError("--data is empty: give auto, kaggle, sample, openml, or a folder or zip")
     return {path.name: artifacts.sha256(path) for path in _path_files(Path(data))}
 
 
@@ -115,7 +126,7 @@ def from_path(path, folder):
         return {"source": "idx"}
     _require_tables(path, find_tables(files))
     for file in files:
-        name = file.name if file.suffix != ".zip" or file.name.endswith(".csv.zip") else f"{competition.SLUG}.zip"
+        name = f"{competition.SLUG}.zip" if file == path else file.name
         artifacts.write(folder / name, _pieces(file))
     earlier, _ = artifacts.read_manifest(path) if path.is_dir() else (None, "")
     source = earlier["numbers"].get("source", "path") if earlier else "path"
@@ -148,10 +159,11 @@ def from_openml(folder):
     try:
         with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of each retry; the error below says it once
-            options = {"as_frame": False, "parser": "liac-arff", "data_home": temporary, "n_retries": 1}
+            options = {"as_frame": False, "parser": "pandas", "data_home": temporary, "n_retries": 1}
             table = fetch_openml("mnist_784", version=1, **options)
-    except (OSError, ValueError, EOFError) as error:  # URLError, HTTPError and time-outs are OSErrors
-        reason = str(getattr(error, "reason", error)).splitlines()[0][:200]
+    # URLError, HTTPError and time-outs are OSErrors
+    except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
         raise competition.CompetitionError(
             f"OpenML gave no data ({reason}): check the network and try again, {competition.OTHERWISE}"
         ) from None
@@ -217,7 +229,7 @@ def _members(path):
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that cannot be decoded
         raise SourceError(f"{path}: not a zip, or a damaged one ({error}); get it again") from None
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None

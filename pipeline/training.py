@@ -98,10 +98,11 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
             row["train_loss"] = train_loss.item() / len(images)
             row |= _validate(network, validation, settings, device, precision)
             history.append(row)
-            if not math.isfinite(row["train_loss"]):
-                raise FloatingPointError(
-                    f"the training loss is {row['train_loss']} in epoch {epoch}: try a smaller train.learning_rate"
-                )
+            for name in ("train_loss", "validation_loss"):
+                if not math.isfinite(row[name]):
+                    raise FloatingPointError(
+                        f"{name} is {row[name]} in epoch {epoch}: try a smaller train.learning_rate"
+                    )
             if settings.keep == "best" and (best is None or row["validation_loss"] < best["loss"]):
                 # A copy: state_dict() holds references, which go on changing as training does.
                 best = {"epoch": epoch, "loss": row["validation_loss"], "state": copy.deepcopy(network.state_dict())}

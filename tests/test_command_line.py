@@ -23,7 +23,8 @@ def test_help_names_the_stages():
 def test_wrong_calls_end_with_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         run_pipeline.main(words)
-    assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,10 @@ def test_wrong_calls_end_with_2(words, capsys):
         ["--recipe", "quick", "--set", "train.epoch=1", "--set", "trian.epochs=1"],
         ["--recipe", "quick", "--data", "nowhere.zip"],
         ["--recipe", "quick", "--device", "cuda"],
+        ["--recipe", "quick", "--set", "train.learning_rate=1" + "0" * 400],
+        ["--recipe", "quick", "--set", "augment.angles=" + "[" * 3000],
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:60],
 )
 def test_mistakes_are_one_line_and_change_nothing(command, tmp_path, words):
     import torch
@@ -47,6 +50,12 @@ def test_mistakes_are_one_line_and_change_nothing(command, tmp_path, words):
     assert run.code == 2
     assert run.err.startswith("error: ") and run.err.count("\n") == 1 and "Traceback" not in run.out + run.err
     assert not (tmp_path / "data" / "raw").exists()
+
+
+def test_a_workspace_that_is_a_file(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = command("--stage", "all", "--recipe", "quick", "--workspace", tmp_path / "file")
+    assert (run.code, run.err.count("\n")) == (2, 1) and "not a folder" in run.err
 
 
 def test_debug_shows_the_traceback(command, tmp_path):

@@ -125,12 +125,14 @@ def test_no_and_wrong_credentials(kaggle, command, monkeypatch, tmp_path):
 
 
 def test_time_limits_keep_within_100_seconds():
-    """What the docstring of PATIENCE promises, with the numbers as they are shipped."""
+    """What the comment on PATIENCE promises, with the numbers as they are shipped."""
     import importlib
 
     shipped = importlib.util.module_from_spec(competition.__spec__)
     competition.__spec__.loader.exec_module(shipped)
     assert 2 * shipped.PATIENCE + shipped.PAUSE < 100
+    pauses = sum(2**resume + 1 for resume in range(1, shipped.RESUMES + 1))
+    assert (1 + shipped.RESUMES) * shipped.PATIENCE + pauses < 100
 
 
 class TestSubmit:
@@ -250,6 +252,29 @@ class TestSubmit:
         handler.CreateSubmission = spoil
         run = submit()
         assert run.code == 1 and "bad rows" in run.err
+        again = submit()
+        assert again.code == 1 and "--force sends it again" in again.err and len(kaggle.submissions) == 1
+        handler.CreateSubmission = create
+        assert submit("--force").code == 0 and len(kaggle.submissions) == 2
+
+    def test_a_score_that_is_not_shown_yet(self, submit, kaggle, finished):
+        kaggle.score = ""
+        run = submit()
+        assert run.code == 0 and "no score yet" in run.out
+        for one in kaggle.submissions:
+            one["publicScore"] = "0.98"
+        assert submit().code == 0
+        assert self.receipt(finished)["sent"][0]["score"] == 0.98
+
+    def test_an_account_with_a_long_history(self, submit, kaggle):
+        """An answer far larger than a pipe's buffer."""
+        old = {"date": "2026-01-01T00:00:00Z", "fileName": "s.csv", "totalBytes": 1, "status": "COMPLETE"}
+        kaggle.submissions += [
+            {**old, "ref": number, "description": "x" * 2000, "publicScore": "0.1", "privateScore": ""}
+            for number in range(100)
+        ]
+        assert submit().code == 0
+        assert len(kaggle.submissions) == 101
 
     def test_a_changed_file_is_refused(self, submit, kaggle, finished):
         file = finished / "submissions/quick/submission.csv"

@@ -230,3 +230,86 @@ def test_damaged_zips(download, tables, tmp_path):
         run = download("--data", tmp_path / "given.zip")
         assert (run.code, run.err.count("\n")) == (2, 1)
         assert words in run.err
+
+
+@pytest.mark.parametrize("name", ["Train.csv", "t10k-labels-idx1-ubyte", "digit-recognizer/train.csv", "notes.txt"])
+def test_what_is_no_table_is_not_deleted_by_a_download(download, raw, name):
+    (raw / name).parent.mkdir(parents=True)
+    (raw / name).write_text("mine")
+    run = download("--data", "sample")
+    assert (run.code, run.err.count("\n")) == (2, 1)
+    assert name.split("/")[0] in run.err and "move it elsewhere" in run.err
+    assert (raw / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("stop_at", range(1, 8))
+def test_a_kill_while_a_persons_files_are_taken_over_loses_none(download, raw, tables, monkeypatch, stop_at):
+    download("--data", "sample")
+    write_tables(raw, tables)
+    steps = []
+
+    def stopping(whole):
+        def step(*arguments, **options):
+            steps.append(arguments)
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            return whole(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((artifacts, "write_json"), (artifacts, "sha256"), (artifacts, "sync_folder")):
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
+        download()
+    assert download().code == 0
+    assert source(raw) == "files"
+    assert {name: (raw / name).read_bytes() for name in tables} == tables
+
+
+def test_after_ones_own_files_are_gone_nothing_else_is_taken_for_them(download, raw, tables, tmp_path, monkeypatch):
+    write_tables(raw, tables)
+    assert download().code == 0
+    for name in tables:
+        (raw / name).unlink()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/any.zip").write_bytes(as_zip(tables))
+    monkeypatch.chdir(tmp_path / "here")
+    run = download()
+    assert run.code == 0 and source(raw) == "sample" and "THIS IS SAMPLE DATA" in run.out
+    run = download("--data", "")
+    assert run.code == 2 and "--data is empty" in run.err
+
+
+def test_tables_in_zips_of_their_own_and_in_two_zips(download, raw, tables, tmp_path):
+    given = tmp_path / "given"
+    write_tables(given, {f"{name[:-4]}.zip": as_zip({name: content}) for name, content in tables.items()})
+    assert download("--data", given).code == 0
+    assert {path.name for path in raw.glob("*.zip")} == {"train.zip", "test.zip", "sample_submission.zip"}
+    (given / "again.zip").write_bytes(as_zip(tables))
+    run = download("--data", given)
+    assert run.code == 2 and "is in again.zip and" in run.err
+
+
+def test_a_damaged_record_does_not_make_the_sample_a_persons(download, raw):
+    download("--data", "sample")
+    (raw / "manifest.json").write_text("{")
+    run = download()
+    assert run.code == 2 and run.err.count("\n") == 1 and "manifest.json is damaged" in run.err
+
+
+def test_a_record_of_another_version_is_made_anew(download, command, raw):
+    download("--data", "sample")
+    manifest = artifacts.read_json(raw / "manifest.json")
+    artifacts.write_json(raw / "manifest.json", {**manifest, "version": 0})
+    assert download().code == 0
+    assert artifacts.read_json(raw / "manifest.json") == manifest
+
+
+def test_a_link_in_the_place_of_a_folder(download, command, raw, tables, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    raw.parent.mkdir(parents=True)
+    raw.symlink_to(tmp_path / "elsewhere")
+    for _ in range(2):
+        assert download("--data", "sample").code == 0
+    assert raw.is_symlink() and (tmp_path / "elsewhere/train.csv").exists()
+    assert command("--stage", "prepare", "--recipe", "quick", "--workspace", raw.parents[1]).code == 0

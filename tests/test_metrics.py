@@ -16,9 +16,8 @@ def probabilities(*winners, sure=0.9):
     return rows
 
 
-def test_accuracy_and_confusion_by_hand():
+def test_confusion_by_hand():
     answers, labels = np.array([3, 3, 5, 5, 5, 0]), np.array([3, 5, 5, 3, 5, 0], np.uint8)
-    assert metrics.accuracy(probabilities(*answers), labels) == 4 / 6
     counts = metrics.confusion(answers, labels)
     by_hand = np.zeros((10, 10), int)
     by_hand[3, 3], by_hand[5, 3], by_hand[5, 5], by_hand[3, 5], by_hand[0, 0] = 1, 1, 2, 1, 1

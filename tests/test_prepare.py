@@ -120,7 +120,7 @@ MISTAKES = {
     "NUL": ("train.csv", lambda c: edited(c, 5, 7, b"\0"), "row 5 (line 6), column pixel6"),
     "a short row": ("train.csv", lambda c: edited(c, 7, 784, b"0\n1"), "row 8 (line 9) has 1 values, expected 785"),
     "a long row": ("test.csv", lambda c: edited(c, 7, 783, b"0,0"), "row 7 (line 8) has 785 values, expected 784"),
-    "blank line": ("test.csv", lambda c: edited(c, 7, 783, b"0\n"), "row 8 (line 9)"),
+    "blank line": ("test.csv", lambda c: edited(c, 7, 783, b"0\n"), "row 8 (line 9) is blank"),
     "cut short": ("train.csv", lambda c: c[:-700], "row 400 (line 401) has"),
     "cut behind a comma": ("train.csv", lambda c: c[: c.rindex(b",") + 1], "row 400 (line 401)"),
     "no rows end": ("train.csv", lambda c: c.split(b"\n")[0] + b"\n" + b"1," * 200_000, "row 1 (line 2)"),
@@ -220,10 +220,19 @@ class TestSplit:
         assert not np.array_equal(one, two)
         assert len(digits.split(self.labels, Split(fraction=0.1))[1]) == 200
 
-    @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2], [0, 1], [5]])
-    def test_too_few_rows(self, labels):
-        with pytest.raises(digits.DataError, match="split needs two of each"):
-            digits.split(np.array(labels, np.uint8), Split())
+    @pytest.mark.parametrize(
+        ("labels", "fraction", "words"),
+        [
+            ([0, 0, 1, 1, 2], 0.25, "label 2 stands in one row only"),
+            ([5], 0.25, "label 5 stands in one row only"),
+            ([0, 0, 1, 1], 0.25, r"split\.fraction 0\.25 holds out 1"),
+            ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9] * 2, 0.51, r"split\.fraction 0\.51 holds out 11"),
+            ([0, 1] * 200, 0.0001, r"split\.fraction 0\.0001 holds out 1"),
+        ],
+    )
+    def test_too_few_rows(self, labels, fraction, words):
+        with pytest.raises(digits.DataError, match=words):
+            digits.split(np.array(labels, np.uint8), Split(fraction))
 
 
 def test_leak_guard(prepare, tables):

@@ -135,6 +135,12 @@ def test_names(file):
         recipe.load("nowhere.toml")
 
 
+@pytest.mark.parametrize("name", ["quick.previous.toml", "a b.toml", ".toml", "-x.toml"])
+def test_names_that_would_clash_with_folders_are_refused(file, name):
+    with pytest.raises(recipe.RecipeError, match="rename the file"):
+        recipe.load(file("", name))
+
+
 def test_a_recipe_may_not_leave_its_folder():
     with pytest.raises(recipe.RecipeError, match="there is no recipe"):
         recipe.load("../../pyproject")

@@ -240,6 +240,30 @@ def test_a_recipe_file_of_ones_own_runs_and_shows(command, finished, tmp_path):
     assert run.out.count("fresh") == 6 + 3  # quick's own settings differ from SHORT from train on
 
 
+def test_an_interrupted_first_training_of_a_file_is_known(command, finished, tmp_path, monkeypatch):
+    file = tmp_path / "mine.toml"
+    file.write_text('[model]\nname = "small_cnn"\n[augment]\nangles = [7]\n')
+    monkeypatch.setattr("pipeline.training.fit", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert command("--stage", "all", "--recipe", file, "--workspace", finished).code == 130
+    run = command("--status", "--workspace", finished)
+    assert "recipe mine" in run.out and "stopped on the way, can go on" in run.out
+    assert "mine" not in command("--clean", "--workspace", finished).out.replace(str(tmp_path), "")
+    assert command("--clean", "--workspace", finished).out == "nothing is unused\n"
+
+
+def test_a_damaged_receipt_is_mended(status, stage, finished):
+    (finished / "submissions/quick/submission.json").write_text("{")
+    assert status()["predict"] == ("stale", "submission.json was deleted or is damaged")
+    assert ran(stage("all")) == ["predict"]
+
+
+@pytest.mark.parametrize("settings", [5, {"train": 5}, {"train": {"epochs": [[]]}}])
+def test_status_survives_any_manifest(status, finished, settings):
+    path = finished / "data/runs/quick/train/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": settings}))
+    assert status()["train"][0] in ("missing", "stale")
+
+
 def test_clean_lists_and_removes_what_no_recipe_uses(command, stage, finished):
     stage("augment", "--set", "augment.angles=[5]")
     (finished / "data/augmented/.images.npy.1.tmp").write_bytes(b"half")

@@ -244,6 +244,11 @@ def test_a_loss_that_is_no_number_is_an_error():
         fit(dataclasses.replace(BASE, learning_rate=1e30), model=Model("dropout_cnn", 0.5))
 
 
+def test_a_validation_loss_that_is_no_number_is_an_error():
+    with pytest.raises(FloatingPointError, match="validation_loss"):
+        fit(dataclasses.replace(BASE, learning_rate=1e30, epochs=1, batch=1000), model=Model("dropout_cnn", 0.5))
+
+
 class TestStage:
     def test_what_it_leaves(self, finished):
         folder = finished / "data/runs/quick/train"

@@ -10,11 +10,14 @@ from pipeline.stages import STAGES, engine
 def recipes_with_runs(workspace):
     """The recipes that have a run, by name, or by file where that is how they were given; in order."""
     runs = workspace / "data" / "runs"
-    found = []
-    for folder in sorted({path.parent for path in runs.rglob("*") if path.name in ("train", "train.partial")}):
-        context = artifacts.read_json(folder / "train" / artifacts.CONTEXT) or {}
-        found.append(context.get("recipe_file") or folder.relative_to(runs).as_posix())
-    return found
+    found = {}
+    for context in sorted(
+        [*runs.rglob(f"train/{artifacts.CONTEXT}"), *runs.rglob(f"train.partial/{artifacts.CONTEXT}")]
+    ):
+        file = (artifacts.read_json(context) or {}).get("recipe_file")
+        name = context.parent.parent.relative_to(runs).as_posix()
+        found[name] = file if isinstance(file, str) and file else name
+    return [found[name] for name in sorted(found)]
 
 
 def unused(workspace, assignments):
@@ -28,10 +31,11 @@ def unused(workspace, assignments):
                 continue
             for stage in STAGES.values():
                 if stage.folder:
-                    used.add(call.place(stage))
+                    used |= {call.place(stage), artifacts.standing(call.place(stage))}
                     partial, _ = artifacts.beside(call.place(stage))
                     if stage.resumes and engine.can_resume(call, stage):
                         used.add(partial)
+    workspace = workspace.resolve()
     data = workspace / "data"
     cached = [*(data / "prepared" / "splits").glob("*"), *(data / "augmented").glob("*")]
     stopped = [*data.rglob("*.partial"), *(workspace / "submissions").rglob("*.partial")]

@@ -1,7 +1,6 @@
 """download: bring raw data into `data/raw`, or take note of the files that a person put there."""
 
 import shutil
-import time
 from pathlib import Path
 
 from pipeline import artifacts, competition, sources
@@ -25,15 +24,17 @@ def run(job):
         )
 
     earlier, _ = artifacts.read_manifest(raw)
-    recorded = artifacts.read_json(raw / artifacts.CONTEXT) or {}
-    if data == "auto" and earlier:
-        data = earlier["numbers"].get("source")
-        if not artifacts.changed_outputs(raw, earlier) and not job.call.force:
-            return  # nothing to mend
-        if data not in sources.NAMED:
-            data = recorded.get("path", "")
-    elif data == "auto":
+    _require_nothing_else(raw, earlier)
+    source = earlier["numbers"].get("source") if earlier else "files"
+    if data == "auto" and source == "files":  # nothing is there, or a person's files were
         data = "kaggle" if competition.has_credentials() else "sample"
+    elif data == "auto":
+        current = earlier["version"] == job.key["version"]
+        if current and not artifacts.changed_outputs(raw, earlier) and not job.call.force:
+            return  # nothing to mend
+        data = (
+            source if source in sources.NAMED else str((artifacts.read_json(raw / artifacts.CONTEXT) or {}).get("path"))
+        )
 
     partial, _ = artifacts.beside(raw)
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,8 +50,19 @@ def run(job):
             raise sources.SourceError(f"{data} changed while it was read: nothing was published, run it again")
         job.context["path"] = str(Path(data).absolute())
     names = sorted(path.name for path in partial.iterdir())
-    artifacts.write_manifest(partial, job.key, names, numbers, {**job.context, "fetched": time.time()})
+    artifacts.write_manifest(partial, job.key, names, numbers, job.context)
     artifacts.publish(raw)
+
+
+def _require_nothing_else(raw, earlier):
+    """A download replaces `data/raw`: what it would delete there must be a download's. Raises SourceError."""
+    ours = {*(earlier["outputs"] if earlier else ()), artifacts.MANIFEST, artifacts.CONTEXT}
+    others = sorted(path.name for path in raw.glob("*") if path.name not in ours and not path.name.startswith("."))
+    if others:
+        raise sources.SourceError(
+            f"{raw} holds {others[0]}, which is none of train.csv, test.csv, sample_submission.csv or a zip of them: "
+            "move it elsewhere, and if it is the data, say where with --data"
+        )
 
 
 def _remove_earlier_download(raw, mine):

@@ -68,7 +68,8 @@ class Call:
     say: Callable[[str], None] = print
 
     def place(self, stage):
-        return self.workspace / stage.folder(self.recipe)
+        # Resolved: what is renamed is the folder, where a link stands in its place.
+        return (self.workspace / stage.folder(self.recipe)).resolve()
 
 
 @dataclass
@@ -141,8 +142,8 @@ def _state(call, stage, known):
     faults = artifacts.changed_outputs(folder, manifest)
     if faults:
         return "stale", next(iter(faults.values()))
-    if stage.receipt and not (folder / stage.receipt).is_file():
-        return "stale", f"{stage.receipt} was deleted"
+    if stage.receipt and not artifacts.read_json(folder / stage.receipt):
+        return "stale", f"{stage.receipt} was deleted or is damaged"
     return "fresh", ""
 
 
@@ -191,6 +192,7 @@ def run_stage(call, stage):
         if call.force or not (stage.resumes and artifacts.read_json(partial / artifacts.STARTED) == key):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
+            artifacts.write_json(partial / artifacts.CONTEXT, job.context)
             artifacts.write_json(partial / artifacts.STARTED, key)
         numbers = module.run(job)
         job.check_inputs()

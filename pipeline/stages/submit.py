@@ -33,6 +33,12 @@ def run(job):
     message = f"{job.settings.submit.message or receipt['message']} {tag}"
     entry = before[0] if before else None
     listed = _listed(tag)
+    if listed and listed["status"] == "ERROR":
+        if not job.call.force:
+            raise competition.CompetitionError(
+                f"Kaggle could not score this very file ({listed['error']}): --force sends it again"
+            )
+        listed = None
     if listed is None:
         left = competition.submissions_left()
         say(f"submit: {left} submissions left today")
@@ -60,23 +66,26 @@ def run(job):
 
 
 def _listed(tag):
-    """The newest submission in Kaggle's list whose description carries the tag and that did not fail, or None."""
-    found = [one for one in competition.submissions() if tag in (one["description"] or "")]
-    return next((one for one in found if one["status"] != "ERROR"), None)
+    """The newest submission in Kaggle's list whose description carries the tag, or None."""
+    return next((one for one in competition.submissions() if tag in one["description"]), None)
 
 
 def _await_score(entry, receipt, place, say):
     """Look at Kaggle's list until the submission is scored; the score goes into the receipt."""
     since = time.monotonic()
     while True:
-        listed = competition.submissions()
+        try:
+            listed = competition.submissions()
+        except competition.CompetitionError as error:
+            raise competition.CompetitionError(f"it was sent, but: {error}; submit again fetches the score") from None
         mine = [one for one in listed if one["ref"] == entry["ref"]]
         status = mine[0]["status"] if mine else "PENDING"
         if status == "ERROR":
-            receipt["sent"].remove(entry)
-            artifacts.write_json(place, receipt)
             raise competition.CompetitionError(f"Kaggle could not score the submission: {mine[0]['error']}")
         if status == "COMPLETE":
+            if not mine[0]["score"]:
+                say("submit: Kaggle has scored it and shows no score yet; submit again fetches it")
+                return
             entry["score"] = float(mine[0]["score"])
             artifacts.write_json(place, receipt)
             say(f"submit: public score {entry['score']:.5f}")
