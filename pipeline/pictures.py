@@ -14,12 +14,6 @@ FIRST, SECOND = "#0072b2", "#d55e00"
 
 def contact_sheet(images, variants):
     """A grid of images (variants, digits, 28, 28): a row each variant, a column each digit."""
-    names = {
-        "original": lambda _: "original",
-        "shift": lambda by: f"shift {by[0]:+g}, {by[1]:+g} px",
-        "rotate": lambda by: f"rotate {by:+g}°",
-        "zoom": lambda by: f"zoom {by:g}",
-    }
     rows, columns = images.shape[:2]
     figure = Figure(figsize=(1.6 + 0.72 * columns, 0.75 + 0.72 * rows), facecolor="white")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -27,7 +21,7 @@ def contact_sheet(images, variants):
         for column in range(columns):
             _image(grid[row, column], images[row, column])
         grid[row, 0].set_ylabel(
-            names[kind](amount), rotation=0, ha="right", va="center", labelpad=8, fontsize=9, color=INK
+            _variant_name(kind, amount), rotation=0, ha="right", va="center", labelpad=8, fontsize=9, color=INK
         )
     figure.suptitle("Offline variants of the first training image of each digit", fontsize=11, color=INK)
     figure.subplots_adjust(
@@ -39,6 +33,17 @@ def contact_sheet(images, variants):
         hspace=0.08,
     )
     return _png(figure)
+
+
+def _variant_name(kind, amount):
+    if kind == "shift":
+        (right, down), words = amount, []
+        if right:
+            words.append(f"{abs(right):g} px {'right' if right > 0 else 'left'}")
+        if down:
+            words.append(f"{abs(down):g} px {'down' if down > 0 else 'up'}")
+        return ", ".join(words) or "no shift"
+    return {"original": "original", "rotate": f"rotated {amount:+g}°", "zoom": f"zoomed x{amount:g}"}[kind]
 
 
 def curves(history, keep):

@@ -59,6 +59,19 @@ def test_an_empty_workspace(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_sample_twice_and_then_one_stage_again(command, tmp_path):
+    """With no data and no credentials: the first run makes everything, the second nothing."""
+    place = (*SHORT, "--workspace", tmp_path)
+    assert ran(command("--stage", "all", *place)) == list(ALL)
+    before = content(tmp_path / "submissions")
+    again = command("--stage", "all", *place)
+    assert again.code == 0 and ran(again) == [] and "THIS IS SAMPLE DATA" in again.out
+    assert ran(command("--stage", "predict", *place)) == ["predict"]
+    after = content(tmp_path / "submissions")
+    assert before.keys() == after.keys()
+    assert all(after[name] == before[name] for name in before if not name.endswith("context.json"))
+
+
 @pytest.mark.parametrize(
     ("assignment", "first", "why"),
     [

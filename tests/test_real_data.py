@@ -1,0 +1,68 @@
+"""The competition's own data, from the zip to a checked submission: `DIGIT_RECOGNIZER_ZIP=... pytest -m slow`."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.ndimage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def archive():
+    named = os.environ.get("DIGIT_RECOGNIZER_ZIP")
+    path = Path(named) if named else Path(__file__).parent.parent / "data" / "raw" / "digit-recognizer.zip"
+    if not path.is_file():
+        pytest.skip("no digit-recognizer.zip where DIGIT_RECOGNIZER_ZIP says, nor in data/raw")
+    return path
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("real")
+
+
+def test_quick_from_zip_to_submission(command, archive, workspace):
+    place = ("--recipe", "quick", "--workspace", workspace)
+    run = command("--stage", "all", "--data", archive, *place)
+    assert run.code == 0, run.err
+    folder = workspace / "submissions" / "quick"
+    submission = pd.read_csv(folder / "submission.csv")
+    assert submission.columns.tolist() == ["ImageId", "Label"]
+    assert np.array_equal(submission["ImageId"], np.arange(1, 28_001))
+    assert submission["Label"].between(0, 9).all() and submission["Label"].value_counts().min() > 2000
+    assert json.loads((folder / "submission.json").read_text())["validation"]["accuracy"] > 0.993
+
+    before = (folder / "submission.csv").read_bytes()
+    again = command("--stage", "all", "--data", archive, *place)
+    assert again.code == 0 and "running" not in again.out
+    assert command("--stage", "predict", *place).code == 0
+    assert (folder / "submission.csv").read_bytes() == before
+
+
+def test_arrays_are_what_pandas_reads(archive, workspace):
+    arrays = workspace / "data" / "prepared" / "arrays"
+    with zipfile.ZipFile(archive) as opened:
+        train = pd.read_csv(opened.open("train.csv"))
+        test = pd.read_csv(opened.open("test.csv"))
+    assert np.array_equal(np.load(arrays / "train_labels.npy"), train["label"])
+    assert np.array_equal(np.load(arrays / "train_images.npy").reshape(42_000, 784), train.iloc[:, 1:])
+    assert np.array_equal(np.load(arrays / "test_images.npy").reshape(28_000, 784), test)
+
+
+def test_published_augmentation_is_scipys(command, archive, workspace):
+    place = ("--recipe", "dropout_cnn", "--workspace", workspace)
+    assert command("--stage", "augment", *place).code == 0
+    sizes = {path: np.load(path, mmap_mode="r") for path in (workspace / "data/augmented").glob("*/images.npy")}
+    (made,) = (images for images in sizes.values() if len(images) == 220_500)
+    made = made.reshape(7, 31_500, 28, 28)
+    for row in np.random.default_rng(0).integers(0, 31_500, 300):
+        image = made[0, row].astype(np.float64)
+        wanted = [scipy.ndimage.shift(image, (down, right)) for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        wanted += [scipy.ndimage.rotate(image, angle, reshape=False) for angle in (10, -10)]
+        assert np.abs(made[1:, row] - np.clip(wanted, 0, 255)).max() <= 0.501
