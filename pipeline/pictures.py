@@ -42,7 +42,7 @@ def _variant_name(kind, amount):
             words.append(f"{abs(right):g} px {'right' if right > 0 else 'left'}")
         if down:
             words.append(f"{abs(down):g} px {'down' if down > 0 else 'up'}")
-        return ", ".join(words) or "no shift"
+        return ",\n".join(words) or "no shift"
     return {"original": "original", "rotate": f"rotated {amount:+g}°", "zoom": f"zoomed x{amount:g}"}[kind]
 
 
