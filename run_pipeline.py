@@ -156,7 +156,7 @@ def run(arguments):
             engine.run_stage(call, stage)
             log.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
         if stages[-1].name == "predict":
-            show_result(call, arguments)
+            show_result(call)
         _warn_of_sample(call)
     except BaseException as error:
         with contextlib.suppress(OSError):  # on a full disk, the error to tell is the first
@@ -167,7 +167,7 @@ def run(arguments):
     return 0
 
 
-def show_result(call, arguments):
+def show_result(call):
     """The last lines of a run: the validation accuracy, where the submission lies, how to send it."""
     folder = call.place(STAGES["predict"])
     receipt = artifacts.read_json(folder / "submission.json")
