@@ -23,7 +23,10 @@ def contact_sheet(images, variants):
         grid[row, 0].set_ylabel(
             _variant_name(kind, amount), rotation=0, ha="right", va="center", labelpad=8, fontsize=9, color=INK
         )
-    figure.suptitle("Offline variants of the first training image of each digit", fontsize=11, color=INK)
+    title = "Offline variants of the first training image of each digit"
+    if rows == 1:
+        title = "The first training image of each digit (this recipe has no offline variants)"
+    figure.suptitle(title, fontsize=11, color=INK)
     figure.subplots_adjust(
         left=1.4 / figure.get_figwidth(),
         right=1 - 0.15 / figure.get_figwidth(),
