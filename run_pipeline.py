@@ -99,7 +99,9 @@ def show_status(arguments):
         try:
             call = _call(arguments, recipe.load(name, arguments.set))
         except recipe.RecipeError as error:
-            print(f"{name}: {error}")
+            if arguments.recipe:
+                raise
+            print(f"a recipe that has runs cannot be read: {error}")
             continue
         print(f"recipe {call.recipe.name}" + ("" if chosen else " (none has runs yet)"))
         known = {}
@@ -137,7 +139,7 @@ def run(arguments):
     stages = asked or [stage for stage in STAGES.values() if stage.name != "submit"]
     lock = _lock(arguments, arguments.stage)
     log = _Log(call.workspace / "data" / "logs", arguments.stage)
-    call.say = log.say
+    call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
     try:
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
@@ -187,6 +189,10 @@ def show_result(call):
     file = _shown(folder / "submission.csv")
     call.say(f"submission: {file} ({receipt['rows']:,} rows)")
     if receipt["can_be_submitted"]:
+        if receipt["rows"] != competition.TEST_ROWS:
+            call.say(
+                f"note: the competition has {competition.TEST_ROWS:,} test rows; Kaggle takes no file of another size"
+            )
         message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
         call.say(f"send it: kaggle competitions submit -c {competition.SLUG} -f {shlex.quote(file)} -m {message}")
     elif receipt["source"] != "sample":

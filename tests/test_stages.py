@@ -259,7 +259,7 @@ def test_an_interrupted_first_training_of_a_file_is_known(command, finished, tmp
     monkeypatch.setattr("pipeline.training.fit", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command("--stage", "all", "--recipe", file, "--workspace", finished).code == 130
     run = command("--status", "--workspace", finished)
-    assert "recipe mine" in run.out and "stopped on the way, can go on" in run.out
+    assert "recipe mine" in run.out and "an interrupted run can go on" in run.out
     assert "mine" not in command("--clean", "--workspace", finished).out.replace(str(tmp_path), "")
     assert command("--clean", "--workspace", finished).out == "nothing is unused\n"
 
@@ -275,6 +275,26 @@ def test_status_survives_any_manifest(status, finished, settings):
     path = finished / "data/runs/quick/train/manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "settings": settings}))
     assert status()["train"][0] in ("missing", "stale")
+
+
+def test_an_interrupted_training_is_given_up_with_a_word_and_kept_by_clean(command, stage, finished, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.training.fit", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert stage("train", "--set", "train.epochs=5").code == 130
+    assert command("--clean", "--workspace", finished).out == "nothing is unused\n"
+    run = stage("train", "--set", "train.epochs=1")
+    assert "an interrupted run is given up (train.epochs 5 -> 1)" in run.out
+
+
+def test_the_log_has_a_line_an_epoch(stage, finished):
+    stage("train", "--force")
+    log = max((finished / "data/logs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert log.read_text().count("train: epoch ") == 2
+
+
+def test_status_of_a_recipe_that_is_none(command, finished):
+    run = command("--status", "--recipe", "quik", "--workspace", finished)
+    assert run.code == 2 and run.err.startswith("error: there is no recipe")
 
 
 def test_clean_lists_and_removes_what_no_recipe_uses(command, stage, finished):
@@ -328,7 +348,8 @@ def test_a_signal_stops_and_the_next_run_goes_on(finished, command, number, code
     if number != signal.SIGKILL:
         assert "goes on from there" in process.stderr.read()
     process.stderr.close()
-    assert "train     stale" in command("--status", *words).out  # what stood there before still stands
+    said = command("--status", *words).out  # what stood there before still stands
+    assert "train     stale    train.epochs 2 -> 12; an interrupted run can go on" in said
     resumed = command("--stage", "train", *words)
     assert "going on after epoch" in resumed.out
     place = finished / "data/runs/quick/train"

@@ -21,7 +21,7 @@ def recipes_with_runs(workspace):
 
 
 def unused(workspace, assignments):
-    """Folders and files that `--clean` removes, in order; runs and submissions are never among them."""
+    """Folders and files that `--clean` removes, in order; no run, finished or interrupted, and no submission."""
     used = set()
     for name in {*recipe.names(), *recipes_with_runs(workspace)}:
         for given in ((), assignments):
@@ -32,15 +32,13 @@ def unused(workspace, assignments):
             for stage in STAGES.values():
                 if stage.folder:
                     used |= {call.place(stage), artifacts.standing(call.place(stage))}
-                    partial, _ = artifacts.beside(call.place(stage))
-                    if stage.resumes and engine.can_resume(call, stage):
-                        used.add(partial)
     workspace = workspace.resolve()
     data = workspace / "data"
     cached = [*(data / "prepared" / "splits").glob("*"), *(data / "augmented").glob("*")]
     stopped = [*data.rglob("*.partial"), *(workspace / "submissions").rglob("*.partial")]
     halves = [*data.rglob(".*.tmp"), *(workspace / "submissions").rglob(".*.tmp")]
-    left = sorted({path for path in (*cached, *stopped, *halves) if path not in used})
+    resumable = {f"{name}.partial" for name, stage in STAGES.items() if stage.resumes}
+    left = sorted({path for path in (*cached, *stopped, *halves) if path not in used and path.name not in resumable})
     return [path for path in left if not any(Path(parent) in left for parent in path.parents)]
 
 

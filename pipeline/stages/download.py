@@ -25,8 +25,13 @@ def run(job):
 
     earlier, _ = artifacts.read_manifest(raw)
     _require_nothing_else(raw, earlier)
-    source = earlier["numbers"].get("source") if earlier else "files"
-    if data == "auto" and source == "files":  # nothing is there, or a person's files were
+    source = earlier["numbers"].get("source") if earlier else None
+    if data == "auto" and source == "files":  # the sample in their place would overwrite what was made of them
+        raise sources.SourceError(
+            f"{raw}: your files are gone ({', '.join(sorted(earlier['outputs']))}): put them back, or say with --data "
+            "where data come from"
+        )
+    if data == "auto" and not earlier:
         data = "kaggle" if competition.has_credentials() else "sample"
     elif data == "auto":
         current = earlier["version"] == job.key["version"]

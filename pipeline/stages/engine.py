@@ -66,6 +66,7 @@ class Call:
     device: str = "cpu"
     force: bool = False
     say: Callable[[str], None] = print
+    note: Callable[[str], None] = lambda text: None  # for the log alone
 
     def place(self, stage):
         # Resolved: what is renamed is the folder, where a link stands in its place.
@@ -112,6 +113,9 @@ def state(call, stage, known=None):
             known[stage.name] = _state(call, stage, known)
         except (ValueError, OSError) as error:  # what a check could not read
             known[stage.name] = ("stale", str(error))
+        how, why = known[stage.name]
+        if how != "fresh" and stage.resumes and can_resume(call, stage):
+            known[stage.name] = (how, f"{why}; an interrupted run can go on".removeprefix("; "))
     return known[stage.name]
 
 
@@ -119,8 +123,7 @@ def _state(call, stage, known):
     folder = artifacts.standing(call.place(stage))
     manifest, damage = artifacts.read_manifest(folder)
     if manifest is None:
-        stopped = "stopped on the way, can go on" if stage.resumes and can_resume(call, stage) else ""
-        return "missing", damage or stopped
+        return "missing", damage
     if manifest["stage"] != stage.name or manifest["version"] != stage.version:
         return "stale", f"made by {manifest['stage']} version {manifest['version']}, now {stage.version}"
     changes = list(_changed_settings(manifest["settings"], _settings(call, stage)))
@@ -156,7 +159,10 @@ def require_needs(call, stage):
             root = need
             while broken := [n for n in call.stages[root].needs if state(call, call.stages[n], known)[0] != "fresh"]:
                 root = broken[0]
+            _, root_why = state(call, call.stages[root], known)
             reason = f" ({why})" if why else ""
+            if root != need:
+                reason = f" ({root}: {root_why})" if root_why else f" ({root} is missing)"
             raise StageError(
                 f"{stage.name} needs {need}, which is {how}{reason}: "
                 f"run `python run_pipeline.py --stage {root}{call.words}` first, or `--stage all`"
@@ -189,7 +195,11 @@ def run_stage(call, stage):
     partial, _ = artifacts.beside(place)
     job.folder = partial
     if not _is_finished(partial, key) or call.force:
-        if call.force or not (stage.resumes and artifacts.read_json(partial / artifacts.STARTED) == key):
+        before = artifacts.read_json(partial / artifacts.STARTED)
+        if call.force or not (stage.resumes and before == key):
+            if stage.resumes and before:
+                changes = ", ".join(_changed_settings(before.get("settings", {}), key["settings"]))
+                call.say(f"{stage.name}: an interrupted run is given up ({changes or 'other inputs, or --force'})")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             artifacts.write_json(partial / artifacts.CONTEXT, job.context)

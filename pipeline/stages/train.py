@@ -41,6 +41,7 @@ def run(job):
         torch.save({**checkpoint, "precision": precision}, content)
         artifacts.write(job.folder / CHECKPOINT, content.getvalue())
         artifacts.write(job.folder / "history.csv", _as_csv(checkpoint["history"]))
+        job.call.note("train: " + ", ".join(f"{name} {value:.6g}" for name, value in checkpoint["history"][-1].items()))
         if time.monotonic() - drawn > REDRAW:
             artifacts.write(job.folder / "curves.png", pictures.curves(checkpoint["history"], settings.keep))
             drawn = time.monotonic()
