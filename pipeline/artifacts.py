@@ -150,6 +150,14 @@ def changed_outputs(folder, manifest):
     return faults
 
 
+def begin(place):
+    """An empty `X.partial` to write a result in; what an earlier try left there goes."""
+    partial, _ = beside(place)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
 def publish(place):
     """Move `X.partial`, whose manifest is written, into place; what stood there goes."""
     partial, previous = beside(place)

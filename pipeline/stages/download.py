@@ -1,6 +1,5 @@
 """download: bring raw data into `data/raw`, or take note of the files that a person put there."""
 
-import shutil
 from pathlib import Path
 
 from pipeline import artifacts, competition, sources
@@ -41,9 +40,7 @@ def run(job):
             source if source in sources.NAMED else str((artifacts.read_json(raw / artifacts.CONTEXT) or {}).get("path"))
         )
 
-    partial, _ = artifacts.beside(raw)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = artifacts.begin(raw)
     if data in sources.NAMED:
         numbers = {"kaggle": sources.from_kaggle, "openml": sources.from_openml, "sample": sources.from_sample}[data](
             partial

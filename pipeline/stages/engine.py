@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -200,8 +199,7 @@ def run_stage(call, stage):
             if stage.resumes and before:
                 changes = ", ".join(_changed_settings(before.get("settings", {}), key["settings"]))
                 call.say(f"{stage.name}: an interrupted run is given up ({changes or 'other inputs, or --force'})")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            artifacts.begin(place)
             artifacts.write_json(partial / artifacts.CONTEXT, job.context)
             artifacts.write_json(partial / artifacts.STARTED, key)
         numbers = module.run(job)

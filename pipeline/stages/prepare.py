@@ -1,7 +1,5 @@
 """prepare: check and read the CSVs into uint8 arrays (once; the splits share them), and split off validation rows."""
 
-import shutil
-
 import numpy as np
 from tqdm import tqdm
 
@@ -53,9 +51,7 @@ def _read(job, arrays, key):
         "test_rows": len(test_images),
         "overlap": digits.overlap(images, test_images),
     }
-    partial, _ = artifacts.beside(arrays)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = artifacts.begin(arrays)
     made = {"train_images.npy": images, "train_labels.npy": labels, "test_images.npy": test_images}
     for name, array in made.items():
         artifacts.write_array(partial / name, array.shape, array.dtype, [array])
