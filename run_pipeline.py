@@ -174,14 +174,21 @@ def show_result(call):
     folder = call.place(STAGES["predict"])
     receipt = artifacts.read_json(folder / "submission.json")
     validation, expected = receipt["validation"], receipt["expected_score"]
-    low, high = validation["interval_95"]
-    chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
-    call.say(
-        f"validation accuracy {validation['accuracy']:.4f} "
-        f"(95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen})"
-    )
-    low, high = expected["interval_95"]
-    call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
+    if validation["rows"]:
+        low, high = validation["interval_95"]
+        chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
+        call.say(
+            f"validation accuracy {validation['accuracy']:.4f} "
+            f"(95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen})"
+        )
+    else:
+        call.say(f"validation accuracy: none, {validation['why_none']}")
+    if expected:
+        low, high = expected["interval_95"]
+        rests_on = "" if validation["rows"] else f"; {expected['rests_on']}"
+        call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f}{rests_on})")
+    else:
+        call.say(f"expected score: none, {receipt['why_no_expected_score']}")
     if receipt["test_score"] is not None:
         call.say(
             f"score on the {receipt['rows']:,} test rows, whose labels the source has: {receipt['test_score']:.4f}"

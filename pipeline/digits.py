@@ -2,8 +2,8 @@
 
 The tables are read as bytes, some hundred rows at a time: where every byte of a piece is a digit, a comma or the end
 of a row, and they fall in a regular grid, its values are computed by numpy at once, a piece on each core; anywhere
-else the piece is searched cell by cell for what is wrong. So nothing is accepted that is not exactly a table of small integers, and
-every complaint names file, row and column.
+else the piece is searched cell by cell for what is wrong. So nothing is accepted that is not exactly a table of small
+integers, and every complaint names file, row and column.
 """
 
 import gzip

@@ -52,19 +52,21 @@ def _variant_name(kind, amount):
 def curves(history, keep):
     """Loss and accuracy against epochs; the kept epoch is marked. history: dicts as `training.fit` makes them."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 3.8), facecolor="white", layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    validated = "validation_loss" in history[0]
+    figure = Figure(figsize=(9 if validated else 5, 3.8), facecolor="white", layout="constrained")
+    loss, *rest = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, marker=".", label="training")
-    loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, marker=".", label="validation")
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter("{x:.1g}")
-    errors = [100 * (1 - row["validation_accuracy"]) for row in history]
-    accuracy.plot(epochs, errors, color=FIRST, marker=".", label="validation")
-    accuracy.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, max(errors) * 1.05 or 1))
+    for error in rest:
+        loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, marker=".", label="validation")
+        wrong = [100 * (1 - row["validation_accuracy"]) for row in history]
+        error.plot(epochs, wrong, color=FIRST, marker=".", label="validation")
+        error.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, max(wrong) * 1.05 or 1))
     kept = min(history, key=lambda row: row["validation_loss"]) if keep == "best" else history[-1]
     word = "least validation loss" if keep == "best" else "last epoch"
-    for axes in (loss, accuracy):
+    for axes in (loss, *rest):
         axes.axvline(kept["epoch"], color=INK, linewidth=0.8, linestyle=":", label=f"kept: {word}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color=GRID, linewidth=0.6)

@@ -74,27 +74,56 @@ class Train:
     seed: int = setting(0, low=0, high=2**63 - 1)
     epochs: int = setting(150, low=1, high=10**6)
     batch: int = setting(4096, low=1, high=10**6)
-    optimizer: str = setting("adam", choices=("adam", "adamw"))
+    # "muon" takes the weights of the inner convolutions, at `muon_rate`, and leaves the rest to adamw.
+    optimizer: str = setting("adam", choices=("adam", "adamw", "muon"))
     learning_rate: float = setting(0.0002, above=0)
-    # L2 in adam's gradient; decoupled in adamw.
+    muon_rate: float = setting(0.02, above=0)
+    # L2 in adam's gradient; decoupled in adamw and muon.
     weight_decay: float = setting(0.0, low=0)
-    # Of the learning rate over the steps that follow the warm-up.
+    # Of the learning rate over the steps that follow the warm-up; linear after a warm-up is known as one-cycle.
     schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
     # The part of all steps over which the learning rate rises linearly from 0.
     warmup: float = setting(0.0, low=0, below=1)
     label_smoothing: float = setting(0.0, low=0, below=1)
+    # The part of the rows that each epoch after the second works on: mostly those of the greatest loss when last seen.
+    focus: float = setting(1.0, above=0, high=1)
+    # The part of all steps, the last ones, over which the weights that are kept are averaged.
+    average: float = setting(0.0, low=0, high=1)
+    # Train on the validation rows too; no epoch can be chosen then, and nothing is left to evaluate on.
+    fit_all: bool = False
     # A fault of the published code, kept for comparison: softmax before CrossEntropyLoss, which applies it again.
     softmax_before_loss: bool = False
     # Which epoch's weights are kept: that of the least validation loss, or the last.
     keep: str = setting("best", choices=("best", "last"))
     # Of the convolutions and products; "auto" takes bf16 where the processor has instructions for it.
     precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
+    # The same weights bit for bit also on CUDA, where it costs time; on a CPU they always are.
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
 class Predict:
     # Probabilities are averaged over copies of each image shifted by [right, down] whole pixels.
     shifts: tuple[tuple[int, int], ...] = setting(((0, 0),), low=-27, high=27, items=1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was measured for a recipe that trains on all rows, by holding rows out; 0 seeds: nothing.
+
+    It is quoted where the data and the settings are those it was measured with.
+    """
+
+    # The mean over seeds, and the standard deviation.
+    accuracy: float = setting(0.0, low=0, high=1)
+    deviation: float = setting(0.0, low=0, high=1)
+    seeds: int = setting(0, low=0)
+    # Held out for each seed.
+    rows: int = setting(0, low=0)
+    date: str = ""
+    # As `metrics.json` tells them under "measured_with".
+    data: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +145,7 @@ class Recipe:
     model: Model
     train: Train
     predict: Predict
+    estimate: Estimate
     submit: Submit
     file: str = ""  # where it is no built-in one
 
@@ -175,6 +205,9 @@ def load(name, assignments=()):
             found = []
             _put(values, section, key, _parse(text.strip()), text, found)
             mistakes += [f"--set {mistake}" for mistake in found]
+    train = values["train"]
+    if train.get("fit_all") and train.get("keep", Train.keep) == "best":
+        mistakes.append("train.fit_all leaves no rows to choose an epoch by: set train.keep to last")
     if mistakes:
         raise RecipeError("; ".join(mistakes))
     return Recipe(name, about, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})

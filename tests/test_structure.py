@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "augmentation": {"recipe"},
     "models": {"models", "recipe"},
     "inference": {"recipe"},
-    "training": {"augmentation", "inference", "recipe"},
+    "optimizers": {"recipe"},
+    "training": {"augmentation", "inference", "optimizers", "recipe"},
 }
 
 

@@ -34,8 +34,8 @@ STAGES = {
         Stage(
             "augment",
             version=1,
-            folder=lambda recipe: f"data/augmented/{digest(recipe, 'split', 'augment')}",
-            reads=("augment",),
+            folder=lambda recipe: f"data/augmented/{digest(recipe, 'split', 'augment', 'train.fit_all')}",
+            reads=("augment", "train.fit_all"),
             needs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
             outputs=("images.npy", "labels.npy", "contact_sheet.png"),
         ),
@@ -55,12 +55,14 @@ STAGES = {
             "evaluate",
             version=1,
             folder=lambda recipe: f"data/runs/{recipe.name}/evaluate",
-            reads=("predict",),
+            reads=("estimate", "predict"),
             needs={
                 "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy"),
                 "train": ("weights.safetensors",),
             },
-            outputs=("metrics.json", "confusion.png", "mistakes.png", "suspects.csv"),
+            outputs=("metrics.json",),
+            # Not where the validation rows were trained on.
+            may_leave=("confusion.png", "mistakes.png", "suspects.csv"),
         ),
         Stage(
             "predict",

@@ -8,6 +8,8 @@ from pipeline import artifacts, augmentation, pictures
 
 def run(job):
     rows = np.load(job.paths["prepare/train_rows.npy"])
+    if job.settings.train.fit_all:
+        rows = slice(None)
     images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
     labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
     variants = augmentation.variants(job.settings.augment)

@@ -38,12 +38,15 @@ class Stage:
     version: int
     # The result's folder below the workspace; None where the stage leaves none.
     folder: Callable[[Recipe], str] | None = None
-    # The sections of the recipe that `run` sees, and whose change makes the result stale.
+    # The sections of the recipe ("train"), or single settings ("train.fit_all"), that `run` sees, and whose change
+    # makes the result stale.
     reads: tuple[str, ...] = ()
     # Which outputs (by name or pattern) of which earlier stages are its inputs.
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     # What it leaves, below its folder.
     outputs: tuple[str, ...] = ()
+    # What it leaves in some cases.
+    may_leave: tuple[str, ...] = ()
     # A file that must be there but may change afterwards.
     receipt: str | None = None
     # An interrupted run goes on in the `.partial` folder that it left.
@@ -93,14 +96,32 @@ class Job:
 
 
 def digest(recipe, *sections):
-    """A short name for the values of some of a recipe's sections."""
-    values = {section: as_plain(getattr(recipe, section)) for section in sections}
+    """A short name for the values of some of a recipe's sections, or single settings."""
+    values = {section: as_plain(part) for section, part in _parts(recipe, sections).items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _parts(recipe, reads):
+    """By section: the section, or an object with nothing but the one setting of it that is read."""
+    parts = {}
+    for name in reads:
+        section, dot, key = name.partition(".")
+        whole = getattr(recipe, section)
+        parts[section] = SimpleNamespace(**{key: getattr(whole, key)}) if dot else whole
+    return parts
+
+
 def recipe_hash(recipe):
-    """SHA-256 of all settings but those of submit, which only say how a result is sent."""
-    values = {section: as_plain(getattr(recipe, section)) for section in SECTIONS if section != "submit"}
+    """SHA-256 of all settings that a submission's content can depend on."""
+    values = {name: as_plain(getattr(recipe, name)) for name in SECTIONS if name not in ("estimate", "submit")}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def accuracy_hash(recipe):
+    """SHA-256 of the settings that the accuracy on other rows depends on: not the split, not the seed."""
+    values = {name: as_plain(getattr(recipe, name)) for name in ("augment", "affine", "model", "train", "predict")}
+    for name in ("seed", "fit_all", "deterministic"):
+        del values["train"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -185,7 +206,7 @@ def run_stage(call, stage):
         "settings": _settings(call, stage),
         "inputs": inputs,
     }
-    settings = SimpleNamespace(**{section: getattr(call.recipe, section) for section in stage.reads})
+    settings = SimpleNamespace(**_parts(call.recipe, stage.reads))
     place = call.place(stage) if stage.folder else None
     job = Job(settings, place, place, key, manifests, call, _context(call), paths)
     if stage.publishes_itself:
@@ -205,8 +226,9 @@ def run_stage(call, stage):
         numbers = module.run(job)
         job.check_inputs()
         job.context["seconds"] = round(time.time() - started, 3)
-        artifacts.write_manifest(partial, key, stage.outputs, numbers, job.context)
-    kept = {*stage.outputs, stage.receipt, artifacts.MANIFEST, artifacts.CONTEXT}
+        outputs = [*stage.outputs, *(name for name in stage.may_leave if (partial / name).exists())]
+        artifacts.write_manifest(partial, key, outputs, numbers, job.context)
+    kept = {*stage.outputs, *stage.may_leave, stage.receipt, artifacts.MANIFEST, artifacts.CONTEXT}
     for path in partial.iterdir():
         if path.name not in kept:  # a checkpoint has served
             path.unlink()
@@ -239,7 +261,7 @@ def _manifest(call, stage):
 
 
 def _settings(call, stage):
-    return {section: as_plain(getattr(call.recipe, section)) for section in stage.reads}
+    return {section: as_plain(part) for section, part in _parts(call.recipe, stage.reads).items()}
 
 
 def _changed_settings(before, now):

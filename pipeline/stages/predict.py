@@ -30,6 +30,7 @@ def run(job):
     evaluated = artifacts.read_json(job.paths["evaluate/metrics.json"])
     source = job.manifests["download"]["numbers"]["source"]
     digest = hashlib.sha256(content).hexdigest()
+    basis = _basis(evaluated)
     receipt = {
         "recipe": job.call.recipe.name,
         "source": source,
@@ -41,18 +42,23 @@ def run(job):
             "recipe": recipe_hash(job.call.recipe),
             "data": job.manifests["download"]["outputs"],
         },
-        "validation": {name: evaluated[name] for name in ("accuracy", "interval_95", "rows", "chosen_on_these_rows")},
-        "expected_score": {
-            "estimate": evaluated["accuracy"],
-            "interval_95": metrics.expected_score(evaluated["right"], evaluated["rows"], len(labels)),
-            "rests_on": f"{evaluated['rows']} validation rows"
-            + (", on which the epoch was chosen too" if evaluated["chosen_on_these_rows"] else ""),
+        "validation": {
+            name: evaluated.get(name)
+            for name in ("accuracy", "interval_95", "rows", "chosen_on_these_rows", "why_none")
         },
+        "expected_score": basis
+        and {
+            "estimate": basis["accuracy"],
+            "interval_95": metrics.expected_score(basis["right"], basis["rows"], len(labels)),
+            "rests_on": basis["rests_on"],
+        },
+        "why_no_expected_score": evaluated.get("why_no_estimate", ""),
         "test_score": None,
         "commit": job.context["commit"],
         "versions": job.context["versions"],
         # The tag ties Kaggle's list of submissions to this file, also where it is sent by hand.
-        "message": f"{job.call.recipe.name}, validation {evaluated['accuracy']:.4f}",
+        "message": f"{job.call.recipe.name}, "
+        + (f"validation {evaluated['accuracy']:.4f}" if evaluated["rows"] else "trained on all rows"),
         "tag": f"[{digest[:12]}]",
         # What was ever sent to Kaggle from this folder outlives a new prediction.
         "sent": (artifacts.read_json(job.place / "submission.json") or {}).get("sent", []),
@@ -63,3 +69,18 @@ def run(job):
         receipt["test_score"] = float(np.mean(truth == labels))
     artifacts.write_json(job.folder / "submission.json", receipt)
     return {"rows": len(labels)}
+
+
+def _basis(evaluated):
+    """What the expected score rests on: accuracy, right answers of so many rows, and in words; None for nothing."""
+    if evaluated["rows"]:
+        chosen = ", on which the epoch was chosen too" if evaluated["chosen_on_these_rows"] else ""
+        return {**evaluated, "rests_on": f"{evaluated['rows']} validation rows{chosen}"}
+    recorded = evaluated["estimate"]
+    return recorded and {
+        "accuracy": recorded["accuracy"],
+        "right": round(recorded["accuracy"] * recorded["rows"]),
+        "rows": recorded["rows"],
+        "rests_on": f"the recipe's record of {recorded['date']}: mean of {recorded['seeds']} seeds, deviation "
+        f"{recorded['deviation']:.4f}, {recorded['rows']:,} rows held out of each training",
+    }

@@ -24,13 +24,18 @@ def run(job):
 
     images = np.load(job.paths["augment/images.npy"], mmap_mode="c")
     labels = np.load(job.paths["augment/labels.npy"])
-    rows = np.load(job.paths["prepare/validation_rows.npy"])
-    held_images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
-    held_labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
 
     def on_device(images, labels):
         return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
 
+    validation = None
+    if not settings.fit_all:
+        rows = np.load(job.paths["prepare/validation_rows.npy"])
+        held = (np.load(job.paths[f"prepare/train_{name}.npy"], mmap_mode="r")[rows] for name in ("images", "labels"))
+        validation = on_device(*held)
+
+    if settings.deterministic and device == "cuda":
+        training.be_deterministic()
     training.seed_everything(settings.seed)
     network = MODELS[job.settings.model.name](job.settings.model)
     drawn = time.monotonic()
@@ -50,7 +55,7 @@ def run(job):
     state, history = training.fit(
         network,
         on_device(images, labels),
-        on_device(held_images, held_labels),
+        validation,
         settings,
         job.settings.affine,
         device,
@@ -68,6 +73,7 @@ def run(job):
         "precision": precision,
         "epoch": kept["epoch"],
         "keep": settings.keep,
+        "fit_all": settings.fit_all,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     artifacts.write(job.folder / "weights.safetensors", save_weights(tensors, about))
@@ -75,9 +81,7 @@ def run(job):
         "precision": precision,
         "kept_epoch": kept["epoch"],
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "validation_loss": kept["validation_loss"],
-        "validation_accuracy": kept["validation_accuracy"],
-    }
+    } | {name: value for name, value in kept.items() if name.startswith("validation")}
 
 
 def _load_checkpoint(path):

@@ -147,8 +147,8 @@ def _row(part, found):
     wanted = f"{WANTED[part]}x" if part in WANTED else f"< {LIMITS[part]}" if part in LIMITS else ""
     ratio = f"{found['ratio']:.1f}x" if "ratio" in found else ""
     peak = ", ".join(f"{side} {value:.0f}" for side, value in found["peak_mb"].items())
-    unit = found["unit"]
-    return f"{part:12} {unit:9} {shown(found.get('published')):>10} {shown(found['ours']):>10} {ratio:>8} {wanted:>8}   {peak}"
+    ours, published = shown(found["ours"]), shown(found.get("published"))
+    return f"{part:12} {found['unit']:9} {published:>10} {ours:>10} {ratio:>8} {wanted:>8}   {peak}"
 
 
 def _data(folder):
