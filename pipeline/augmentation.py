@@ -116,14 +116,24 @@ def random_affine(images, settings: Affine):
     if not any(vars(settings).values()):
         return images
     import torch  # not above: the augment stage needs none of it
-    from torch.nn.functional import affine_grid, grid_sample
+    from torch.nn.functional import grid_sample
 
-    count = len(images)
+    count, (height, width) = len(images), images.shape[-2:]
     draws = torch.rand(5, count, device=images.device) * 2 - 1
     angle = draws[0] * math.radians(settings.rotation)
     zoom = 1 / (1 + draws[1] * settings.zoom)
     shear = torch.tan(draws[2] * math.radians(settings.shear))
-    right, down = draws[3:] * (settings.shift * 2 / images.shape[-1])  # in affine_grid's units: the image is 2 wide
+    right, down = draws[3:] * (settings.shift * 2 / width)  # in grid_sample's units: the image is 2 wide
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    maps = torch.stack([cos, shear * cos - sin, -right, sin, shear * sin + cos, -down], 1).view(count, 2, 3)
-    return grid_sample(images, affine_grid(maps, images.shape, align_corners=False), align_corners=False)
+    maps = torch.stack([cos, shear * cos - sin, -right, sin, shear * sin + cos, -down], 1).view(2 * count, 3)
+    # What affine_grid gives, in one product for all images: half the time.
+    y, x = torch.meshgrid(*(centres(size, images.device) for size in (height, width)), indexing="ij")
+    grid = (maps @ torch.stack([x, y, torch.ones_like(x)]).view(3, -1)).view(count, 2, height, width)
+    return grid_sample(images, grid.permute(0, 2, 3, 1), align_corners=False)
+
+
+def centres(size, device):
+    """Where pixels' centres lie along a side of `size` pixels from -1 to 1."""
+    import torch
+
+    return (torch.arange(size, device=device) * 2 + 1) / size - 1

@@ -65,7 +65,7 @@ class Affine:
 @dataclass(frozen=True)
 class Model:
     # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
-    name: str = setting("dropout_cnn", choices=("dropout_cnn", "small_cnn"))
+    name: str = setting("dropout_cnn", choices=("dropout_cnn", "small_cnn", "medium_cnn"))
     dropout: float = setting(0.5, low=0, below=1)
 
 

@@ -95,6 +95,8 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
     images, labels = train
     if device == "cpu":
         keep_freed_memory()
+    if settings.deterministic and device == "cuda":
+        be_deterministic()
     network.to(device, memory_format=torch.channels_last)
     optimizers = make_optimizers(network, settings)
     highest = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
+import pipeline.stages.train
 import run_pipeline
 from pipeline import artifacts, training
 from pipeline.inference import as_input
@@ -295,6 +296,26 @@ class TestStage:
         assert "going on after epoch 1" in resumed.out
         after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
         assert after == before
+
+    def test_epochs_too_short_to_save_each_are_saved_when_stopped(self, command, finished, monkeypatch):
+        place = (*SHORT, "--set", "train.epochs=5", "--workspace", finished)
+        assert command("--stage", "train", *place).code == 0
+        folder = finished / "data/runs/quick/train"
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
+        monkeypatch.setattr(pipeline.stages.train, "SAVE", 1000)
+        write = run_pipeline._Log.write_only
+
+        def stop(log, text):
+            write(log, text)
+            if "epoch 4" in text:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_pipeline._Log, "write_only", stop)
+            assert command("--stage", "train", *place, "--force").code == 130
+        resumed = command("--stage", "train", *place)
+        assert "going on after epoch 4" in resumed.out
+        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"} == before
 
     def test_a_damaged_checkpoint_is_one_clear_line(self, command, finished, monkeypatch):
         place = (*SHORT, "--workspace", finished)

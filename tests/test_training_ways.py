@@ -156,7 +156,7 @@ def test_deterministic_is_asked_of_torch(monkeypatch):
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    training.be_deterministic()
+    training.be_deterministic()  # which `fit` calls where there is CUDA; a CPU's results repeat as they are
     assert asked == [True] and training.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.utils.deterministic.fill_uninitialized_memory
 

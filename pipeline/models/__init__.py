@@ -6,11 +6,11 @@ import safetensors
 import safetensors.torch
 import torch
 
+from pipeline.models.batch_norm_cnns import MediumCNN, SmallCNN
 from pipeline.models.dropout_cnn import DropoutCNN
-from pipeline.models.small_cnn import SmallCNN
 from pipeline.recipe import Model
 
-MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN}
+MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN, "medium_cnn": MediumCNN}
 
 
 def save_weights(tensors, about):

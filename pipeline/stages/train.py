@@ -1,6 +1,8 @@
-"""train: fit the recipe's network, keeping a checkpoint after every epoch."""
+"""train: fit the recipe's network, keeping a checkpoint of the last epoch."""
 
+import copy
 import io
+import math
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from pipeline.models import MODELS, save_weights
 from pipeline.stages.engine import StageError
 
 CHECKPOINT = "checkpoint.pt"
+SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
 REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
 
 
@@ -34,35 +37,46 @@ def run(job):
         held = (np.load(job.paths[f"prepare/train_{name}.npy"], mmap_mode="r")[rows] for name in ("images", "labels"))
         validation = on_device(*held)
 
-    if settings.deterministic and device == "cuda":
-        training.be_deterministic()
     training.seed_everything(settings.seed)
     network = MODELS[job.settings.model.name](job.settings.model)
-    drawn = time.monotonic()
+    drawn, saved, unsaved = time.monotonic(), -math.inf, None
 
-    def after_epoch(checkpoint):
-        nonlocal drawn
+    def save(checkpoint):
+        nonlocal saved, unsaved
         content = io.BytesIO()
         torch.save({**checkpoint, "precision": precision}, content)
         artifacts.write(job.folder / CHECKPOINT, content.getvalue())
         artifacts.write(job.folder / "history.csv", _as_csv(checkpoint["history"]))
+        saved, unsaved = time.monotonic(), None
+
+    def after_epoch(checkpoint):
+        nonlocal drawn, unsaved
+        if time.monotonic() - saved > SAVE:
+            save(checkpoint)
+        else:
+            unsaved = copy.deepcopy(checkpoint)  # its tensors go on changing
         job.call.note("train: " + ", ".join(f"{name} {value:.6g}" for name, value in checkpoint["history"][-1].items()))
         if time.monotonic() - drawn > REDRAW:
             artifacts.write(job.folder / "curves.png", pictures.curves(checkpoint["history"], settings.keep))
             drawn = time.monotonic()
 
     began = time.monotonic()
-    state, history = training.fit(
-        network,
-        on_device(images, labels),
-        validation,
-        settings,
-        job.settings.affine,
-        device,
-        precision,
-        checkpoint,
-        after_epoch,
-    )
+    try:
+        state, history = training.fit(
+            network,
+            on_device(images, labels),
+            validation,
+            settings,
+            job.settings.affine,
+            device,
+            precision,
+            checkpoint,
+            after_epoch,
+        )
+    except BaseException:  # stopped by a signal, for one
+        if unsaved:
+            save(unsaved)
+        raise
     job.context["training_seconds"] = round(time.monotonic() - began, 3)
     job.context["threads"] = torch.get_num_threads()
     artifacts.write(job.folder / "history.csv", _as_csv(history))
