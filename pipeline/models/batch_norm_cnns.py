@@ -31,13 +31,13 @@ class MediumCNN(nn.Module):
     def __init__(self, settings: Model):
         super().__init__()
         self.layers = nn.Sequential(
-            *_block(1, 48, 5, stride=2),  # 12x12
-            *_block(48, 96, 3, padding=1),
-            *_block(96, 96, 3, pool=2),  # 10x10, 5x5
-            *_block(96, 192, 3),  # 3x3
+            *_block(1, 64, 5, stride=2),  # 12x12
+            *_block(64, 128, 3, padding=1),
+            *_block(128, 128, 3, pool=2),  # 10x10, 5x5
+            *_block(128, 256, 3),  # 3x3
             nn.Flatten(),
             Dropout(settings.dropout),
-            nn.Linear(192 * 3 * 3, 10),
+            nn.Linear(256 * 3 * 3, 10),
         )
 
     def forward(self, images):
