@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
-from pipeline.stages import STAGES, cleaning, engine
+from pipeline.stages import STAGES, blending, cleaning, engine
 
 HOME = Path(__file__).resolve().parent
 
@@ -41,13 +41,18 @@ def parse(words):
     what.add_argument("--list", action="store_true", help="show the recipes")
     what.add_argument("--clean", action="store_true", help="list what no recipe's settings use; with --yes, remove it")
     parser.add_argument(
-        "--recipe", metavar="NAME|FILE.toml", help="default: dropout_cnn where CUDA is, quick where not"
+        "--recipe",
+        metavar="NAME|FILE.toml",
+        help="default: dropout_cnn where CUDA is, quick where not; a,b,c with predict or submit: their blend",
     )
     parser.add_argument(
         "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from"
     )
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument(
+        "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where an ensemble's networks train"
+    )
     parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="holds data/ and submissions/")
     parser.add_argument("--force", action="store_true", help="start over: no cache, no interrupted training")
     parser.add_argument("--wait", action="store_true", help="wait for another run in the same workspace")
@@ -97,7 +102,7 @@ def show_status(arguments):
     chosen = [arguments.recipe] if arguments.recipe else cleaning.recipes_with_runs(arguments.workspace)
     for name in chosen or ["quick"]:
         try:
-            call = _call(arguments, recipe.load(name, arguments.set))
+            call, _ = _call(arguments, name)
         except recipe.RecipeError as error:
             if arguments.recipe:
                 raise
@@ -105,7 +110,7 @@ def show_status(arguments):
             continue
         print(f"recipe {call.recipe.name}" + ("" if chosen else " (none has runs yet)"))
         known = {}
-        for stage in STAGES.values():
+        for stage in call.stages.values():
             if stage.folder:
                 how, why = engine.state(call, stage, known)
                 print(f"  {stage.name:<10}{how:<9}{why}".rstrip())
@@ -131,18 +136,24 @@ def clean(arguments):
 def run(arguments):
     """Run one stage, or all that are missing or stale."""
     name = arguments.recipe or ("dropout_cnn" if _has("cuda") else "quick")
-    chosen = recipe.load(name, arguments.set)
-    call = _call(arguments, chosen)
+    call, blended = _call(arguments, name)
+    chosen, table = call.recipe, call.stages
+    if blended and arguments.stage not in ("predict", "submit"):
+        raise engine.StageError(f"--recipe {name}: a blend is for --stage predict and submit; run each recipe before")
+    if arguments.engine != "local" and not arguments.engine.startswith("dask=tcp://"):
+        raise engine.StageError(f"--engine {arguments.engine}: expected local or dask=tcp://HOST:PORT")
     if arguments.stage in ("all", "train", "evaluate", "predict"):
         call.device = _device(arguments.device)
-    asked = [stage for stage in STAGES.values() if arguments.stage == stage.name]
-    stages = asked or [stage for stage in STAGES.values() if stage.name != "submit"]
+    asked = [stage for stage in table.values() if arguments.stage == stage.name]
+    stages = asked or [stage for stage in table.values() if stage.name != "submit"]
     lock = _lock(arguments, arguments.stage)
     log = _Log(call.workspace / "data" / "logs", arguments.stage)
     call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
     try:
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
+        if blended and arguments.stage == "predict":
+            blending.require(blended, call)
         for stage in stages:
             if asked:
                 engine.require_needs(call, stage)
@@ -171,7 +182,7 @@ def run(arguments):
 
 def show_result(call):
     """The last lines of a run: the validation accuracy, where the submission lies, how to send it."""
-    folder = call.place(STAGES["predict"])
+    folder = call.place(call.stages["predict"])
     receipt = artifacts.read_json(folder / "submission.json")
     validation, expected = receipt["validation"], receipt["expected_score"]
     if validation["rows"]:
@@ -217,7 +228,8 @@ def _warn_of_sample(call):
         )
 
 
-def _call(arguments, chosen):
+def _call(arguments, name):
+    """The call for a recipe's name, and, where there are several with commas between, the recipes of that blend."""
     words = []
     if arguments.recipe:
         words += ["--recipe", arguments.recipe]
@@ -227,8 +239,16 @@ def _call(arguments, chosen):
         words += ["--data", arguments.data]
     for assignment in arguments.set:
         words += ["--set", assignment]
-    spoken = "".join(f" {shlex.quote(word)}" for word in words)
-    return engine.Call(STAGES, arguments.workspace, chosen, spoken, arguments.data, force=arguments.force)
+    about = {
+        "words": "".join(f" {shlex.quote(word)}" for word in words),
+        "data": arguments.data,
+        "engine": arguments.engine,
+        "force": arguments.force,
+    }
+    recipes = [recipe.load(each, arguments.set) for each in name.split(",")]
+    if len(recipes) > 1:
+        return blending.call_for(recipes, arguments.workspace, **about), recipes
+    return engine.Call(STAGES, arguments.workspace, recipes[0], **about), []
 
 
 def _device(asked):

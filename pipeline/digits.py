@@ -103,9 +103,15 @@ def read_submission(table, rows):
 
 
 def split(labels, settings: Split):
-    """Row numbers (from 0, ascending) of the training and of the validation part, stratified by label."""
+    """Row numbers (from 0, ascending) of the training and of the validation part, stratified by label.
+
+    With folds, every row is of both parts: `folds` says when it is of which.
+    """
     from sklearn.model_selection import train_test_split
 
+    rows = np.arange(len(labels))
+    if settings.folds:
+        return rows, rows
     counts = np.bincount(labels, minlength=10)
     held = math.ceil(len(labels) * settings.fraction)
     few = [str(digit) for digit in range(10) if counts[digit] == 1]
@@ -117,9 +123,26 @@ def split(labels, settings: Split):
             f"train.csv: of {len(labels)} rows, split.fraction {settings.fraction} holds out {held}: "
             f"each part needs {classes} or more, one of each label"
         )
-    rows = np.arange(len(labels))
     parts = train_test_split(rows, test_size=settings.fraction, stratify=labels, random_state=settings.seed)
     return tuple(np.sort(part) for part in parts)
+
+
+def folds(labels, settings: Split):
+    """The fold of each row, uint8 (n,), from 0: the one of the `settings.folds` trainings that holds it out."""
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.bincount(labels, minlength=10)
+    few = [digit for digit in range(10) if 0 < counts[digit] < settings.folds]
+    if few:
+        raise DataError(
+            f"train.csv: label {few[0]} stands in {counts[few[0]]} rows only, and split.folds {settings.folds} needs "
+            "one for each fold"
+        )
+    parts = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
+    made = np.empty(len(labels), np.uint8)
+    for fold, (_, held) in enumerate(parts.split(labels, labels)):
+        made[held] = fold
+    return made
 
 
 def overlap(train_images, test_images):

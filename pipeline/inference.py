@@ -46,6 +46,13 @@ def probabilities(network, images, settings: Predict, device, precision):
     return (total / copies).cpu().numpy()
 
 
+def average(networks, images, settings: Predict, device):
+    """Mean of the probabilities (n, 10) of several networks: pairs of a network and what its file says of it."""
+    return sum(probabilities(one, images, settings, device, about["precision"]) for one, about in networks) / len(
+        networks
+    )
+
+
 def slide(images, right, down):
     """Images (n, 28, 28) shifted by whole pixels, 0 where nothing moves in."""
     if not right and not down:

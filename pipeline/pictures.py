@@ -49,25 +49,38 @@ def _variant_name(kind, amount):
     return {"original": "original", "rotate": f"rotated {amount:+g}°", "zoom": f"zoomed x{amount:g}"}[kind]
 
 
-def curves(history, keep):
-    """Loss and accuracy against epochs; the kept epoch is marked. history: dicts as `training.fit` makes them."""
-    epochs = [row["epoch"] for row in history]
-    validated = "validation_loss" in history[0]
+def curves(histories, keep):
+    """Loss and accuracy against epochs, a line each history; the kept epoch is marked where there is but one.
+
+    histories: lists of dicts as `training.fit` makes them.
+    """
+    one = len(histories) == 1
+    validated = "validation_loss" in histories[0][0]
     figure = Figure(figsize=(9 if validated else 5, 3.8), facecolor="white", layout="constrained")
     loss, *rest = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
-    loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, marker=".", label="training")
+    style = {"marker": "."} if one else {"linewidth": 0.8, "alpha": 0.6}
+    highest = 0
+    for number, history in enumerate(histories):
+        epochs = [row["epoch"] for row in history]
+        training, validation = ("training", "validation") if number == 0 else (None, None)  # once in the legend
+        loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, label=training, **style)
+        for error in rest:
+            loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, label=validation, **style)
+            wrong = [100 * (1 - row["validation_accuracy"]) for row in history]
+            highest = max(highest, *wrong)
+            error.plot(epochs, wrong, color=FIRST, label=validation, **style)
     loss.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
     loss.yaxis.set_major_formatter("{x:g}")
     loss.yaxis.set_minor_formatter("{x:.1g}")
     for error in rest:
-        loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, marker=".", label="validation")
-        wrong = [100 * (1 - row["validation_accuracy"]) for row in history]
-        error.plot(epochs, wrong, color=FIRST, marker=".", label="validation")
-        error.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, max(wrong) * 1.05 or 1))
-    kept = min(history, key=lambda row: row["validation_loss"]) if keep == "best" else history[-1]
+        error.set(title="Error", xlabel="epoch", ylabel="wrong answers (%)", ylim=(0, highest * 1.05 or 1))
+    if not one:
+        figure.suptitle(f"{len(histories)} networks", fontsize=11, color=INK)
+    kept = min(histories[0], key=lambda row: row["validation_loss"]) if keep == "best" else histories[0][-1]
     word = "least validation loss" if keep == "best" else "last epoch"
     for axes in (loss, *rest):
-        axes.axvline(kept["epoch"], color=INK, linewidth=0.8, linestyle=":", label=f"kept: {word}")
+        if one:
+            axes.axvline(kept["epoch"], color=INK, linewidth=0.8, linestyle=":", label=f"kept: {word}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -107,12 +120,12 @@ def confusion(counts):
     return _png(figure)
 
 
-def mistakes(images, labels, predicted, probabilities, rows):
-    """The most confident errors: each image with its row in train.csv, its label, the answer and its probability."""
+def mistakes(images, labels, predicted, probabilities, rows, title, none):
+    """Images with rows in train.csv, labels, answers and their probabilities; `none` is what to say of none."""
     columns = 8
     lines = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(11, 0.7 + 1.75 * lines), facecolor="white")
-    figure.suptitle("The most confident mistakes on validation rows (row of train.csv)", fontsize=12, color=INK)
+    figure.suptitle(title, fontsize=12, color=INK)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid[len(images) :]:
         axes.set_axis_off()
@@ -122,7 +135,7 @@ def mistakes(images, labels, predicted, probabilities, rows):
         _image(axes, image)
         axes.set_title(f"label {label}, said {answer}\n{probability[answer]:.1%}  (row {row})", fontsize=8, color=INK)
     if not len(images):
-        figure.text(0.5, 0.4, "none: every validation row was right", ha="center", fontsize=11, color=INK)
+        figure.text(0.5, 0.4, none, ha="center", fontsize=11, color=INK)
     height = figure.get_figheight()
     figure.subplots_adjust(left=0.02, right=0.98, top=1 - 0.8 / height, bottom=0.1 / height, hspace=0.45, wspace=0.15)
     return _png(figure)

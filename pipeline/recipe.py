@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RECIPES = Path(__file__).parent / "recipes"
+# The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
+MODELS = ("dropout_cnn", "small_cnn", "medium_cnn")
 
 
 class RecipeError(ValueError):
@@ -34,8 +36,10 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Split:
-    # The part of train.csv held out for validation, stratified by label.
+    # The part of train.csv held out for validation, stratified by label; with folds it says nothing.
     fraction: float = setting(0.25, above=0, below=1)
+    # So many parts of train.csv, stratified by label, each of which is held out once; 0: one part, `fraction`.
+    folds: int = setting(0, low=0, high=100)
     # Its own seed, so that `train.seed` can vary over the same rows.
     seed: int = setting(0, low=0, high=2**32 - 1)
 
@@ -64,9 +68,20 @@ class Affine:
 
 @dataclass(frozen=True)
 class Model:
-    # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
-    name: str = setting("dropout_cnn", choices=("dropout_cnn", "small_cnn", "medium_cnn"))
+    name: str = setting("dropout_cnn", choices=MODELS)
     dropout: float = setting(0.5, low=0, below=1)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Which networks are trained and averaged: each model with each seed, on each fold's training rows."""
+
+    # Of `model.name`'s choices; empty: that one.
+    models: tuple[str, ...] = setting((), choices=MODELS)
+    # From train.seed upwards.
+    seeds: int = setting(1, low=1, high=10**6)
+    # Of the processor, for each of the networks that are trained side by side; their weights depend on it.
+    threads: int = setting(1, low=1, high=1024)
 
 
 @dataclass(frozen=True)
@@ -143,6 +158,7 @@ class Recipe:
     augment: Augment
     affine: Affine
     model: Model
+    ensemble: Ensemble
     train: Train
     predict: Predict
     estimate: Estimate
@@ -208,6 +224,10 @@ def load(name, assignments=()):
     train = values["train"]
     if train.get("fit_all") and train.get("keep", Train.keep) == "best":
         mistakes.append("train.fit_all leaves no rows to choose an epoch by: set train.keep to last")
+    if values["split"].get("folds") == 1:
+        mistakes.append("split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none")
+    if values["split"].get("folds") and train.get("fit_all"):
+        mistakes.append("train.fit_all leaves no rows out, and split.folds holds out each once: leave one out")
     if mistakes:
         raise RecipeError("; ".join(mistakes))
     return Recipe(name, about, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})

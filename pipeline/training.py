@@ -81,7 +81,9 @@ def rate_factor(settings: Train, progress):
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
 
 
-def fit(network, train, validation, settings: Train, affine: Affine, device, precision, checkpoint, after_epoch):
+def fit(
+    network, train, validation, settings: Train, affine: Affine, device, precision, checkpoint, after_epoch, bar=True
+):
     """Train `network` in place and return the state dict to keep and the history.
 
     train, validation: pairs of uint8 images (n, 28, 28) and int64 labels (n,), tensors on the device; validation may
@@ -89,6 +91,7 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
     checkpoint: what `after_epoch` was last called with, or None to start.
     after_epoch: called after each epoch with {"epoch", "network", "optimizers", "losses", "average", "best",
         "history"}; "best" is a copy of the state of least validation loss so far (None where the last is kept).
+    bar: show a progress bar, where somebody looks.
     Losses are means over the rows worked on, of what is minimized: with the settings' label smoothing in training,
     without it in validation.
     """
@@ -118,7 +121,9 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
     counts = [_rows_worked_on(epoch, len(images), settings) for epoch in range(1, settings.epochs + 1)]
     steps = [math.ceil(count / settings.batch) for count in counts]
     part = _part_size(network, settings, device)
-    with tqdm(total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit="batch", disable=None) as bar:
+    with tqdm(
+        total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit="batch", disable=None if bar else True
+    ) as shown:
         for epoch in range(first, settings.epochs + 1):
             seed_everything(settings.seed, epoch)
             network.train()
@@ -141,7 +146,7 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
                 if step >= (1 - settings.average) * sum(steps):
                     average = average or AveragedModel(network)
                     average.update_parameters(network)
-                bar.update()
+                shown.update()
             row = {"epoch": epoch, "learning_rate": groups[-1]["lr"], "train_loss": train_loss.item() / len(order)}
             kept = average.module if average else network
             if average:
@@ -155,7 +160,7 @@ def fit(network, train, validation, settings: Train, affine: Affine, device, pre
             if settings.keep == "best" and (best is None or row["validation_loss"] < best["loss"]):
                 # A copy: state_dict() holds references, which go on changing as training does.
                 best = {"epoch": epoch, "loss": row["validation_loss"], "state": copy.deepcopy(kept.state_dict())}
-            bar.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "learning_rate"})
+            shown.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "learning_rate"})
             after_epoch(
                 {
                     "epoch": epoch,

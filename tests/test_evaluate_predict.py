@@ -25,7 +25,7 @@ def network():
 
 def plain_probabilities(folder, images, shifts=((0, 0),)):
     """One image at a time, in float32, with numpy's own shifting."""
-    network, _ = load_weights(folder / "weights.safetensors", "cpu")
+    ((network, _),) = load_weights(folder / "weights.safetensors", "cpu")
     network.eval()
     rows = []
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_no_row_is_lost_or_moved_by_the_batch_size(network, monkeypatch, batch):
 def test_weights_survive_their_file(network, tmp_path):
     content = save_weights(network.state_dict(), {"model": {"name": "small_cnn", "dropout": 0.2}, "epoch": 3})
     (tmp_path / "w.safetensors").write_bytes(content)
-    again, about = load_weights(tmp_path / "w.safetensors", "cpu")
+    ((again, about),) = load_weights(tmp_path / "w.safetensors", "cpu")
     assert about["epoch"] == 3
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in network.state_dict().items())
 

@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
-import pipeline.stages.train
 import run_pipeline
 from pipeline import artifacts, training
 from pipeline.inference import as_input
 from pipeline.models import MODELS
 from pipeline.models.dropout import Dropout
 from pipeline.recipe import Affine, Model, Train
+from pipeline.stages import fitting
 from tests.conftest import SHORT, digits_28
 
 IMAGES, LABELS = digits_28(200)
@@ -279,13 +279,13 @@ class TestStage:
         fit_whole = training.fit
 
         def fit_and_stop(*arguments):
-            *rest, after_epoch = arguments
+            *rest, after_epoch, bar = arguments
 
             def stop(checkpoint):
                 after_epoch(checkpoint)
                 raise KeyboardInterrupt
 
-            return fit_whole(*rest, stop)
+            return fit_whole(*rest, stop, bar)
 
         monkeypatch.setattr(training, "fit", fit_and_stop)
         stopped = command("--stage", "train", *place, "--force")
@@ -302,7 +302,7 @@ class TestStage:
         assert command("--stage", "train", *place).code == 0
         folder = finished / "data/runs/quick/train"
         before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
-        monkeypatch.setattr(pipeline.stages.train, "SAVE", 1000)
+        monkeypatch.setattr(fitting, "SAVE", 1000)
         write = run_pipeline._Log.write_only
 
         def stop(log, text):
@@ -319,7 +319,7 @@ class TestStage:
 
     def test_a_damaged_checkpoint_is_one_clear_line(self, command, finished, monkeypatch):
         place = (*SHORT, "--workspace", finished)
-        monkeypatch.setattr(training, "fit", lambda *arguments: arguments[-1](None))  # fails in its own way
+        monkeypatch.setattr(training, "fit", lambda *arguments: arguments[-2](None))  # fails in its own way
         command("--stage", "train", *place)
         monkeypatch.undo()
         (finished / "data/runs/quick/train.partial/checkpoint.pt").write_bytes(b"garbage")

@@ -19,14 +19,35 @@ def save_weights(tensors, about):
     return safetensors.torch.save(tensors, {"about": json.dumps(about)})
 
 
-def load_weights(path, device):
-    """The network in a `weights.safetensors` that this pipeline wrote, on `device`, and what the file says of itself.
+def save_members(files):
+    """The bytes of one `weights.safetensors` of many: by name, what more to say of a network, and its own file."""
+    tensors, about = {}, {}
+    for name, (more, path) in files.items():
+        about[name] = _read_about(path) | more
+        tensors |= {f"{name}/{key}": tensor for key, tensor in safetensors.torch.load_file(path).items()}
+    return save_weights(tensors, {"members": about})
 
-    The file says which model it is of, so it can be read without its recipe.
+
+def load_weights(path, device):
+    """The networks in a `weights.safetensors` that this pipeline wrote: a list of pairs, as they are asked for.
+
+    Each is a network on `device` and what the file says of it: its model, the precision it was trained in, the epoch
+    kept; of an ensemble's member also its seed and the fold that it was not trained on. The file says which models it
+    is of, so it can be read without its recipe.
     """
+    about = _read_about(path)
+    tensors = safetensors.torch.load_file(path)
+    made = []
+    for name, each in about.get("members", {"": about}).items():
+        settings = Model(**each["model"])
+        network = MODELS[settings.name](settings)
+        start = f"{name}/" if name else ""
+        own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+        network.load_state_dict(own)
+        made.append((network.to(device, memory_format=torch.channels_last), each))
+    return made
+
+
+def _read_about(path):
     with safetensors.safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()["about"])
-    settings = Model(**about["model"])
-    network = MODELS[settings.name](settings)
-    network.load_state_dict(safetensors.torch.load_file(path))
-    return network.to(device, memory_format=torch.channels_last), about
+        return json.loads(file.metadata()["about"])

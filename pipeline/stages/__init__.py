@@ -30,6 +30,7 @@ STAGES = {
                 "train_rows.npy",
                 "validation_rows.npy",
             ),
+            may_leave=("folds.npy",),
         ),
         Stage(
             "augment",
@@ -43,9 +44,9 @@ STAGES = {
             "train",
             version=1,
             folder=lambda recipe: f"data/runs/{recipe.name}/train",
-            reads=("affine", "model", "train"),
+            reads=("affine", "ensemble", "model", "split.folds", "train"),
             needs={
-                "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy"),
+                "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
                 "augment": ("images.npy", "labels.npy"),
             },
             outputs=("weights.safetensors", "history.csv", "curves.png"),
@@ -57,12 +58,12 @@ STAGES = {
             folder=lambda recipe: f"data/runs/{recipe.name}/evaluate",
             reads=("estimate", "predict"),
             needs={
-                "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy"),
+                "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
                 "train": ("weights.safetensors",),
             },
             outputs=("metrics.json",),
             # Not where the validation rows were trained on.
-            may_leave=("confusion.png", "mistakes.png", "suspects.csv"),
+            may_leave=("probabilities.npy", "confusion.png", "mistakes.png", "suspects.csv", "suspects.png"),
         ),
         Stage(
             "predict",

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from pipeline import artifacts, recipe
-from pipeline.stages import STAGES, engine
+from pipeline.stages import STAGES, engine, members
 
 
 def recipes_with_runs(workspace):
@@ -29,12 +29,15 @@ def unused(workspace, assignments):
                 call = engine.Call(STAGES, workspace, recipe.load(name, given))
             except recipe.RecipeError:  # a file that is gone, or a setting that only other recipes have
                 continue
+            for place in members.places(workspace, call.recipe):
+                used |= {place.resolve(), place.with_name(f"{place.name}.partial").resolve()}
+                used.add(place.with_name(f"{place.name}.lock").resolve())
             for stage in STAGES.values():
                 if stage.folder:
                     used |= {call.place(stage), artifacts.standing(call.place(stage))}
     workspace = workspace.resolve()
     data = workspace / "data"
-    cached = [*(data / "prepared" / "splits").glob("*"), *(data / "augmented").glob("*")]
+    cached = [path for name in ("prepared/splits", "augmented", "members") for path in (data / name).glob("*")]
     stopped = [*data.rglob("*.partial"), *(workspace / "submissions").rglob("*.partial")]
     halves = [*data.rglob(".*.tmp"), *(workspace / "submissions").rglob(".*.tmp")]
     resumable = {f"{name}.partial" for name, stage in STAGES.items() if stage.resumes}

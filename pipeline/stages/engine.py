@@ -43,6 +43,9 @@ class Stage:
     reads: tuple[str, ...] = ()
     # Which outputs (by name or pattern) of which earlier stages are its inputs.
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # Outputs of other recipes' results that are inputs too: of a call, by input name, the folder and the output in it;
+    # one that is not there is left out.
+    others: Callable | None = None
     # What it leaves, below its folder.
     outputs: tuple[str, ...] = ()
     # What it leaves in some cases.
@@ -54,6 +57,8 @@ class Stage:
     # Publishes by itself; `check(folder, data, manifest)` then says why what is there is stale.
     publishes_itself: bool = False
     check: Callable | None = None
+    # In `pipeline.stages`, where its `run` is; "": of its own name.
+    module: str = ""
 
 
 @dataclass
@@ -66,6 +71,7 @@ class Call:
     words: str = ""  # how to repeat the call's options in a hint
     data: str = "auto"
     device: str = "cpu"
+    engine: str = "local"  # where an ensemble's members are trained
     force: bool = False
     say: Callable[[str], None] = print
     note: Callable[[str], None] = lambda text: None  # for the log alone
@@ -119,9 +125,11 @@ def recipe_hash(recipe):
 
 def accuracy_hash(recipe):
     """SHA-256 of the settings that the accuracy on other rows depends on: not the split, not the seed."""
-    values = {name: as_plain(getattr(recipe, name)) for name in ("augment", "affine", "model", "train", "predict")}
+    sections = ("augment", "affine", "model", "ensemble", "train", "predict")
+    values = {name: as_plain(getattr(recipe, name)) for name in sections}
     for name in ("seed", "fit_all", "deterministic"):
         del values["train"][name]
+    del values["ensemble"]["threads"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -192,7 +200,7 @@ def require_needs(call, stage):
 def run_stage(call, stage):
     """Run one stage, whose needs are fresh, and publish its result."""
     started = time.time()
-    module = importlib.import_module(f"pipeline.stages.{stage.name}")
+    module = importlib.import_module(f"pipeline.stages.{stage.module or stage.name}")
     manifests = {need: _manifest(call, call.stages[need]) for need in stage.needs}
     paths = _input_paths(call, stage)
     inputs = {name: artifacts.sha256(path) for name, path in paths.items()}
@@ -287,17 +295,27 @@ def _wanted_outputs(call, stage):
 
 
 def _recorded_inputs(call, stage):
-    return {
+    found = {
         name: _manifest(call, call.stages[need])["outputs"][output]
         for need, name, output in _wanted_outputs(call, stage)
     }
+    return found | {name: manifest["outputs"][output] for name, _, manifest, output in _others(call, stage)}
 
 
 def _input_paths(call, stage):
-    return {
+    found = {
         name: artifacts.standing(call.place(call.stages[need])) / output
         for need, name, output in _wanted_outputs(call, stage)
     }
+    return found | {name: folder / output for name, folder, _, output in _others(call, stage)}
+
+
+def _others(call, stage):
+    """Name, folder, manifest and output of each input that is another recipe's."""
+    for name, (folder, output) in (stage.others(call) if stage.others else {}).items():
+        manifest, _ = artifacts.read_manifest(folder)
+        if manifest and output in manifest["outputs"]:
+            yield name, folder, manifest, output
 
 
 def _context(call):

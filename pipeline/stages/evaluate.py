@@ -10,14 +10,15 @@ from pipeline import artifacts, inference, metrics, pictures
 from pipeline.models import load_weights
 from pipeline.stages.engine import accuracy_hash
 
-MISTAKES = 40  # at most so many in the picture
+SHOWN = 40  # at most so many in a picture
 SUSPECTS = 100  # at most so many rows in the table
 
 
 def run(job):
-    network, about = load_weights(job.paths["train/weights.safetensors"], job.call.device)
+    networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
     measured_with = {"data": _data_hash(job), "settings": accuracy_hash(job.call.recipe)}
-    if about["fit_all"]:
+    abouts = [about for _, about in networks]
+    if abouts[0]["fit_all"]:
         estimate, why = _recorded(job.settings.estimate, measured_with)
         reason = "trained on all rows (train.fit_all): nothing is left to evaluate on"
         numbers = {"rows": 0, "accuracy": None, "why_none": reason, "estimate": estimate, "why_no_estimate": why}
@@ -28,9 +29,8 @@ def run(job):
     rows = np.load(job.paths["prepare/validation_rows.npy"])
     images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
     labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
-    probabilities = inference.probabilities(
-        network, torch.from_numpy(images), job.settings.predict, job.call.device, about["precision"]
-    )
+    folds = np.load(job.paths["prepare/folds.npy"]) if "prepare/folds.npy" in job.paths else None
+    probabilities, accuracies = _held_out(job, networks, images, labels, folds)
     predicted = probabilities.argmax(1)
     counts = metrics.confusion(predicted, labels)
     right = int(np.trace(counts))
@@ -41,16 +41,36 @@ def run(job):
         "interval_95": metrics.wilson(right, len(rows)),
         "loss": metrics.cross_entropy(probabilities, labels),
         "classes": metrics.by_class(counts),
-        "kept_epoch": about["epoch"],
-        "chosen_on_these_rows": about["keep"] == "best",
+        "kept_epoch": abouts[0]["epoch"] if len(abouts) == 1 else [about["epoch"] for about in abouts],
+        "chosen_on_these_rows": any(about["keep"] == "best" for about in abouts),
+        "rests_on": _rests_on(networks, len(rows), folds),
         "measured_with": measured_with,
     }
+    if len(networks) > 1:
+        numbers["networks"] = len(networks)
+        numbers["network_accuracy"] = _mean_and_deviation(accuracies)
+    if folds is not None:
+        numbers["folds"] = _mean_and_deviation(
+            [float(np.mean((predicted == labels)[folds == fold])) for fold in range(folds.max() + 1)]
+        )
     artifacts.write_json(job.folder / "metrics.json", numbers)
+    artifacts.write_array(job.folder / "probabilities.npy", probabilities.shape, probabilities.dtype, [probabilities])
     artifacts.write(job.folder / "confusion.png", pictures.confusion(counts))
-    wrong = metrics.most_confident_errors(probabilities, labels, MISTAKES)
-    picture = pictures.mistakes(images[wrong], labels[wrong], predicted[wrong], probabilities[wrong], rows[wrong] + 1)
+    wrong = metrics.most_confident_errors(probabilities, labels, SHOWN)
+    shown = (images, labels, predicted, probabilities, rows + 1)
+    picture = pictures.mistakes(
+        *(each[wrong] for each in shown),
+        "The most confident mistakes on validation rows (row of train.csv)",
+        "none: every validation row was right",
+    )
     artifacts.write(job.folder / "mistakes.png", picture)
     doubted = metrics.most_doubted(probabilities, labels, SUSPECTS)
+    picture = pictures.mistakes(
+        *(each[doubted[:SHOWN]] for each in shown),
+        "The labels most likely wrong: those of the least probability (row of train.csv)",
+        "none",
+    )
+    artifacts.write(job.folder / "suspects.png", picture)
     table = pd.DataFrame(
         {
             "row": rows[doubted] + 1,  # of train.csv, the first row under the header being 1
@@ -63,6 +83,36 @@ def run(job):
     text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
     artifacts.write(job.folder / "suspects.csv", text.encode())
     return {name: numbers[name] for name in ("rows", "right", "accuracy", "interval_95", "chosen_on_these_rows")}
+
+
+def _held_out(job, networks, images, labels, folds):
+    """Mean probabilities (n, 10) of the networks that were not trained on a row; and each network's accuracy."""
+    total, seen, accuracies = np.zeros((len(images), 10), np.float32), np.zeros((len(images), 1)), []
+    for network, about in networks:
+        mine = slice(None) if folds is None else folds == about["fold"]
+        made = inference.probabilities(
+            network, torch.from_numpy(images[mine]), job.settings.predict, job.call.device, about["precision"]
+        )
+        total[mine] += made
+        seen[mine] += 1
+        accuracies.append(float(np.mean(made.argmax(1) == labels[mine])))
+    return (total / seen).astype(np.float32), accuracies
+
+
+def _rests_on(networks, rows, folds):
+    """What the accuracy says of the submission, in words."""
+    if folds is not None:
+        count = folds.max() + 1
+        return (
+            f"{rows} out-of-fold rows: each by the {len(networks) // count} of {len(networks)} networks that were not "
+            "trained on it; the submission averages all of them, so this is a lower bound on average"
+        )
+    return f"{rows} validation rows"
+
+
+def _mean_and_deviation(values):
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "deviation": deviation, "each": values}
 
 
 def _data_hash(job):

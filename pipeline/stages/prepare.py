@@ -30,6 +30,9 @@ def run(job):
     train, validation = digits.split(labels, job.settings.split)
     for name, rows in (("train_rows", train), ("validation_rows", validation)):
         artifacts.write_array(job.folder / f"{name}.npy", rows.shape, rows.dtype, [rows])
+    if job.settings.split.folds:
+        folds = digits.folds(labels, job.settings.split)
+        artifacts.write_array(job.folder / "folds.npy", folds.shape, folds.dtype, [folds])
     return {**found, "training_rows": len(train), "validation_rows": len(validation)}
 
 

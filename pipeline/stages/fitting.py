@@ -1,0 +1,103 @@
+"""One network's training in a folder of its own, from its checkpoint on: what `train` does once, or for each member."""
+
+import copy
+import io
+import math
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline import artifacts, training
+from pipeline.models import MODELS
+from pipeline.stages.engine import StageError
+
+CHECKPOINT = "checkpoint.pt"
+SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
+
+
+def fit(folder, train, validation, model, settings, affine, device, say, note, look=lambda history: None, bar=True):
+    """Train the network that `model` describes; returns its tensors, what they are of, and its history.
+
+    folder: where the checkpoint lies or will lie, and `history.csv`.
+    train, validation: pairs of numpy arrays, uint8 images (n, 28, 28) and labels (n,); validation may be None.
+    say, note: take a line for the user, and a line for the log.
+    look: called with the history after each epoch; what it raises stops the training, whose last epoch is saved.
+    """
+
+    def on_device(images, labels):
+        return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+
+    checkpoint = _load_checkpoint(folder / CHECKPOINT)
+    precision = checkpoint["precision"] if checkpoint else training.choose_precision(settings, device)
+    if checkpoint:
+        say(f"going on after epoch {checkpoint['epoch']}")
+    training.seed_everything(settings.seed)
+    network = MODELS[model.name](model)
+    saved, unsaved = -math.inf, None
+
+    def save(checkpoint):
+        nonlocal saved, unsaved
+        content = io.BytesIO()
+        torch.save({**checkpoint, "precision": precision}, content)
+        artifacts.write(folder / CHECKPOINT, content.getvalue())
+        artifacts.write(folder / "history.csv", as_csv(checkpoint["history"]))
+        saved, unsaved = time.monotonic(), None
+
+    def after_epoch(checkpoint):
+        nonlocal unsaved
+        if time.monotonic() - saved > SAVE:
+            save(checkpoint)
+        else:
+            unsaved = copy.deepcopy(checkpoint)  # its tensors go on changing
+        note(", ".join(f"{name} {value:.6g}" for name, value in checkpoint["history"][-1].items()))
+        look(checkpoint["history"])
+
+    try:
+        state, history = training.fit(
+            network,
+            on_device(*train),
+            validation and on_device(*validation),
+            settings,
+            affine,
+            device,
+            precision,
+            checkpoint,
+            after_epoch,
+            bar,
+        )
+    except BaseException:  # stopped by a signal, for one
+        if unsaved:
+            save(unsaved)
+        raise
+    about = {
+        "model": vars(model),
+        "precision": precision,
+        "epoch": kept_row(history, settings.keep)["epoch"],
+        "keep": settings.keep,
+        "fit_all": settings.fit_all,
+    }
+    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}, about, history
+
+
+def kept_row(history, keep):
+    """The row of a history whose weights are kept."""
+    return min(history, key=lambda row: row["validation_loss"]) if keep == "best" else history[-1]
+
+
+def as_csv(history):
+    """A history's rows as the bytes of a CSV."""
+    return pd.DataFrame(history).to_csv(index=False, lineterminator="\n").encode()
+
+
+def _load_checkpoint(path):
+    """What the last finished epoch left, or None."""
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # of many kinds, for a file that is no checkpoint
+        raise StageError(
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}): --force starts the training over"
+        ) from None

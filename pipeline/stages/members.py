@@ -1,0 +1,269 @@
+"""The networks of an ensemble: each a unit of its own under data/members/, trained side by side through joblib.
+
+A member that is there and was made from these settings and inputs is kept. The processes that train (here, or on a
+Dask cluster) return weights, and the parent publishes them.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.recipe import as_plain
+from pipeline.stages.engine import StageError
+
+VERSION = 1
+FOLDER = "data/members"
+LOG = "log.txt"
+OUTPUTS = ("weights.safetensors", "history.csv")
+_torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
+
+
+@dataclass(frozen=True)
+class Member:
+    model: str
+    seed: int
+    fold: int | None  # the one that is held out
+
+    @property
+    def name(self):
+        return f"{self.model}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+
+class ParentGone(RuntimeError):
+    """Nobody waits for this training any more."""
+
+
+def plan(settings):
+    """The members that a recipe's settings ask for, in order; [] where it is one network, held in no ensemble."""
+    models = settings.ensemble.models or (settings.model.name,)
+    folds = range(settings.split.folds) if settings.split.folds else (None,)
+    seeds = range(settings.train.seed, settings.train.seed + settings.ensemble.seeds)
+    made = [Member(model, seed, fold) for seed in seeds for model in models for fold in folds]
+    return made if len(made) > 1 else []
+
+
+def places(workspace, recipe):
+    """Where a recipe's members stand or will stand: a list of folders."""
+    return [_place(workspace, member, _settings(recipe, member)) for member in plan(recipe)]
+
+
+def train(job, members, arrays, engine):
+    """Train the members that are missing; returns each one's folder and numbers.
+
+    arrays: the training images and labels of all variants, and the validation images and labels, or None, or, with
+        folds, the fold of each row.
+    """
+    from tqdm import tqdm  # not above: `--status` and `--clean` come here too
+
+    base, todo, places = job.call.workspace, [], {}
+    for member in members:
+        settings = _settings(job.settings, member)
+        key = {"stage": "member", "version": VERSION, "settings": settings, "inputs": _inputs(job)}
+        place = places[member] = _place(base, member, settings).resolve()
+        artifacts.restore(place)
+        manifest, _ = artifacts.read_manifest(place)
+        same = manifest and all(manifest[name] == value for name, value in key.items())
+        if same and not job.call.force and not artifacts.changed_outputs(place, manifest):
+            continue
+        partial, _ = artifacts.beside(place)
+        if job.call.force or artifacts.read_json(partial / artifacts.STARTED) != key:
+            artifacts.begin(place)
+            artifacts.write_json(partial / artifacts.STARTED, key)
+        todo.append((member, place, key))
+    if len(todo) < len(members):
+        job.call.say(f"train: {len(members) - len(todo)} of {len(members)} members are there")
+    tasks = [
+        Task(
+            dataclasses.replace(job.settings.model, name=member.model),
+            dataclasses.replace(job.settings.train, seed=member.seed),
+            job.settings.affine,
+            member.fold,
+            job.call.device,
+            job.settings.ensemble.threads,
+            index,
+            str(artifacts.beside(place)[0]),
+            key,
+            os.getpid(),
+        )
+        for index, (member, place, key) in enumerate(todo)
+    ]
+    with tqdm(total=len(tasks), desc="train", unit="member", disable=None) as bar:
+        for index, result in _run(tasks, arrays, job, engine):
+            member, place, key = todo[index]
+            _publish(place, key, result, job)
+            numbers = result["numbers"]
+            shown = "".join(f", {name.replace('_', ' ')} {numbers[name]:.4f}" for name in SHOWN if name in numbers)
+            job.call.say(f"train: {member.name} done in {result['seconds']:.0f} s{shown}")
+            bar.update()
+    return [(member, places[member], artifacts.read_manifest(places[member])[0]["numbers"]) for member in members]
+
+
+SHOWN = ("validation_accuracy",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs to train one member, beside the arrays."""
+
+    model: object
+    train: object
+    affine: object
+    fold: int | None
+    device: str
+    threads: int
+    index: int  # which GPU, where there are several
+    folder: str  # the unit's .partial, where this process can see it
+    key: dict
+    parent: int  # process id
+
+
+def _run(tasks, arrays, job, engine):
+    """Pairs of a task's index and its result, as they come."""
+    import joblib
+
+    if not tasks:
+        return
+    threads, options = job.settings.ensemble.threads, {"backend": "loky"}
+    if engine.startswith("dask="):
+        options, workers = _dask(engine), -1
+    elif job.call.device == "cpu":
+        workers = max(1, joblib.cpu_count() // threads)
+    else:
+        import torch
+
+        workers = torch.cuda.device_count() if job.call.device == "cuda" else 1
+    with joblib.parallel_config(**options):
+        parallel = joblib.Parallel(min(workers, len(tasks)), return_as="generator_unordered", batch_size=1)
+        yield from parallel(joblib.delayed(_train)(task, *arrays) for task in tasks)
+
+
+def _dask(engine):
+    """joblib's options for the Dask cluster of an engine "dask=tcp://HOST:PORT"."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise StageError("--engine dask=...: install it first: pip install -r requirements-dask.txt") from None
+    address = engine.removeprefix("dask=")
+    try:
+        client = Client(address, timeout=10, set_as_default=True)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise StageError(f"--engine {engine}: no Dask scheduler answers there ({type(error).__name__})") from None
+    if not client.scheduler_info()["workers"]:
+        raise StageError(f"--engine {engine}: that scheduler has no workers: start one with `dask worker {address}`")
+    return {"backend": "dask"}
+
+
+def _train(task, images, labels, held):
+    """Train one member: its index, and what the parent publishes. Runs in a process of its own, on any machine."""
+    folder = Path(task.folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_torch_is_mine)
+        if artifacts.read_json(folder / artifacts.STARTED) == task.key:
+            lock = artifacts.Lock(folder.with_suffix(".lock"))
+            lock.acquire({"stage": "train", "since": time.strftime("%Y-%m-%d %H:%M:%S")}, wait=True)
+            stack.callback(lock.release)
+        else:  # no disk in common with the parent
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return task.index, _fit(task, folder, images, labels, held)
+
+
+def _fit(task, folder, images, labels, held):
+    import torch
+
+    from pipeline.models import save_weights
+    from pipeline.stages import fitting
+
+    def note(text):
+        artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
+
+    began = time.monotonic()
+    threads = torch.get_num_threads()
+    try:
+        if task.device == "cpu":
+            torch.set_num_threads(task.threads)
+        elif task.device == "cuda":
+            torch.cuda.set_device(task.index % torch.cuda.device_count())
+        train, validation = _parts(task.fold, images, labels, held)
+        tensors, about, history = fitting.fit(
+            folder, train, validation, task.model, task.train, task.affine, task.device, note, note,
+            look=lambda history: _stop_if_alone(task.parent), bar=False,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    kept = fitting.kept_row(history, task.train.keep)
+    return {
+        "weights.safetensors": save_weights(tensors, about),
+        "history.csv": fitting.as_csv(history),
+        LOG: (folder / LOG).read_bytes(),
+        "numbers": {"precision": about["precision"], "kept_epoch": about["epoch"]}
+        | {name: value for name, value in kept.items() if name.startswith("validation")},
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _parts(fold, images, labels, held):
+    """What one member trains on and what it is measured on, from the arrays of all (see `train`)."""
+    import numpy as np
+
+    if fold is None:
+        return (images, labels), held
+    out = held == fold
+    kept = np.tile(~out, len(labels) // len(out))
+    return (images[kept], labels[kept]), (images[: len(out)][out], labels[: len(out)][out])  # the first are originals
+
+
+def _stop_if_alone(parent):
+    """Raise ParentGone where the process that asked for this training is gone, or has given it up."""
+    if "distributed" in sys.modules:
+        import distributed
+
+        with contextlib.suppress(ValueError):  # this process is no Dask worker
+            worker = distributed.get_worker()
+            task = worker.state.tasks.get(worker.get_current_task())
+            if task is None or task.state in ("cancelled", "resumed"):
+                raise ParentGone("the training's parent is gone")
+            return
+    if parent not in (os.getpid(), os.getppid()):
+        raise ParentGone("the training's parent is gone")
+
+
+def _publish(place, key, result, job):
+    partial, _ = artifacts.beside(place)
+    for name in (*OUTPUTS, LOG):
+        artifacts.write(partial / name, result[name])
+    context = {**copy.deepcopy(job.context), "seconds": round(result["seconds"], 3)}
+    artifacts.write_manifest(partial, key, OUTPUTS, result["numbers"], context)
+    for path in partial.iterdir():
+        if path.name not in (*OUTPUTS, LOG, artifacts.MANIFEST, artifacts.CONTEXT):
+            path.unlink()
+    artifacts.publish(place)
+
+
+def _settings(recipe, member):
+    """What a member's weights depend on; neither the other members nor their number."""
+    settings = {name: as_plain(getattr(recipe, name)) for name in ("affine", "model", "train")}
+    settings["model"]["name"] = member.model
+    settings["train"]["seed"] = member.seed
+    settings["ensemble"] = {"threads": recipe.ensemble.threads}
+    settings["split"] = {"folds": recipe.split.folds, "fold": member.fold}
+    return settings
+
+
+def _inputs(job):
+    wanted = ("prepare/", "augment/")
+    return {name: digest for name, digest in job.key["inputs"].items() if name.startswith(wanted)}
+
+
+def _place(workspace, member, settings):
+    text = json.dumps(settings, sort_keys=True)
+    return workspace / FOLDER / f"{member.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
