@@ -196,8 +196,8 @@ def show_result(call):
         call.say(f"validation accuracy: none, {validation['why_none']}")
     if expected:
         low, high = expected["interval_95"]
-        rests_on = "" if validation["rows"] else f"; {expected['rests_on']}"
-        call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f}{rests_on})")
+        call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
+        call.say(f"it rests on {expected['rests_on']}")
     else:
         call.say(f"expected score: none, {receipt['why_no_expected_score']}")
     if receipt["test_score"] is not None:

@@ -26,7 +26,7 @@ class SmallCNN(nn.Module):
 
 
 class MediumCNN(nn.Module):
-    """Four convolutions and a dense layer; 309,658 parameters."""
+    """Four convolutions and a dense layer; 541,898 parameters."""
 
     def __init__(self, settings: Model):
         super().__init__()

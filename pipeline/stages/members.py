@@ -24,6 +24,7 @@ from pipeline.stages.engine import StageError
 VERSION = 1
 FOLDER = "data/members"
 LOG = "log.txt"
+IDLE = 10  # seconds after which a local worker that has nothing to do ends, also where its parent was killed
 OUTPUTS = ("weights.safetensors", "history.csv")
 _torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
 
@@ -133,7 +134,7 @@ def _run(tasks, arrays, job, engine):
 
     if not tasks:
         return
-    threads, options = job.settings.ensemble.threads, {"backend": "loky"}
+    threads, options = job.settings.ensemble.threads, {"backend": "loky", "idle_worker_timeout": IDLE}
     if engine.startswith("dask="):
         options, workers = _dask(engine), -1
     elif job.call.device == "cpu":
@@ -174,7 +175,12 @@ def _train(task, images, labels, held):
             stack.callback(lock.release)
         else:  # no disk in common with the parent
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        return task.index, _fit(task, folder, images, labels, held)
+        try:
+            return task.index, _fit(task, folder, images, labels, held)
+        except ParentGone:
+            if _dask_worker():
+                raise
+            os._exit(1)  # joblib's worker would live on for a while
 
 
 def _fit(task, folder, images, labels, held):
@@ -224,17 +230,21 @@ def _parts(fold, images, labels, held):
 
 def _stop_if_alone(parent):
     """Raise ParentGone where the process that asked for this training is gone, or has given it up."""
-    if "distributed" in sys.modules:
-        import distributed
-
-        with contextlib.suppress(ValueError):  # this process is no Dask worker
-            worker = distributed.get_worker()
-            task = worker.state.tasks.get(worker.get_current_task())
-            if task is None or task.state in ("cancelled", "resumed"):
-                raise ParentGone("the training's parent is gone")
-            return
-    if parent not in (os.getpid(), os.getppid()):
+    if worker := _dask_worker():
+        task = worker.state.tasks.get(worker.get_current_task())
+        gone = task is None or task.state in ("cancelled", "resumed")
+    else:
+        gone = parent not in (os.getpid(), os.getppid())
+    if gone:
         raise ParentGone("the training's parent is gone")
+
+
+def _dask_worker():
+    """The Dask worker that this thread belongs to, or None."""
+    if "distributed" in sys.modules:
+        with contextlib.suppress(ValueError):
+            return sys.modules["distributed"].get_worker()
+    return None
 
 
 def _publish(place, key, result, job):

@@ -1,0 +1,97 @@
+"""Blends of finished recipes: the mean by hand, what it rests on, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from pipeline import metrics, recipe
+from tests.conftest import SHORT, digits_28
+
+LABELS = digits_28(500)[1]
+WORDS = SHORT[2:]
+
+
+@pytest.fixture
+def two(finished, command, tmp_path):
+    """A workspace in which quick and another recipe, mine.toml, have run; and that recipe's file."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text((recipe.RECIPES / "quick.toml").read_text().replace("small_cnn", "medium_cnn"))
+    run = command("--stage", "all", "--recipe", mine, *WORDS, "--workspace", finished, "--device", "cpu")
+    assert run.code == 0, run.err
+    return finished, mine
+
+
+def test_the_mean_of_two_recipes(two, command):
+    workspace, mine = two
+    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    run = command("--stage", "predict", *place)
+    assert run.code == 0, run.err
+    folder = workspace / "submissions/quick+mine"
+    parts = [np.load(workspace / "submissions" / name / "probabilities.npy") for name in ("quick", "mine")]
+    wanted = (parts[0] + parts[1]) / 2
+    assert np.load(folder / "probabilities.npy") == pytest.approx(wanted, abs=1e-6)
+    labels = [int(line.split(",")[1]) for line in (folder / "submission.csv").read_text().split()[1:]]
+    assert labels == wanted.argmax(1).tolist()
+
+    held = [np.load(workspace / f"data/runs/{name}/evaluate/probabilities.npy") for name in ("quick", "mine")]
+    (rows,) = (np.load(path) for path in workspace.glob("data/prepared/splits/*/validation_rows.npy"))
+    right = int(((held[0] + held[1]).argmax(1) == LABELS[:400][rows]).sum())
+    receipt = json.loads((folder / "submission.json").read_text())
+    assert receipt["validation"]["accuracy"] == right / 100
+    assert receipt["expected_score"]["interval_95"] == list(metrics.expected_score(right, 100, 100))
+    assert "mean of 2 recipes" in receipt["expected_score"]["rests_on"]
+    assert receipt["recipe"] == "quick+mine"
+    assert "submissions/quick+mine/submission.csv" in run.out
+
+    # It is a result like others: fresh, and stale where a part of it changed.
+    assert "predict   fresh" in command("--status", *place).out
+    again = (folder / "submission.csv").read_bytes()
+    more = (*WORDS, "--set", "train.seed=1", "--workspace", workspace, "--device", "cpu")
+    assert command("--stage", "all", "--recipe", mine, *more).code == 0
+    assert "stale" in command("--status", *place).out
+    refused = command("--stage", "predict", *place)
+    assert refused.code == 2 and "of mine is stale" in refused.err
+    assert (folder / "submission.csv").read_bytes() == again
+
+
+def test_a_blend_of_which_one_is_trained_on_all_rows_has_no_estimate(two, command):
+    workspace, mine = two
+    mine.write_text(mine.read_text().replace("[train]", "[train]\nfit_all = true"))
+    run = command("--stage", "all", "--recipe", mine, *WORDS, "--workspace", workspace, "--device", "cpu")
+    assert run.code == 0, run.err
+    run = command("--stage", "predict", "--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    assert run.code == 0, run.err
+    assert "mine was trained on all rows" in run.out
+
+
+def test_a_blend_is_sent_like_any_submission(two, command, kaggle):
+    workspace, mine = two
+    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    assert command("--stage", "predict", *place).code == 0
+    run = command("--stage", "submit", *place)
+    assert run.code == 0, run.err
+    assert [*kaggle.uploads.values()] == [(workspace / "submissions/quick+mine/submission.csv").read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "names, stage, words",
+    [
+        ("quick,quick", "predict", "stands twice"),
+        ("quick,standard", "predict", "evaluate of standard is missing: run `--stage all --recipe standard` first"),
+        ("quick,best_of_all", "predict", "there is no recipe 'best_of_all'"),
+        ("quick,standard", "all", "a blend is for --stage predict and submit"),
+    ],
+)
+def test_what_cannot_be_blended(finished, command, names, stage, words):
+    run = command("--stage", stage, "--recipe", names, *WORDS, "--workspace", finished)
+    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+def test_recipes_with_different_splits_are_refused(two, command):
+    workspace, mine = two
+    mine.write_text(mine.read_text() + "\n[split]\nseed = 1\n")
+    run = command("--stage", "predict", "--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    assert run.code == 2 and "different splits" in run.err
+    shutil.rmtree(workspace / "submissions")
