@@ -59,7 +59,8 @@ def finished(workspace):
 
 def under_way(workspace):
     """The members that have finished epochs and are not published."""
-    return [path.parent.name.removesuffix(".partial") for path in workspace.glob("data/members/*.partial/checkpoint.pt")]
+    found = workspace.glob("data/members/*.partial/checkpoint.pt")
+    return [path.parent.name.removesuffix(".partial") for path in found]
 
 
 def results(workspace):
@@ -168,7 +169,8 @@ def test_a_worker_without_the_parents_disk_gives_the_same(tmp_path):
     elsewhere = dataclasses.replace(task, folder=str(tmp_path / "not" / "here"))
     fold = (np.arange(100) % 2).astype(np.uint8)
     with joblib.parallel_config("loky"):
-        one, two = joblib.Parallel(2)(joblib.delayed(members._train)(t, images, labels, fold) for t in (task, elsewhere))
+        tasks = [joblib.delayed(members._train)(one, images, labels, fold) for one in (task, elsewhere)]
+        one, two = joblib.Parallel(2)(tasks)
     for name in members.OUTPUTS:
         assert one[1][name] == two[1][name]
     assert (tmp_path / "here" / "checkpoint.pt").exists() and not (tmp_path / "not").exists()
@@ -176,7 +178,10 @@ def test_a_worker_without_the_parents_disk_gives_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     "engine, words",
-    [("dask=tcp://127.0.0.1:9", "no Dask scheduler answers there"), ("slurm", "expected local or dask=tcp://HOST:PORT")],
+    [
+        ("dask=tcp://127.0.0.1:9", "no Dask scheduler answers there"),
+        ("slurm", "expected local or dask=tcp://HOST:PORT"),
+    ],
 )
 def test_an_engine_that_is_not_there(tmp_path, tables, command, engine, words):
     if engine.startswith("dask"):
