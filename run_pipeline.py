@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
-from pipeline.stages import STAGES, blending, cleaning, engine
+from pipeline.stages import STAGES, blending, cleaning, engine, members
 
 HOME = Path(__file__).resolve().parent
 
@@ -135,15 +135,17 @@ def clean(arguments):
 
 def run(arguments):
     """Run one stage, or all that are missing or stale."""
-    name = arguments.recipe or ("dropout_cnn" if _has("cuda") else "quick")
+    name = arguments.recipe or ("dropout_cnn" if engine.has("cuda") else "quick")
     call, blended = _call(arguments, name)
     chosen, table = call.recipe, call.stages
     if blended and arguments.stage not in ("predict", "submit"):
         raise engine.StageError(f"--recipe {name}: a blend is for --stage predict and submit; run each recipe before")
     if arguments.engine != "local" and not arguments.engine.startswith("dask=tcp://"):
         raise engine.StageError(f"--engine {arguments.engine}: expected local or dask=tcp://HOST:PORT")
+    if arguments.engine != "local" and not members.plan(chosen):
+        raise engine.StageError(f"--engine {arguments.engine}: {name} trains one network, and only several go there")
     if arguments.stage in ("all", "train", "evaluate", "predict"):
-        call.device = _device(arguments.device)
+        call.device = engine.choose_device(arguments.device)
     asked = [stage for stage in table.values() if arguments.stage == stage.name]
     stages = asked or [stage for stage in table.values() if stage.name != "submit"]
     lock = _lock(arguments, arguments.stage)
@@ -152,7 +154,7 @@ def run(arguments):
     try:
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
-        if blended and arguments.stage == "predict":
+        if blended:
             blending.require(blended, call)
         for stage in stages:
             if asked:
@@ -230,39 +232,26 @@ def _warn_of_sample(call):
 
 def _call(arguments, name):
     """The call for a recipe's name, and, where there are several with commas between, the recipes of that blend."""
-    words = []
-    if arguments.recipe:
-        words += ["--recipe", arguments.recipe]
+    given = [name] if Path(name).is_file() else name.split(",")
+    recipes = [recipe.load(each, arguments.set) for each in given]
+    options = []
     if arguments.workspace != HOME:
-        words += ["--workspace", str(arguments.workspace)]
+        options += ["--workspace", str(arguments.workspace)]
     if arguments.data != "auto":
-        words += ["--data", arguments.data]
+        options += ["--data", arguments.data]
     for assignment in arguments.set:
-        words += ["--set", assignment]
+        options += ["--set", assignment]
     about = {
-        "words": "".join(f" {shlex.quote(word)}" for word in words),
+        "named": given[0] if arguments.recipe else "",
+        "options": "".join(f" {shlex.quote(word)}" for word in options),
         "data": arguments.data,
+        "asked": arguments.device,
         "engine": arguments.engine,
         "force": arguments.force,
     }
-    recipes = [recipe.load(each, arguments.set) for each in name.split(",")]
     if len(recipes) > 1:
         return blending.call_for(recipes, arguments.workspace, **about), recipes
     return engine.Call(STAGES, arguments.workspace, recipes[0], **about), []
-
-
-def _device(asked):
-    if asked == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if _has(device))
-    if not _has(asked):
-        raise engine.StageError(f"--device {asked}: PyTorch finds none here; leave --device out, or say cpu")
-    return asked
-
-
-def _has(device):
-    import torch  # not above: --status, --list and --help must be quick
-
-    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
 
 
 def _lock(arguments, stage):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.memory import keep_freed_memory
 from pipeline.recipe import Split
 
 SIDE = 28
@@ -153,6 +154,7 @@ def overlap(train_images, test_images):
 
 def _read_pixels(table, kind):
     """All rows, in parts (rows, columns), uint8."""
+    keep_freed_memory()
     columns = len(COLUMNS[kind])
     parts, rows, waiting = [], 0, deque()
 

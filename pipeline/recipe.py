@@ -228,6 +228,11 @@ def load(name, assignments=()):
         mistakes.append("split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none")
     if values["split"].get("folds") and train.get("fit_all"):
         mistakes.append("train.fit_all leaves no rows out, and split.folds holds out each once: leave one out")
+    models = values["ensemble"].get("models", ())
+    if len(set(models)) < len(models):
+        mistakes.append("ensemble.models names one twice: ensemble.seeds trains more of each")
+    if values["estimate"].get("seeds") and not values["estimate"].get("rows"):
+        mistakes.append("estimate.seeds wants estimate.rows, which were held out for each")
     if mistakes:
         raise RecipeError("; ".join(mistakes))
     return Recipe(name, about, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})

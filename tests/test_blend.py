@@ -66,6 +66,26 @@ def test_a_blend_of_which_one_is_trained_on_all_rows_has_no_estimate(two, comman
     assert "mine was trained on all rows" in run.out
 
 
+def test_settings_of_a_call_count_for_the_parts_too(two, command, kaggle):
+    workspace, mine = two
+    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    assert command("--stage", "predict", *place).code == 0
+    other = (*place, "--set", "train.seed=5")
+    assert "of quick is stale (train.seed 0 -> 5)" in command("--status", *other).out
+    for stage in ("predict", "submit"):
+        run = command("--stage", stage, *other)
+        assert run.code == 2 and "of quick is stale" in run.err
+        assert f"--stage all --recipe quick --workspace {workspace}" in run.err and "--set train.seed=5" in run.err
+    assert not kaggle.uploads
+
+
+def test_a_path_with_a_comma_is_one_recipe(command, tmp_path):
+    mine = tmp_path / "a,b"
+    mine.mkdir()
+    (mine / "mine.toml").write_text((recipe.RECIPES / "quick.toml").read_text())
+    assert command("--status", "--recipe", mine / "mine.toml", "--workspace", tmp_path).code == 0
+
+
 def test_a_blend_is_sent_like_any_submission(two, command, kaggle):
     workspace, mine = two
     place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
@@ -79,7 +99,7 @@ def test_a_blend_is_sent_like_any_submission(two, command, kaggle):
     "names, stage, words",
     [
         ("quick,quick", "predict", "stands twice"),
-        ("quick,standard", "predict", "evaluate of standard is missing: run `--stage all --recipe standard` first"),
+        ("quick,standard", "predict", "evaluate of standard is missing: run `--stage all --recipe standard --work"),
         ("quick,best_of_all", "predict", "there is no recipe 'best_of_all'"),
         ("quick,standard", "all", "a blend is for --stage predict and submit"),
     ],

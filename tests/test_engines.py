@@ -31,9 +31,8 @@ def start(*words, env=None):
 
 
 def pipeline(workspace, *more):
-    return start(
-        "run_pipeline.py", "--stage", "train", *SIX, "--workspace", workspace, "--device", "cpu", "--debug", *more
-    )
+    words = ("--stage", "train", *SIX, "--workspace", workspace, "--device", "cpu", "--debug", *more)
+    return start("run_pipeline.py", *words, env=os.environ | {"LOKY_MAX_CPU_COUNT": "2"})
 
 
 def prepared(workspace, tables, command):
@@ -164,7 +163,7 @@ def test_a_worker_without_the_parents_disk_gives_the_same(tmp_path):
     key = {"stage": "member"}
     artifacts.write_json(tmp_path / "here" / artifacts.STARTED, key)
     task = members.Task(
-        made.model, made.train, made.affine, 1, "cpu", 1, 0, str(tmp_path / "here"), key, os.getpid()
+        made.model, made.train, made.affine, 1, "cpu", 1, str(tmp_path / "here"), key, os.getpid()
     )  # fmt: skip
     elsewhere = dataclasses.replace(task, folder=str(tmp_path / "not" / "here"))
     fold = (np.arange(100) % 2).astype(np.uint8)
@@ -174,6 +173,29 @@ def test_a_worker_without_the_parents_disk_gives_the_same(tmp_path):
     for name in members.OUTPUTS:
         assert one[1][name] == two[1][name]
     assert (tmp_path / "here" / "checkpoint.pt").exists() and not (tmp_path / "not").exists()
+
+
+def test_a_checkpoint_of_other_settings_or_inputs_is_not_gone_on_from(tmp_path):
+    """A worker that was given up may leave one at the last moment."""
+    images, labels = digits_28(100)
+    made = recipe.load("quick", ["train.epochs=2", "train.batch=50"])
+    for inputs in ("these", "others", "others"):
+        key = {"stage": "member", "inputs": inputs}
+        artifacts.write_json(tmp_path / artifacts.STARTED, key)
+        task = members.Task(made.model, made.train, made.affine, None, "cpu", 1, str(tmp_path), key, os.getpid())
+        members._train(task, images, labels, None)
+    said = (tmp_path / "log.txt").read_text()
+    assert said.count("epoch 1,") == 2 and said.count("going on after epoch") == 1
+
+
+def test_a_cluster_of_one_thread_is_refused(tmp_path, tables, command):
+    distributed = pytest.importorskip("distributed")
+    write_tables(tmp_path / "data" / "raw", tables)
+    kind = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with distributed.LocalCluster(**kind) as cluster:
+        words = ("--set", "ensemble.seeds=2", "--workspace", tmp_path, "--engine", f"dask={cluster.scheduler_address}")
+        run = command("--stage", "all", *SHORT, *words)
+    assert run.code == 2 and "one worker thread" in run.err
 
 
 @pytest.mark.parametrize(
@@ -199,3 +221,8 @@ def test_dask_that_is_not_installed_is_named(tmp_path, tables, command, monkeypa
     words = ("--set", "ensemble.seeds=2", "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
     run = command("--stage", "all", *SHORT, *words)
     assert run.code == 2 and "requirements-dask.txt" in run.err
+
+
+def test_one_network_needs_no_engine(tmp_path, command):
+    run = command("--stage", "all", *SHORT, "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
+    assert run.code == 2 and "quick trains one network" in run.err and not list(tmp_path.iterdir())

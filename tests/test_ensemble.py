@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import run_pipeline
@@ -66,6 +66,7 @@ def of_one(network, images):
         return network(torch.from_numpy(images)[:, None].float() / 255).softmax(1).numpy()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(2, 7), st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), min_size=200, max_size=300))
 def test_each_row_is_held_out_once_and_every_label_in_every_fold(count, seed, labels):
     labels = np.array([*range(10)] * 7 + labels, np.uint8)
@@ -90,15 +91,24 @@ def test_members_are_every_model_with_every_seed_on_every_fold():
         f"{model}-seed{seed}-fold{fold}" for model in ("small_cnn", "medium_cnn") for seed in (5, 6) for fold in (0, 1)
     )
     assert members.plan(recipe.load("quick")) == []
+    (alone,) = members.plan(recipe.load("quick", ['ensemble.models=["medium_cnn"]']))
+    assert alone.name == "medium_cnn-seed0"
+
+
+@pytest.mark.parametrize("setting", ["split.seed=1", "augment.angles=[5]", "affine.shift=1", "train.epochs=3"])
+def test_what_a_member_is_trained_on_and_how_has_a_place_of_its_own(tmp_path, setting):
+    one, other = (members.places(tmp_path, recipe.load("quick", ["split.folds=2", *more])) for more in ([], [setting]))
+    assert not set(one) & set(other)
+    assert set(one) < set(members.places(tmp_path, recipe.load("quick", ["split.folds=2", "ensemble.seeds=2"])))
 
 
 def test_a_member_is_a_plain_training_on_the_rows_of_the_other_folds(trained):
     """Bit for bit the network that the loop gives for these rows and this seed, with one thread."""
     folds, found = folds_of(trained), weights_of(trained)
     assert sorted(found) == NAMES
-    settings = recipe.load("quick", FOUR[3::2])
+    made = recipe.load("quick", FOUR[3::2])
     threads = torch.get_num_threads()
-    torch.set_num_threads(settings.ensemble.threads)
+    torch.set_num_threads(made.ensemble.threads)
     try:
         for name in NAMES:
             seed, fold = int(name[-7]), int(name[-1])
@@ -106,8 +116,8 @@ def test_a_member_is_a_plain_training_on_the_rows_of_the_other_folds(trained):
                 (torch.from_numpy(IMAGES[:400][rows]), torch.from_numpy(LABELS[:400][rows].astype(np.int64)))
                 for rows in (folds != fold, folds == fold)
             ]
-            one = dataclasses.replace(settings.train, seed=seed)
-            state, history, _ = fit(one, settings.affine, settings.model, parts[0], validation=parts[1])
+            one = dataclasses.replace(made.train, seed=seed)
+            state, history, _ = fit(one, made.affine, made.model, parts[0], validation=parts[1])
             assert all(torch.equal(state[key], tensor) for key, tensor in found[name].items())
             rows = list(csv.DictReader((trained / "data/runs/quick/train/history.csv").open()))
             mine = [row for row in rows if row.pop("member") == name]
@@ -205,6 +215,30 @@ def test_clean_keeps_members_in_use_and_removes_the_others(trained, command):
     assert sorted(name.rsplit("-", 1)[0] for name in members_of(trained)) == NAMES[:2]
 
 
+def test_clean_keeps_the_members_of_a_stopped_run(trained, command):
+    partial = trained / "data/runs/quick/train.partial"
+    partial.mkdir()
+    (partial / members.NAMES).write_text(json.dumps({"folders": [*members_of(trained)]}))
+    assert "data/members/" not in command("--clean", "--workspace", trained, *FOUR[2:], "--set", "ensemble.seeds=1").out
+
+
+def test_members_whose_inputs_changed_meanwhile_are_not_published(trained, command, monkeypatch):
+    before = members_of(trained)
+    (labels,) = trained.glob("data/augmented/*/labels.npy")
+    run = members._run
+
+    def disturbed(*arguments):
+        for result in run(*arguments):
+            labels.write_bytes(labels.read_bytes()[:-1] + b"\x09")
+            yield result
+
+    monkeypatch.setattr(members, "_run", disturbed)
+    place = (*FOUR, "--workspace", trained, "--device", "cpu")
+    found = command("--stage", "train", *place, "--set", "ensemble.seeds=3")
+    assert found.code == 1 and f"{labels} changed while train ran" in found.err
+    assert members_of(trained) == before
+
+
 def test_seeds_without_folds_are_measured_on_the_validation_rows(finished, command):
     place = (*SHORT, "--set", "train.precision=fp32", "--set", "ensemble.seeds=2", "--workspace", finished)
     assert command("--stage", "all", *place, "--device", "cpu").code == 0
@@ -231,6 +265,8 @@ def test_an_ensemble_on_all_rows_of_two_models(finished, command):
     [
         ("split.folds=1", "nothing would be left to train on"),
         ("ensemble.models=['no_cnn']", "ensemble.models is ['no_cnn']"),
+        ("ensemble.models=['small_cnn', 'small_cnn']", "ensemble.models names one twice"),
+        ("estimate.seeds=3", "estimate.seeds wants estimate.rows"),
         ("split.folds=399", "split.folds is 399"),
         ("split.folds=60", "needs one for each fold"),
     ],
@@ -243,6 +279,11 @@ def test_what_cannot_be_is_refused(finished, command, setting, words):
 def test_folds_and_all_rows_exclude_each_other(command):
     run = command("--stage", "all", *SHORT, "--set", "split.folds=2", "--set", "train.fit_all=true")
     assert run.code == 2 and "leave one out" in run.err
+
+
+def test_each_local_process_takes_a_gpu_of_its_own():
+    assert [members._number(f"LokyProcess-{i}") for i in (1, 2, 7)] == [0, 1, 6]
+    assert members._number("MainProcess") == 0
 
 
 def test_a_worker_whose_parent_is_gone_stops():

@@ -8,6 +8,7 @@ import torch
 
 from pipeline import recipe
 from pipeline.models import MODELS
+from pipeline.stages import engine
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -48,6 +49,14 @@ def test_published_differs_in_the_softmax_alone():
         if getattr(getattr(two, section), key) != value
     ]
     assert differing == ["train.softmax_before_loss"]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recorded_estimate_is_of_the_recipes_own_settings(name):
+    loaded = recipe.load(name)
+    assert bool(loaded.estimate.seeds) == loaded.train.fit_all
+    if loaded.estimate.seeds:
+        assert loaded.estimate.settings == engine.accuracy_hash(loaded)
 
 
 def test_list_shows_each_recipe_with_a_line(command):

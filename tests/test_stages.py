@@ -94,7 +94,7 @@ def test_split_and_augment_have_folders_of_their_own(status, stage):
     assert status("--set", "augment.angles=[5]")["augment"][0] == "missing"
     stage("augment", "--set", "augment.angles=[5]")
     assert status()["augment"][0] == "fresh"
-    assert status("--set", "augment.angles=[5]")["train"] == ("stale", "augment/images.npy changed")
+    assert status("--set", "augment.angles=[5]")["train"] == ("stale", "augment.angles [] -> [5.0]")
 
 
 def test_what_is_only_recorded_makes_nothing_stale(status):

@@ -16,15 +16,16 @@ MAY_IMPORT = {
     "recipe": set(),
     "artifacts": set(),
     "competition": set(),
+    "memory": set(),
     "metrics": set(),
     "pictures": set(),
     "sources": {"competition", "artifacts"},
-    "digits": {"recipe"},
+    "digits": {"memory", "recipe"},
     "augmentation": {"recipe"},
     "models": {"models", "recipe"},
     "inference": {"recipe"},
     "optimizers": {"recipe"},
-    "training": {"augmentation", "inference", "optimizers", "recipe"},
+    "training": {"augmentation", "inference", "memory", "optimizers", "recipe"},
 }
 
 

@@ -324,7 +324,7 @@ class TestStage:
         monkeypatch.undo()
         (finished / "data/runs/quick/train.partial/checkpoint.pt").write_bytes(b"garbage")
         run = command("--stage", "train", *place)
-        assert run.code == 2 and run.err.count("\n") == 1 and "--force" in run.err
+        assert run.code == 2 and run.err.count("\n") == 1 and "delete it" in run.err
         assert command("--stage", "train", *place, "--force").code == 0
 
     def test_precision_is_recorded_and_kept_on_resume(self, command, finished, monkeypatch):

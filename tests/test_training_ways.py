@@ -82,7 +82,7 @@ class TestFocus:
             assert len(set(seen)) == 60
             hardest = set(before.argsort(descending=True)[: round(60 * training.HARD_SHARE)].tolist())
             assert hardest <= set(seen)
-            assert seen[:30] != sorted(seen[:30])  # mixed, not the hardest first
+            assert seen[:30] != before.argsort(descending=True)[:30].tolist()  # mixed, not the hardest first
         assert set(epochs[2]) != set(epochs[3])
 
     def test_losses_are_those_of_each_row(self):
@@ -127,6 +127,14 @@ class TestAverage:
             outputs = first(as_input(TRAIN[0])).transpose(0, 1).flatten(1)
         assert torch.allclose(network.layers[1].running_mean, outputs.mean(1), atol=1e-4)
         assert torch.allclose(network.layers[1].running_var, outputs.var(1), rtol=1e-3)
+
+    def test_batch_norm_is_measured_on_maps_as_exact_as_in_training(self, monkeypatch):
+        asked = []
+        monkeypatch.setattr(
+            training, "random_affine", lambda batch, affine: asked.append(torch.is_autocast_enabled("cpu")) or batch
+        )
+        fit(dataclasses.replace(BASE, average=0.5, epochs=2, precision="bf16"))
+        assert len(asked) > 2 * 3 and not any(asked)
 
     def test_validation_figures_are_those_of_the_averaged_network(self):
         settings = dataclasses.replace(BASE, average=0.9, epochs=3, keep="best")
@@ -189,7 +197,7 @@ class TestFitAll:
         assert receipt["expected_score"] is None and receipt["validation"]["accuracy"] is None
         assert "validation accuracy: none, trained on all rows" in outcome.out
         assert "expected score: none, the recipe records none" in outcome.out
-        assert "-m 'quick, trained on all rows [" in outcome.out
+        assert "-m 'quick, no row held out [" in outcome.out
 
     def test_and_back_brings_the_pictures_back(self, command, run):
         _, workspace, _ = run

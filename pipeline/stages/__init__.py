@@ -5,7 +5,7 @@ never import each other.
 """
 
 from pipeline import sources
-from pipeline.stages.engine import Stage, digest
+from pipeline.stages.engine import ACCURACY, Stage, digest
 
 ARRAYS = "../../arrays/"  # data/prepared/arrays, which all splits share
 
@@ -44,7 +44,7 @@ STAGES = {
             "train",
             version=1,
             folder=lambda recipe: f"data/runs/{recipe.name}/train",
-            reads=("affine", "ensemble", "model", "split.folds", "train"),
+            reads=("affine", "augment", "ensemble", "model", "split", "train"),
             needs={
                 "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
                 "augment": ("images.npy", "labels.npy"),
@@ -56,7 +56,7 @@ STAGES = {
             "evaluate",
             version=1,
             folder=lambda recipe: f"data/runs/{recipe.name}/evaluate",
-            reads=("estimate", "predict"),
+            reads=("estimate", *ACCURACY),
             needs={
                 "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
                 "train": ("weights.safetensors",),

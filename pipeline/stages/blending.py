@@ -1,6 +1,7 @@
 """Blends: calls in which `predict` means the mean of several recipes' probabilities (`--recipe a,b,c`)."""
 
 import dataclasses
+import shlex
 
 from pipeline import artifacts
 from pipeline.stages import STAGES, engine
@@ -15,6 +16,7 @@ def call_for(recipes, workspace, **about):
         raise engine.StageError(f"{name}: recipes with different splits cannot be blended: no row is held out of all")
     predict = dataclasses.replace(
         STAGES["predict"],
+        check=lambda folder, data, manifest: _unfinished(recipes, call),
         module="blend",
         folder=lambda recipe: f"submissions/{recipe.name}",
         reads=(),
@@ -23,21 +25,28 @@ def call_for(recipes, workspace, **about):
     )
     stages = {"download": STAGES["download"], "predict": predict, "submit": STAGES["submit"]}
     recipe = dataclasses.replace(recipes[0], name=name, about=f"the mean of {len(recipes)} recipes' probabilities")
-    return engine.Call(stages, workspace, recipe, **about)
+    call = engine.Call(stages, workspace, recipe, **about)
+    return call
 
 
 def require(recipes, call):
     """Raise StageError where one of the recipes has no fresh submission and evaluation."""
-    known = {}
+    why = _unfinished(recipes, call)
+    if why:
+        raise engine.StageError(why)
+
+
+def _unfinished(recipes, call):
+    """Which recipe has no fresh submission and evaluation, why, and what to do; "" where all have."""
     for one in recipes:
-        own = dataclasses.replace(call, stages=STAGES, recipe=one)
+        own, known = dataclasses.replace(call, stages=STAGES, recipe=one), {}
         for stage in ("evaluate", "predict"):
-            how, why = engine.state(own, STAGES[stage], known.setdefault(one.name, {}))
+            how, why = engine.state(own, STAGES[stage], known)
             if how != "fresh":
                 reason = f" ({why})" if why else ""
-                raise engine.StageError(
-                    f"{stage} of {one.name} is {how}{reason}: run `--stage all --recipe {one.file or one.name}` first"
-                )
+                given = shlex.quote(one.file or one.name)
+                return f"{stage} of {one.name} is {how}{reason}: run `--stage all --recipe {given}{call.options}` first"
+    return ""
 
 
 def _inputs(recipes, call):

@@ -40,6 +40,9 @@ def unused(workspace, assignments):
     cached = [path for name in ("prepared/splits", "augmented", "members") for path in (data / name).glob("*")]
     stopped = [*data.rglob("*.partial"), *(workspace / "submissions").rglob("*.partial")]
     halves = [*data.rglob(".*.tmp"), *(workspace / "submissions").rglob(".*.tmp")]
+    for path in data.glob("runs/**/train.partial/" + members.NAMES):
+        folders = (artifacts.read_json(path) or {}).get("folders", ())
+        used |= {data / "members" / f"{one}{end}" for one in folders for end in ("", ".partial", ".lock")}
     resumable = {f"{name}.partial" for name, stage in STAGES.items() if stage.resumes}
     left = sorted({path for path in (*cached, *stopped, *halves) if path not in used and path.name not in resumable})
     return [path for path in left if not any(Path(parent) in left for parent in path.parents)]

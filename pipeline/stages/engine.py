@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -54,8 +55,9 @@ class Stage:
     receipt: str | None = None
     # An interrupted run goes on in the `.partial` folder that it left.
     resumes: bool = False
-    # Publishes by itself; `check(folder, data, manifest)` then says why what is there is stale.
+    # Publishes by itself, and has no inputs.
     publishes_itself: bool = False
+    # `check(folder, data, manifest)` says why else what is there is stale, or nothing.
     check: Callable | None = None
     # In `pipeline.stages`, where its `run` is; "": of its own name.
     module: str = ""
@@ -68,13 +70,19 @@ class Call:
     stages: dict[str, Stage]
     workspace: Path
     recipe: Recipe
-    words: str = ""  # how to repeat the call's options in a hint
+    named: str = ""  # how the recipe was given, if it was, and
+    options: str = ""  # how to repeat the call's other options in a hint
     data: str = "auto"
     device: str = "cpu"
+    asked: str = "auto"  # the device that was asked for, which another machine may have although this one has not
     engine: str = "local"  # where an ensemble's members are trained
     force: bool = False
     say: Callable[[str], None] = print
     note: Callable[[str], None] = lambda text: None  # for the log alone
+
+    @property
+    def words(self):
+        return (f" --recipe {shlex.quote(self.named)}" if self.named else "") + self.options
 
     def place(self, stage):
         # Resolved: what is renamed is the folder, where a link stands in its place.
@@ -123,10 +131,15 @@ def recipe_hash(recipe):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def accuracy_hash(recipe):
-    """SHA-256 of the settings that the accuracy on other rows depends on: not the split, not the seed."""
-    sections = ("augment", "affine", "model", "ensemble", "train", "predict")
-    values = {name: as_plain(getattr(recipe, name)) for name in sections}
+ACCURACY = ("augment", "affine", "model", "ensemble", "train", "predict")  # sections
+
+
+def accuracy_hash(settings):
+    """SHA-256 of the settings that the accuracy on other rows depends on: not the split, not the seed.
+
+    settings: a recipe, or whatever else has the sections ACCURACY.
+    """
+    values = {name: as_plain(getattr(settings, name)) for name in ACCURACY}
     for name in ("seed", "fit_all", "deterministic"):
         del values["train"][name]
     del values["ensemble"]["threads"]
@@ -161,11 +174,10 @@ def _state(call, stage, known):
         how, _ = state(call, call.stages[need], known)
         if how != "fresh":
             return "stale", f"{need} is {how}"
-    if stage.check:
-        why = stage.check(folder, call.data, manifest)
-        if why:
-            return "stale", why
-    else:
+    why = stage.check(folder, call.data, manifest) if stage.check else ""
+    if why:
+        return "stale", why
+    if not stage.publishes_itself:
         now = _recorded_inputs(call, stage)
         for name in sorted(now.keys() | manifest["inputs"].keys()):
             if now.get(name) != manifest["inputs"].get(name):
@@ -207,7 +219,8 @@ def run_stage(call, stage):
     for name, digest in _recorded_inputs(call, stage).items():
         if inputs[name] != digest:  # although its size, time and inode are those recorded
             made = name.split("/")[0]
-            raise StageError(f"{paths[name]} is damaged: run `--stage {made}{call.words} --force` to make it again")
+            how = f"`--stage {made}{call.words} --force`" if made in call.stages else "its recipe with --force"
+            raise StageError(f"{paths[name]} is damaged: run {how} to make it again")
     key = {
         "stage": stage.name,
         "version": stage.version,
@@ -241,6 +254,22 @@ def run_stage(call, stage):
         if path.name not in kept:  # a checkpoint has served
             path.unlink()
     artifacts.publish(place)
+
+
+def has(device):
+    """Whether this machine has such a device."""
+    import torch  # not above: --status, --list and --help must be quick
+
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
+
+
+def choose_device(asked):
+    """The device to compute on. Raises StageError where there is none of the kind that is asked for."""
+    if asked == "auto":
+        return next(device for device in ("cuda", "mps", "cpu") if has(device))
+    if not has(asked):
+        raise StageError(f"--device {asked}: PyTorch finds none here; leave --device out, or say cpu")
+    return asked
 
 
 def restore_all(call):
@@ -323,7 +352,14 @@ def _context(call):
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": call.recipe.name,
         "recipe_file": call.recipe.file,
-        "device": call.device,
+        **here(call.device),
+    }
+
+
+def here(device):
+    """What computes: the device, the machine and the versions of what runs on it."""
+    return {
+        "device": device,
         "machine": platform.platform(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),

@@ -16,7 +16,7 @@ SUSPECTS = 100  # at most so many rows in the table
 
 def run(job):
     networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
-    measured_with = {"data": _data_hash(job), "settings": accuracy_hash(job.call.recipe)}
+    measured_with = {"data": _data_hash(job), "settings": accuracy_hash(job.settings)}
     abouts = [about for _, about in networks]
     if abouts[0]["fit_all"]:
         estimate, why = _recorded(job.settings.estimate, measured_with)
@@ -43,7 +43,7 @@ def run(job):
         "classes": metrics.by_class(counts),
         "kept_epoch": abouts[0]["epoch"] if len(abouts) == 1 else [about["epoch"] for about in abouts],
         "chosen_on_these_rows": any(about["keep"] == "best" for about in abouts),
-        "rests_on": _rests_on(networks, len(rows), folds),
+        "rests_on": _rests_on(abouts, len(rows), folds),
         "measured_with": measured_with,
     }
     if len(networks) > 1:
@@ -99,15 +99,15 @@ def _held_out(job, networks, images, labels, folds):
     return (total / seen).astype(np.float32), accuracies
 
 
-def _rests_on(networks, rows, folds):
+def _rests_on(abouts, rows, folds):
     """What the accuracy says of the submission, in words."""
-    if folds is not None:
-        count = folds.max() + 1
-        return (
-            f"{rows} out-of-fold rows: each by the {len(networks) // count} of {len(networks)} networks that were not "
-            "trained on it; the submission averages all of them, so this is a lower bound on average"
-        )
-    return f"{rows} validation rows"
+    if folds is None:
+        return f"{rows} validation rows"
+    held_by = len(abouts) // (folds.max() + 1)
+    words = f"{rows} out-of-fold rows: each by the {held_by} of {len(abouts)} networks that were not trained on it"
+    if any(about["keep"] == "best" for about in abouts):
+        return words
+    return f"{words}; the submission averages all of them, so this is a lower bound on average"
 
 
 def _mean_and_deviation(values):

@@ -1,7 +1,9 @@
 """One network's training in a folder of its own, from its checkpoint on: what `train` does once, or for each member."""
 
 import copy
+import hashlib
 import io
+import json
 import math
 import time
 
@@ -17,10 +19,13 @@ CHECKPOINT = "checkpoint.pt"
 SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
 
 
-def fit(folder, train, validation, model, settings, affine, device, say, note, look=lambda history: None, bar=True):
+def fit(
+    folder, key, train, validation, model, settings, affine, device, say, note, look=lambda history: None, bar=True
+):
     """Train the network that `model` describes; returns its tensors, what they are of, and its history.
 
     folder: where the checkpoint lies or will lie, and `history.csv`.
+    key: what settings and inputs the training is of: a checkpoint of another is not gone on from.
     train, validation: pairs of numpy arrays, uint8 images (n, 28, 28) and labels (n,); validation may be None.
     say, note: take a line for the user, and a line for the log.
     look: called with the history after each epoch; what it raises stops the training, whose last epoch is saved.
@@ -29,7 +34,8 @@ def fit(folder, train, validation, model, settings, affine, device, say, note, l
     def on_device(images, labels):
         return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
 
-    checkpoint = _load_checkpoint(folder / CHECKPOINT)
+    made_for = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    checkpoint = _load_checkpoint(folder / CHECKPOINT, made_for)
     precision = checkpoint["precision"] if checkpoint else training.choose_precision(settings, device)
     if checkpoint:
         say(f"going on after epoch {checkpoint['epoch']}")
@@ -40,7 +46,7 @@ def fit(folder, train, validation, model, settings, affine, device, say, note, l
     def save(checkpoint):
         nonlocal saved, unsaved
         content = io.BytesIO()
-        torch.save({**checkpoint, "precision": precision}, content)
+        torch.save({**checkpoint, "precision": precision, "made_for": made_for}, content)
         artifacts.write(folder / CHECKPOINT, content.getvalue())
         artifacts.write(folder / "history.csv", as_csv(checkpoint["history"]))
         saved, unsaved = time.monotonic(), None
@@ -91,13 +97,14 @@ def as_csv(history):
     return pd.DataFrame(history).to_csv(index=False, lineterminator="\n").encode()
 
 
-def _load_checkpoint(path):
+def _load_checkpoint(path, made_for):
     """What the last finished epoch left, or None."""
     if not path.exists():
         return None
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # of many kinds, for a file that is no checkpoint
         raise StageError(
-            f"{path}: the checkpoint cannot be read ({type(error).__name__}): --force starts the training over"
+            f"{path}: the checkpoint cannot be read ({type(error).__name__}): delete it to start this training over"
         ) from None
+    return checkpoint if checkpoint.get("made_for") == made_for else None

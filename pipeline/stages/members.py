@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -21,9 +22,9 @@ from pipeline import artifacts
 from pipeline.recipe import as_plain
 from pipeline.stages.engine import StageError
 
-VERSION = 1
 FOLDER = "data/members"
 LOG = "log.txt"
+NAMES = "members.json"  # in the run's folder while it trains: the names of its members' folders
 IDLE = 10  # seconds after which a local worker that has nothing to do ends, also where its parent was killed
 OUTPUTS = ("weights.safetensors", "history.csv")
 _torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
@@ -50,7 +51,7 @@ def plan(settings):
     folds = range(settings.split.folds) if settings.split.folds else (None,)
     seeds = range(settings.train.seed, settings.train.seed + settings.ensemble.seeds)
     made = [Member(model, seed, fold) for seed in seeds for model in models for fold in folds]
-    return made if len(made) > 1 else []
+    return made if len(made) > 1 or settings.ensemble.models else []
 
 
 def places(workspace, recipe):
@@ -69,7 +70,7 @@ def train(job, members, arrays, engine):
     base, todo, places = job.call.workspace, [], {}
     for member in members:
         settings = _settings(job.settings, member)
-        key = {"stage": "member", "version": VERSION, "settings": settings, "inputs": _inputs(job)}
+        key = {"stage": "member", "version": job.key["version"], "settings": settings, "inputs": _inputs(job)}
         place = places[member] = _place(base, member, settings).resolve()
         artifacts.restore(place)
         manifest, _ = artifacts.read_manifest(place)
@@ -81,6 +82,7 @@ def train(job, members, arrays, engine):
             artifacts.begin(place)
             artifacts.write_json(partial / artifacts.STARTED, key)
         todo.append((member, place, key))
+    artifacts.write_json(job.folder / NAMES, {"folders": sorted(place.name for place in places.values())})
     if len(todo) < len(members):
         job.call.say(f"train: {len(members) - len(todo)} of {len(members)} members are there")
     tasks = [
@@ -89,18 +91,18 @@ def train(job, members, arrays, engine):
             dataclasses.replace(job.settings.train, seed=member.seed),
             job.settings.affine,
             member.fold,
-            job.call.device,
+            job.call.device if job.call.engine == "local" else job.call.asked,
             job.settings.ensemble.threads,
-            index,
             str(artifacts.beside(place)[0]),
             key,
             os.getpid(),
         )
-        for index, (member, place, key) in enumerate(todo)
+        for member, place, key in todo
     ]
+    waiting = dict(zip((task.folder for task in tasks), todo, strict=True))
     with tqdm(total=len(tasks), desc="train", unit="member", disable=None) as bar:
-        for index, result in _run(tasks, arrays, job, engine):
-            member, place, key = todo[index]
+        for folder, result in _run(tasks, arrays, job, engine):
+            member, place, key = waiting[folder]
             _publish(place, key, result, job)
             numbers = result["numbers"]
             shown = "".join(f", {name.replace('_', ' ')} {numbers[name]:.4f}" for name in SHOWN if name in numbers)
@@ -120,23 +122,22 @@ class Task:
     train: object
     affine: object
     fold: int | None
-    device: str
+    device: str  # or "auto": what the machine that trains has
     threads: int
-    index: int  # which GPU, where there are several
     folder: str  # the unit's .partial, where this process can see it
     key: dict
     parent: int  # process id
 
 
 def _run(tasks, arrays, job, engine):
-    """Pairs of a task's index and its result, as they come."""
+    """Pairs of a task's folder and its result, as they come."""
     import joblib
 
     if not tasks:
         return
     threads, options = job.settings.ensemble.threads, {"backend": "loky", "idle_worker_timeout": IDLE}
     if engine.startswith("dask="):
-        options, workers = _dask(engine), -1
+        options, workers = _dask(engine, arrays), -1
     elif job.call.device == "cpu":
         workers = max(1, joblib.cpu_count() // threads)
     else:
@@ -148,7 +149,7 @@ def _run(tasks, arrays, job, engine):
         yield from parallel(joblib.delayed(_train)(task, *arrays) for task in tasks)
 
 
-def _dask(engine):
+def _dask(engine, arrays):
     """joblib's options for the Dask cluster of an engine "dask=tcp://HOST:PORT"."""
     try:
         from distributed import Client
@@ -159,13 +160,14 @@ def _dask(engine):
         client = Client(address, timeout=10, set_as_default=True)
     except (OSError, ValueError, TimeoutError) as error:
         raise StageError(f"--engine {engine}: no Dask scheduler answers there ({type(error).__name__})") from None
-    if not client.scheduler_info()["workers"]:
-        raise StageError(f"--engine {engine}: that scheduler has no workers: start one with `dask worker {address}`")
-    return {"backend": "dask"}
+    if sum(client.ncores().values()) < 2:  # joblib would train here instead
+        raise StageError(f"--engine {engine}: one worker thread there or none: start more with `dask worker {address}`")
+    # On every worker: one that dies takes nothing along that the others need.
+    return {"backend": "dask", "scatter": [array for array in arrays if array is not None]}
 
 
 def _train(task, images, labels, held):
-    """Train one member: its index, and what the parent publishes. Runs in a process of its own, on any machine."""
+    """Train one member: its folder, and what the parent publishes. Runs in a process of its own, on any machine."""
     folder = Path(task.folder)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_torch_is_mine)
@@ -176,7 +178,7 @@ def _train(task, images, labels, held):
         else:  # no disk in common with the parent
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            return task.index, _fit(task, folder, images, labels, held)
+            return task.folder, _fit(task, folder, images, labels, held)
         except ParentGone:
             if _dask_worker():
                 raise
@@ -187,21 +189,21 @@ def _fit(task, folder, images, labels, held):
     import torch
 
     from pipeline.models import save_weights
-    from pipeline.stages import fitting
+    from pipeline.stages import engine, fitting
 
     def note(text):
         artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
 
     began = time.monotonic()
-    threads = torch.get_num_threads()
+    threads, device = torch.get_num_threads(), engine.choose_device(task.device)
     try:
-        if task.device == "cpu":
+        if device == "cpu":
             torch.set_num_threads(task.threads)
-        elif task.device == "cuda":
-            torch.cuda.set_device(task.index % torch.cuda.device_count())
+        elif device == "cuda":
+            torch.cuda.set_device(_number(multiprocessing.current_process().name) % torch.cuda.device_count())
         train, validation = _parts(task.fold, images, labels, held)
         tensors, about, history = fitting.fit(
-            folder, train, validation, task.model, task.train, task.affine, task.device, note, note,
+            folder, task.key, train, validation, task.model, task.train, task.affine, device, note, note,
             look=lambda history: _stop_if_alone(task.parent), bar=False,
         )  # fmt: skip
     finally:
@@ -214,7 +216,13 @@ def _fit(task, folder, images, labels, held):
         "numbers": {"precision": about["precision"], "kept_epoch": about["epoch"]}
         | {name: value for name, value in kept.items() if name.startswith("validation")},
         "seconds": time.monotonic() - began,
+        "context": engine.here(device),
     }
+
+
+def _number(process):
+    """Which of joblib's local processes, so that each takes a GPU of its own; any other takes the first it sees."""
+    return int(process.rpartition("-")[2]) - 1 if process.startswith("LokyProcess-") else 0
 
 
 def _parts(fold, images, labels, held):
@@ -251,7 +259,8 @@ def _publish(place, key, result, job):
     partial, _ = artifacts.beside(place)
     for name in (*OUTPUTS, LOG):
         artifacts.write(partial / name, result[name])
-    context = {**copy.deepcopy(job.context), "seconds": round(result["seconds"], 3)}
+    job.check_inputs()
+    context = {**copy.deepcopy(job.context), **result["context"], "seconds": round(result["seconds"], 3)}
     artifacts.write_manifest(partial, key, OUTPUTS, result["numbers"], context)
     for path in partial.iterdir():
         if path.name not in (*OUTPUTS, LOG, artifacts.MANIFEST, artifacts.CONTEXT):
@@ -261,11 +270,11 @@ def _publish(place, key, result, job):
 
 def _settings(recipe, member):
     """What a member's weights depend on; neither the other members nor their number."""
-    settings = {name: as_plain(getattr(recipe, name)) for name in ("affine", "model", "train")}
+    settings = {name: as_plain(getattr(recipe, name)) for name in ("affine", "augment", "model", "split", "train")}
     settings["model"]["name"] = member.model
     settings["train"]["seed"] = member.seed
     settings["ensemble"] = {"threads": recipe.ensemble.threads}
-    settings["split"] = {"folds": recipe.split.folds, "fold": member.fold}
+    settings["split"]["fold"] = member.fold
     return settings
 
 

@@ -55,7 +55,7 @@ def leave(job, probabilities, evaluated, recipe, weights):
         "versions": job.context["versions"],
         # The tag ties Kaggle's list of submissions to this file, also where it is sent by hand.
         "message": f"{job.call.recipe.name}, "
-        + (f"validation {evaluated['accuracy']:.4f}" if evaluated["rows"] else "trained on all rows"),
+        + (f"validation {evaluated['accuracy']:.4f}" if evaluated["rows"] else "no row held out"),
         "tag": f"[{digest[:12]}]",
         # What was ever sent to Kaggle from this folder outlives a new prediction.
         "sent": (artifacts.read_json(job.place / "submission.json") or {}).get("sent", []),

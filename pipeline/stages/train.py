@@ -51,6 +51,7 @@ def _single(job, images, labels):
 
     tensors, about, history = fitting.fit(
         job.folder,
+        job.key,
         (images, labels),
         _held(job),
         job.settings.model,

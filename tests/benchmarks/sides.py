@@ -40,9 +40,8 @@ cached_published = read_published  # it has no cache
 def cached_ours(task):
     import numpy as np
 
-    images, labels = _prepared(task)
-    # Read into memory whole, although the pipeline maps the file.
-    return _seconds(lambda: (np.load(images), np.load(labels)))
+    # Mapped, as by the stages, and every value looked at; a stage that runs also hashes the files, in 0.02 s.
+    return _seconds(lambda: [np.load(path, mmap_mode="r").max() for path in _prepared(task)])
 
 
 def augment_published(task):
@@ -88,15 +87,17 @@ def memory_published(task):
 
 
 def memory_ours(task):
-    """The same: the stages up to training, and what training loads."""
+    """The same: the stages up to training, and what training loads, every page of it looked at."""
     import numpy as np
     import torch
 
-    _stages(task, "all-up-to-augment", "dropout_cnn")
-    augmented = Path(task["folder"]) / "workspace/data/augmented"
-    (path,) = (path for path in augmented.glob("*/images.npy"))
-    images = torch.from_numpy(np.load(path, mmap_mode="c"))
-    assert len(images) == 7 * TRAINING_ROWS
+    data = _stages(task, "all-up-to-augment", "dropout_cnn") / "data"
+    (path,) = data.glob("augmented/*/images.npy")
+    images, labels = torch.from_numpy(np.load(path, mmap_mode="c")), np.load(path.with_name("labels.npy"))
+    (rows,) = (np.load(path) for path in data.glob("prepared/splits/*/validation_rows.npy"))
+    held = np.load(data / "prepared/arrays/train_images.npy", mmap_mode="r")[rows]
+    assert (len(images), len(labels), len(held)) == (7 * TRAINING_ROWS, 7 * TRAINING_ROWS, 10_500)
+    assert max(int(part.max()) for part in images.split(10_000)) == 255
     return {"value": _peak()}
 
 
@@ -169,8 +170,9 @@ def first_batch_ours(task):
 
 def status_ours(task):
     """Seconds of `--status` over a workspace with results."""
-    workspace = _stages(task, "all-up-to-augment", "quick")
-    call = [sys.executable, "run_pipeline.py", "--status", "--workspace", str(workspace)]
+    words = ("--set", "train.epochs=1")
+    workspace = _stages(task, "all", "quick", None, *words, data=task["archive"])
+    call = [sys.executable, "run_pipeline.py", "--status", "--workspace", str(workspace), *words]
     return _seconds(lambda: subprocess.run(call, check=True, stdout=subprocess.DEVNULL))
 
 
@@ -182,6 +184,10 @@ def scaling_ours(task):
     for name, count in (("train", rows), ("test", rows * 2 // 3), ("sample_submission", rows * 2 // 3)):
         with open(Path(task["folder"]) / f"{name}.csv", "rb") as whole, open(raw / f"{name}.csv", "wb") as part:
             part.writelines(itertools.islice(whole, count + 1))
+    import pandas  # noqa: F401 (not part of what grows)
+    import sklearn.model_selection  # noqa: F401
+    import torch  # noqa: F401
+
     began = time.perf_counter()
     workspace = _stages(task, "all-up-to-augment", "dropout_cnn", raw.parent.parent, data="auto")
     prepared = time.perf_counter()
@@ -284,7 +290,7 @@ def _stages(task, stage, recipe, workspace=None, *words, data=None):
     common = ["--recipe", recipe, "--workspace", str(workspace), "--device", task["device"], *words]
     with contextlib.redirect_stdout(sys.stderr if os.environ.get("SPEED_DEBUG") else open(os.devnull, "w")):
         for name in ("download", "prepare", "augment") if stage == "all-up-to-augment" else (stage,):
-            source = ["--data", data or task["archive"]] if name == "download" else []
+            source = ["--data", data or task["archive"]] if name in ("download", "all") else []
             if run_pipeline.main(["--stage", name, *common, *source]):
                 raise SystemExit(f"--stage {name} failed")
     return workspace

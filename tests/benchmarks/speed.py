@@ -53,7 +53,7 @@ def main():
             results = measure.speed()
     if call.json:
         about = {
-            "command": " ".join(["python -m tests.benchmarks.speed", *(a for a in sys.argv[1:] if "/" not in a)]),
+            "command": " ".join(["python -m tests.benchmarks.speed", *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d"),
             "machine": _machine(call.device),
             "data": source,
@@ -148,7 +148,9 @@ def _row(part, found):
     ratio = f"{found['ratio']:.1f}x" if "ratio" in found else ""
     peak = ", ".join(f"{side} {value:.0f}" for side, value in found["peak_mb"].items())
     ours, published = shown(found["ours"]), shown(found.get("published"))
-    return f"{part:12} {found['unit']:9} {published:>10} {ours:>10} {ratio:>8} {wanted:>8}   {peak}"
+    precision = found.get("more", {}).get("precision")
+    note = f" ({precision}, published fp32)" if precision else ""
+    return f"{part:12} {found['unit']:9} {published:>10} {ours:>10} {ratio:>8} {wanted:>8}   {peak}{note}"
 
 
 def _data(folder):
