@@ -36,7 +36,7 @@ def test_quick_from_zip_to_submission(command, archive, workspace):
     assert submission.columns.tolist() == ["ImageId", "Label"]
     assert np.array_equal(submission["ImageId"], np.arange(1, 28_001))
     assert submission["Label"].between(0, 9).all() and submission["Label"].value_counts().min() > 2000
-    assert json.loads((folder / "submission.json").read_text())["validation"]["accuracy"] > 0.993
+    assert json.loads((folder / "submission.json").read_text())["validation"]["accuracy"] > 0.992  # 0.9942 +- 0.0003
 
     before = (folder / "submission.csv").read_bytes()
     again = command("--stage", "all", "--data", archive, *place)

@@ -40,8 +40,8 @@ def run(job):
 def _rests_on(found, rows):
     """What the accuracy says of the submission, in words; the recipes have one split, so all have folds or none."""
     if "folds" not in found[0]:
-        return f"{rows} validation rows: the mean of {len(found)} recipes, as in the submission"
-    return f"{rows} out-of-fold rows: the mean of {len(found)} recipes, each by the networks not trained on a row"
+        return f"{rows:,} validation rows: the mean of {len(found)} recipes, as in the submission"
+    return f"{rows:,} out-of-fold rows: the mean of {len(found)} recipes, each by the networks not trained on a row"
 
 
 def _mean(paths):

@@ -102,9 +102,9 @@ def _held_out(job, networks, images, labels, folds):
 def _rests_on(abouts, rows, folds):
     """What the accuracy says of the submission, in words."""
     if folds is None:
-        return f"{rows} validation rows"
+        return f"{rows:,} validation rows"
     held_by = len(abouts) // (folds.max() + 1)
-    words = f"{rows} out-of-fold rows: each by the {held_by} of {len(abouts)} networks that were not trained on it"
+    words = f"{rows:,} out-of-fold rows: each by the {held_by} of {len(abouts)} networks that were not trained on it"
     if any(about["keep"] == "best" for about in abouts):
         return words
     return f"{words}; the submission averages all of them, so this is a lower bound on average"
