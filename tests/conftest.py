@@ -1,8 +1,12 @@
 """What the tests share: small competition data, the command line in this process, a finished run, Kaggle's stand-in."""
 
+import os
+
+# Before torch is imported: tests run side by side, and more threads than cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import csv
 import io
-import os
 import shutil
 import zipfile
 from dataclasses import dataclass

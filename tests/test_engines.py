@@ -17,9 +17,9 @@ from pipeline.stages import members
 from tests.conftest import SHORT, digits_28, write_tables
 
 ROOT = Path(__file__).parent.parent
-# Six networks long enough to be found in the middle.
-SIX = ("--recipe", "quick", "--set", "train.epochs=40", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
-SIX += ("--set", "split.folds=3", "--set", "ensemble.seeds=2")
+# Four networks long enough to be found in the middle.
+FOUR = ("--recipe", "quick", "--set", "train.epochs=30", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
+FOUR += ("--set", "split.folds=2", "--set", "ensemble.seeds=2")
 RESULTS = ("weights.safetensors", "history.csv")
 
 
@@ -31,14 +31,14 @@ def start(*words, env=None):
 
 
 def pipeline(workspace, *more):
-    words = ("--stage", "train", *SIX, "--workspace", workspace, "--device", "cpu", "--debug", *more)
+    words = ("--stage", "train", *FOUR, "--workspace", workspace, "--device", "cpu", "--debug", *more)
     return start("run_pipeline.py", *words, env=os.environ | {"LOKY_MAX_CPU_COUNT": "2"})
 
 
 def prepared(workspace, tables, command):
     write_tables(workspace / "data" / "raw", tables)
     for stage in ("download", "prepare", "augment"):
-        assert command("--stage", stage, *SIX, "--workspace", workspace).code == 0
+        assert command("--stage", stage, *FOUR, "--workspace", workspace).code == 0
     return workspace
 
 
@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory, tables):
 
     workspace = tmp_path_factory.mktemp("undisturbed")
     write_tables(workspace / "data" / "raw", tables)
-    words = ("--stage", "all", *SIX, "--workspace", str(workspace), "--device", "cpu")
+    words = ("--stage", "all", *FOUR, "--workspace", str(workspace), "--device", "cpu")
     assert run_pipeline.main(list(words)) == 0
     return results(workspace)
 
@@ -97,9 +97,9 @@ def test_killed_in_the_middle_it_goes_on_with_what_is_missing(tmp_path, tables, 
     again = pipeline(workspace)
     said, _ = again.communicate(timeout=100)
     assert again.returncode == 0, said
-    assert f"{len(before)} of 6 members are there" in said
+    assert f"{len(before)} of 4 members are there" in said
     after = finished(workspace)
-    assert before.items() <= after.items() and len(after) == 6
+    assert before.items() <= after.items() and len(after) == 4
     assert any("going on after epoch" in log(workspace, member) for member in stopped)
     assert results(workspace) == undisturbed
 
@@ -148,7 +148,7 @@ def test_on_a_dask_cluster_one_of_whose_workers_is_killed(tmp_path, tables, comm
     workers[0].kill()
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, said
-    assert before.items() <= finished(workspace).items() and len(finished(workspace)) == 6
+    assert before.items() <= finished(workspace).items() and len(finished(workspace)) == 4
     for member in finished(workspace):
         assert log(workspace, member).count("epoch 1,") == 1  # none was begun twice
     assert sum("going on after epoch" in log(workspace, member) for member in halves) == 1

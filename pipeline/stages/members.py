@@ -25,7 +25,7 @@ from pipeline.stages.engine import StageError
 FOLDER = "data/members"
 LOG = "log.txt"
 NAMES = "members.json"  # in the run's folder while it trains: the names of its members' folders
-IDLE = 10  # seconds after which a local worker that has nothing to do ends, also where its parent was killed
+IDLE = 5  # seconds after which a local worker that has nothing to do ends, also where its parent was killed
 OUTPUTS = ("weights.safetensors", "history.csv")
 _torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
 
