@@ -53,7 +53,8 @@ def until(what, process, seconds=60):
 
 def finished(workspace):
     """Each published member, and when its manifest was written."""
-    return {path.parent.name: path.stat().st_mtime_ns for path in workspace.glob("data/members/*/manifest.json")}
+    found = workspace.glob("data/members/*/manifest.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found if path.parent.suffix != ".partial"}
 
 
 def under_way(workspace):
