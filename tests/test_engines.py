@@ -1,5 +1,6 @@
 """Where an ensemble's networks train: killed and gone on with, on a real Dask cluster, on a disk that is not shared."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -58,9 +59,13 @@ def finished(workspace):
 
 
 def under_way(workspace):
-    """The members that have finished epochs and are not published."""
-    found = workspace.glob("data/members/*.partial/checkpoint.pt")
-    return [path.parent.name.removesuffix(".partial") for path in found]
+    """The members with two finished epochs, the first of which is saved, that are not published."""
+    found = []
+    for path in workspace.glob("data/members/*.partial/log.txt"):
+        with contextlib.suppress(FileNotFoundError):  # it was published meanwhile
+            if "epoch 2," in path.read_text():
+                found.append(path.parent.name.removesuffix(".partial"))
+    return found
 
 
 def results(workspace):
