@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.recipe import Predict
+from pipeline.views import view
 
 BATCH = {"cpu": 512, "cuda": 8192, "mps": 2048}  # images at a time; results do not depend on it beyond rounding
 
@@ -48,9 +49,13 @@ def probabilities(network, images, settings: Predict, device, precision):
 
 def average(networks, images, settings: Predict, device):
     """Mean of the probabilities (n, 10) of several networks: pairs of a network and what its file says of it."""
-    return sum(probabilities(one, images, settings, device, about["precision"]) for one, about in networks) / len(
-        networks
-    )
+    return sum(of_file(*one, images, settings, device) for one in networks) / len(networks)
+
+
+def of_file(network, about, images, settings: Predict, device):
+    """The probabilities (n, 10) of a network for the view of the images, and in the precision, that its file tells."""
+    shown = view(images.to(device), about["model"]["view"])
+    return probabilities(network, shown, settings, device, about["precision"])
 
 
 def slide(images, right, down):

@@ -16,6 +16,7 @@ from pathlib import Path
 RECIPES = Path(__file__).parent / "recipes"
 # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
 MODELS = ("dropout_cnn", "small_cnn", "medium_cnn")
+VIEWS = ("plain", "deskewed", "even", "deskewed_even", "wide")  # of pipeline.views.VIEWS, likewise
 
 
 class RecipeError(ValueError):
@@ -70,14 +71,18 @@ class Affine:
 class Model:
     name: str = setting("dropout_cnn", choices=MODELS)
     dropout: float = setting(0.5, low=0, below=1)
+    # What the network is shown instead of the image: without its slant, of even width, ...
+    view: str = setting("plain", choices=VIEWS)
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Which networks are trained and averaged: each model with each seed, on each fold's training rows."""
+    """Which networks are trained and averaged: each model on each view with each seed and fold."""
 
     # Of `model.name`'s choices; empty: that one.
     models: tuple[str, ...] = setting((), choices=MODELS)
+    # Of `model.view`'s choices; empty: that one.
+    views: tuple[str, ...] = setting((), choices=VIEWS)
     # From train.seed upwards.
     seeds: int = setting(1, low=1, high=10**6)
     # Of the processor, for each of the networks that are trained side by side; their weights depend on it.
@@ -228,9 +233,10 @@ def load(name, assignments=()):
         mistakes.append("split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none")
     if values["split"].get("folds") and train.get("fit_all"):
         mistakes.append("train.fit_all leaves no rows out, and split.folds holds out each once: leave one out")
-    models = values["ensemble"].get("models", ())
-    if len(set(models)) < len(models):
-        mistakes.append("ensemble.models names one twice: ensemble.seeds trains more of each")
+    for key in ("models", "views"):
+        given = values["ensemble"].get(key, ())
+        if len(set(given)) < len(given):
+            mistakes.append(f"ensemble.{key} names one twice: ensemble.seeds trains more of each")
     if values["estimate"].get("seeds") and not values["estimate"].get("rows"):
         mistakes.append("estimate.seeds wants estimate.rows, which were held out for each")
     if mistakes:

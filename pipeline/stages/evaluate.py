@@ -90,9 +90,8 @@ def _held_out(job, networks, images, labels, folds):
     total, seen, accuracies = np.zeros((len(images), 10), np.float32), np.zeros((len(images), 1)), []
     for network, about in networks:
         mine = slice(None) if folds is None else folds == about["fold"]
-        made = inference.probabilities(
-            network, torch.from_numpy(images[mine]), job.settings.predict, job.call.device, about["precision"]
-        )
+        shown = torch.from_numpy(images[mine])
+        made = inference.of_file(network, about, shown, job.settings.predict, job.call.device)
         total[mine] += made
         seen[mine] += 1
         accuracies.append(float(np.mean(made.argmax(1) == labels[mine])))

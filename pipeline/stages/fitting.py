@@ -14,6 +14,7 @@ import torch
 from pipeline import artifacts, training
 from pipeline.models import MODELS
 from pipeline.stages.engine import StageError
+from pipeline.views import view
 
 CHECKPOINT = "checkpoint.pt"
 SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
@@ -32,7 +33,8 @@ def fit(
     """
 
     def on_device(images, labels):
-        return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+        shown = view(torch.from_numpy(images).to(device), model.view)
+        return shown, torch.from_numpy(labels.astype(np.int64)).to(device)
 
     made_for = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     checkpoint = _load_checkpoint(folder / CHECKPOINT, made_for)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from pipeline import artifacts
@@ -33,12 +34,14 @@ _torch_is_mine = threading.Lock()  # its random numbers and threads are the proc
 @dataclass(frozen=True)
 class Member:
     model: str
+    view: str
     seed: int
     fold: int | None  # the one that is held out
 
     @property
     def name(self):
-        return f"{self.model}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+        view = "" if self.view == "plain" else f"-{self.view}"
+        return f"{self.model}{view}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
 
 
 class ParentGone(RuntimeError):
@@ -48,10 +51,11 @@ class ParentGone(RuntimeError):
 def plan(settings):
     """The members that a recipe's settings ask for, in order; [] where it is one network, held in no ensemble."""
     models = settings.ensemble.models or (settings.model.name,)
+    views = settings.ensemble.views or (settings.model.view,)
     folds = range(settings.split.folds) if settings.split.folds else (None,)
     seeds = range(settings.train.seed, settings.train.seed + settings.ensemble.seeds)
-    made = [Member(model, seed, fold) for seed in seeds for model in models for fold in folds]
-    return made if len(made) > 1 or settings.ensemble.models else []
+    made = [Member(*one, seed, fold) for seed in seeds for one in product(models, views) for fold in folds]
+    return made if len(made) > 1 or settings.ensemble.models or settings.ensemble.views else []
 
 
 def places(workspace, recipe):
@@ -87,7 +91,7 @@ def train(job, members, arrays, engine):
         job.call.say(f"train: {len(members) - len(todo)} of {len(members)} members are there")
     tasks = [
         Task(
-            dataclasses.replace(job.settings.model, name=member.model),
+            dataclasses.replace(job.settings.model, name=member.model, view=member.view),
             dataclasses.replace(job.settings.train, seed=member.seed),
             job.settings.affine,
             member.fold,
@@ -271,7 +275,7 @@ def _publish(place, key, result, job):
 def _settings(recipe, member):
     """What a member's weights depend on; neither the other members nor their number."""
     settings = {name: as_plain(getattr(recipe, name)) for name in ("affine", "augment", "model", "split", "train")}
-    settings["model"]["name"] = member.model
+    settings["model"] |= {"name": member.model, "view": member.view}
     settings["train"]["seed"] = member.seed
     settings["ensemble"] = {"threads": recipe.ensemble.threads}
     settings["split"]["fold"] = member.fold
