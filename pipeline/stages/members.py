@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -148,7 +149,8 @@ def _run(tasks, arrays, job, engine):
         import torch
 
         workers = torch.cuda.device_count() if job.call.device == "cuda" else 1
-    with joblib.parallel_config(**options):
+    with joblib.parallel_config(**options), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # an idle one, as asked for
         parallel = joblib.Parallel(min(workers, len(tasks)), return_as="generator_unordered", batch_size=1)
         yield from parallel(joblib.delayed(_train)(task, *arrays) for task in tasks)
 
