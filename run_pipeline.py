@@ -292,7 +292,8 @@ def _one_line(error):
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split())
-    known = (ValueError, artifacts.Held, competition.CompetitionError, engine.InputChanged, FloatingPointError)
+    known = (ValueError, artifacts.Held, competition.CompetitionError, FloatingPointError)
+    known += (engine.InputChanged, engine.NoSpace)
     return text if isinstance(error, known) and text else f"{type(error).__name__}: {text}"
 
 

@@ -45,9 +45,8 @@ def write(path, pieces, *, append=False):
             os.fsync(file.fileno())
         if not append:
             os.replace(target, path)
-    except OSError as error:
-        if error.filename is None:  # a failed write or flush does not say which file
-            error.filename = str(path)
+    except OSError as error:  # a failed write or flush does not say which file, and others name the temporary one
+        error.filename, error.filename2 = str(path), None
         raise
     finally:
         if not append:
@@ -153,7 +152,8 @@ def changed_outputs(folder, manifest):
 def begin(place):
     """An empty `X.partial` to write a result in; what an earlier try left there goes."""
     partial, _ = beside(place)
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        shutil.rmtree(partial)
     partial.mkdir(parents=True)
     return partial
 
@@ -162,16 +162,22 @@ def publish(place):
     """Move `X.partial`, whose manifest is written, into place; what stood there goes."""
     partial, previous = beside(place)
     restore(place)
-    if place.exists():
-        os.rename(place, previous)
-    os.rename(partial, place)
+    try:
+        if place.exists():
+            os.rename(place, previous)
+        os.rename(partial, place)
+    except OSError:
+        restore(place)
+        raise
     sync_folder(place.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
 def restore(place):
-    """Undo a publishing that was cut off: bring an orphaned `X.previous` back, or clear it away."""
+    """Undo what was cut off: an orphaned `X.previous` comes back or goes, and a half-written record goes."""
     _, previous = beside(place)
+    for half in place.glob(".*.json.*.tmp"):  # of `write`: these are the files that change within a published folder
+        half.unlink()
     if previous.exists():
         if place.exists():
             shutil.rmtree(previous)

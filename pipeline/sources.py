@@ -106,6 +106,14 @@ def hash_path(data):
     return {path.name: artifacts.sha256(path) for path in _path_files(Path(data))}
 
 
+def space(data):
+    """Bytes that `from_path` writes at most."""
+    files = _path_files(Path(data))
+    packed = 16 if any(file.suffix == ".gz" for file in files) else 1
+    # A pixel of MNIST's takes at most four bytes in a CSV.
+    return sum(file.stat().st_size for file in files) * (4 * packed if _find_idx(files) else 1)
+
+
 def from_path(path, folder):
     """Copy the competition's files at `path` (folder or zip) into `folder`, or make them of MNIST's idx files.
 

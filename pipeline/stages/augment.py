@@ -3,7 +3,13 @@
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import artifacts, augmentation, pictures
+from pipeline import artifacts, augmentation, digits, pictures
+
+
+def space(job):
+    """Bytes that `run` writes at most."""
+    rows = len(np.load(job.paths["prepare/train_labels.npy"], mmap_mode="r"))
+    return len(augmentation.variants(job.settings.augment)) * rows * (digits.SIDE**2 + 1)
 
 
 def run(job):

@@ -8,6 +8,11 @@ from pipeline import artifacts, metrics
 from pipeline.stages import submission
 
 
+def space(job):
+    """Bytes that `run` writes at most: as much as one of its parts."""
+    return 2 * job.paths[f"{job.call.recipe.name.split('+')[0]}/probabilities.npy"].stat().st_size
+
+
 def run(job):
     paths, names = job.paths, job.call.recipe.name.split("+")
     probabilities = _mean([paths[f"{name}/probabilities.npy"] for name in names])

@@ -4,6 +4,16 @@ from pathlib import Path
 
 from pipeline import artifacts, competition, sources
 
+SPACE = {"sample": 8 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes: of 4, 16 and 130 MB
+
+
+def space(job):
+    """Bytes that `run` writes at most: Kaggle's zip, or tables that are made, or a copy."""
+    data = job.call.data
+    if data in ("auto", *sources.NAMED):
+        return 0 if sources.persons_files(job.place) else SPACE.get(data, SPACE["kaggle"])
+    return sources.space(data)
+
 
 def run(job):
     """Publish what the source gives, with a manifest that records which source it was."""

@@ -9,20 +9,19 @@ import hashlib
 import importlib
 import json
 import os
-import platform
 import shlex
-import subprocess
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 from pipeline import artifacts
 from pipeline.recipe import SECTIONS, Recipe, as_plain
+from pipeline.stages import machine
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
+MARGIN = 4 << 20  # bytes on the disk beside what a stage's `space` says: pictures, manifests, logs
 
 
 class StageError(ValueError):
@@ -31,6 +30,10 @@ class StageError(ValueError):
 
 class InputChanged(RuntimeError):
     """An input changed while a stage read it: its result was not published."""
+
+
+class NoSpace(RuntimeError):
+    """The disk is too full for what a stage will write."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,7 @@ def run_stage(call, stage):
     settings = SimpleNamespace(**_parts(call.recipe, stage.reads))
     place = call.place(stage) if stage.folder else None
     job = Job(settings, place, place, key, manifests, call, _context(call), paths)
+    _require_space(job, module.space(job))
     if stage.publishes_itself:
         return module.run(job)
 
@@ -254,6 +258,16 @@ def run_stage(call, stage):
         if path.name not in kept:  # a checkpoint has served
             path.unlink()
     artifacts.publish(place)
+
+
+def _require_space(job, needed):
+    """Raise NoSpace where less than `needed` bytes are free: better now than after an hour of training."""
+    free = shutil.disk_usage(job.call.workspace).free
+    if free < needed + MARGIN:
+        raise NoSpace(
+            f"{job.key['stage']} writes up to {(needed + MARGIN) / 1e6:,.0f} MB, and {job.call.workspace} has "
+            f"{free / 1e6:,.0f} MB free: make room (--clean lists what no recipe uses), or give another --workspace"
+        )
 
 
 def has(device):
@@ -352,40 +366,5 @@ def _context(call):
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "recipe": call.recipe.name,
         "recipe_file": call.recipe.file,
-        **here(call.device),
+        **machine.here(call.device),
     }
-
-
-def here(device):
-    """What computes: the device, the machine and the versions of what runs on it."""
-    return {
-        "device": device,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit():
-    """The pipeline's git commit, with "+" where files differ from it; None where there is no git."""
-    here = Path(__file__).parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--match="],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout.strip() or None

@@ -195,7 +195,7 @@ def _fit(task, folder, images, labels, held):
     import torch
 
     from pipeline.models import save_weights
-    from pipeline.stages import engine, fitting
+    from pipeline.stages import engine, fitting, machine
 
     def note(text):
         artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
@@ -222,7 +222,7 @@ def _fit(task, folder, images, labels, held):
         "numbers": {"precision": about["precision"], "kept_epoch": about["epoch"]}
         | {name: value for name, value in kept.items() if name.startswith("validation")},
         "seconds": time.monotonic() - began,
-        "context": engine.here(device),
+        "context": machine.here(device),
     }
 
 

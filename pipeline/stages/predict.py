@@ -9,6 +9,11 @@ from pipeline.stages import submission
 from pipeline.stages.engine import recipe_hash
 
 
+def space(job):
+    """Bytes that `run` writes at most: ten float32 a row, and a line of text."""
+    return 48 * len(np.load(job.paths["prepare/test_images.npy"], mmap_mode="r"))
+
+
 def run(job):
     images = np.load(job.paths["prepare/test_images.npy"])
     networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)

@@ -8,6 +8,11 @@ from pipeline import artifacts, digits, sources
 MOST_OVERLAP = 0.01  # of the test rows; MNIST itself has none
 
 
+def space(job):
+    """Bytes that `run` writes at most: a pixel takes one, and two or more in a CSV."""
+    return sum(digits.Table(*where).size() for where in sources.find_tables(job.paths.values()).values()) // 2
+
+
 def run(job):
     arrays = job.place.parent.parent / "arrays"
     key = {**job.key, "settings": {}}

@@ -1,6 +1,7 @@
 """train: fit the recipe's network, or the members of its ensemble, each keeping a checkpoint of its last epoch."""
 
 import io
+import os
 import time
 
 import numpy as np
@@ -8,10 +9,22 @@ import pandas as pd
 import torch
 
 from pipeline import artifacts, pictures
-from pipeline.models import save_members, save_weights
+from pipeline.models import MODELS, save_members, save_weights
 from pipeline.stages import fitting, members
 
 REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
+
+
+def space(job):
+    """Bytes that `run` writes at most: weights, and checkpoints of five times their size, old and new."""
+    planned = members.plan(job.settings)
+    names = [member.model for member in planned] or [job.settings.model.name]
+    with torch.device("meta"):
+        sizes = [4 * sum(part.numel() for part in MODELS[name](job.settings.model).parameters()) for name in names]
+    at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
+    losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))
+    history = 1024 * job.settings.train.epochs * len(sizes)
+    return (2 * sum(sizes) if planned else 0) + 11 * sum(at_once) + losses + history
 
 
 def run(job):
