@@ -5,6 +5,7 @@ the old folder moves to `X.previous`, the new one into place, and `X.previous` g
 result does not exist. `manifest.json` holds what is deterministic, `context.json` what is not.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -37,20 +38,29 @@ def write(path, pieces, *, append=False):
     pieces = [pieces] if isinstance(pieces, bytes) else pieces
     target = path if append else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(target, "ab" if append else "wb", buffering=0) as file:
-            for piece in pieces:
-                view = memoryview(piece).cast("B")
-                while view:
-                    view = view[file.write(view) :]
-            os.fsync(file.fileno())
-        if not append:
-            os.replace(target, path)
-    except OSError as error:  # a failed write or flush does not say which file, and others name the temporary one
-        error.filename, error.filename2 = str(path), None
-        raise
-    finally:
+        with _named(path):
+            with open(target, "ab" if append else "wb", buffering=0) as file:
+                for piece in pieces:
+                    view = memoryview(piece).cast("B")
+                    while view:
+                        view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            if not append:
+                os.replace(target, path)
+    except BaseException:
         if not append:
             target.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _named(path):
+    """Name `path` in what goes wrong: a failed flush does not say which file, others name the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path, value):
@@ -85,7 +95,8 @@ def sync_folder(folder):
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with _named(folder):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

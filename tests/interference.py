@@ -8,7 +8,7 @@ writing, written to, flushed, renamed or deleted. They are counted in the proces
 """
 
 import builtins
-import errno
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+NOW = "now"  # noted where a run is interfered with
+NOW_LINE = f"\n{NOW}\n".encode()
 CALLS = ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir")  # of os, beside opening and writing
 
 
@@ -29,33 +32,31 @@ class Outcome:
     out: str
     err: str
     points: list[str]  # "before write checkpoint.pt", ... as they were passed
-    seconds: float  # after the interference
+    seconds: float  # after the signal, where there was one
 
 
 class Runs:
-    """A server that forks runs: `runs("--stage", "all", ..., stop=(at, signal))`."""
+    """A server that forks runs: `runs("--stage", "all", ..., kill=(at, signal))`."""
 
-    def __init__(self):
-        words = [sys.executable, "-m", "tests.interference"]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "LOKY_MAX_CPU_COUNT": "2",
-            "PIPELINE_TEST": str(os.getpid()),
-        }
+    def __init__(self, prefix=()):
+        """prefix: words before the server's own: a program that starts it in surroundings of another kind."""
+        words = [*prefix, sys.executable, "-m", "tests.interference"]
+        mine = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "2", "PIPELINE_TEST": str(os.getpid())}
         self.server = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | mine
         )
 
-    def __call__(self, *words, stop=None, fail=None, after=None):
+    def __call__(self, *words, kill=None, fail=None, fill=None, after=None):
         """Run the command line in a process of its own.
 
-        stop: (point's number, signal): the process sends the signal to itself there.
+        kill: (point's number, signal): the process sends the signal to itself there.
         fail: (point's number, errno): the call at this "before" point fails.
+        fill: (point's number, path): there a file at this path takes all room on its disk.
         after: (seconds, signal): the signal is sent from outside.
         """
-        request = {"words": [str(word) for word in words], "stop": stop, "fail": fail, "after": after}
-        self.server.stdin.write(json.dumps(request) + "\n")
+        asked = {"kill": kill, "fail": fail, "fill": fill, "after": after}
+        request = {name: value for name, value in asked.items() if value}
+        self.server.stdin.write(json.dumps(request | {"words": [str(word) for word in words]}) + "\n")
         self.server.stdin.flush()
         return Outcome(**json.loads(self.server.stdout.readline()))
 
@@ -66,45 +67,46 @@ class Runs:
 
 
 class Points:
-    """Counts the moments in this process, and interferes at one of them."""
+    """Counts the moments in this process while it is entered, and calls `action(point, path)` at number `at`."""
 
-    def __init__(self, note, stop, fail):
-        self.note, self.stop, self.fail = note, stop, fail
-        self.count = 0
+    def __init__(self, at=None, action=None, note=lambda point: None):
+        self.at, self.action, self.note = at, action, note
+        self.count, self.real = 0, {}
 
-    def install(self):
+    def __enter__(self):
+        self.real = {name: getattr(os, name) for name in CALLS} | {"open": builtins.open}
         for name in CALLS:
-            setattr(os, name, self.around(name, getattr(os, name)))
-        real_open = builtins.open
+            setattr(os, name, self.around(name, self.real[name]))
+        builtins.open = self.open
+        return self
 
-        def opened(file, mode="r", *arguments, **options):
-            if not set(mode) & set("wax+") or not isinstance(file, str | os.PathLike) or os.fspath(file) == os.devnull:
-                return real_open(file, mode, *arguments, **options)
-            made = self.around("open", real_open)(file, mode, *arguments, **options)
-            return Written(made, self) if "b" in mode else made
+    def __exit__(self, *error):
+        builtins.open = self.real.pop("open")
+        for name, call in self.real.items():
+            setattr(os, name, call)
 
-        builtins.open = opened
+    def open(self, file, mode="r", *arguments, **options):
+        if not set(mode) & set("wax+") or not isinstance(file, str | os.PathLike) or os.fspath(file) == os.devnull:
+            return self.real["open"](file, mode, *arguments, **options)
+        made = self.around("open", self.real["open"])(file, mode, *arguments, **options)
+        return Written(made, self) if "b" in mode else made
 
     def around(self, name, call):
-        def interfered(*arguments, **options):
+        def watched(*arguments, **options):
             shown = f"{name} {_named(arguments[0])}"
             self.passed(f"before {shown}", arguments[0])
             result = call(*arguments, **options)
-            self.passed(f"after {shown}")
+            self.passed(f"after {shown}", arguments[0])
             return result
 
-        return interfered
+        return watched
 
-    def passed(self, point, path=None):
+    def passed(self, point, path):
         number, self.count = self.count, self.count + 1
-        os.write(self.note, f"{point}\n".encode())
-        if self.stop and self.stop[0] == number:
-            os.write(self.note, b"now\n")
-            os.kill(os.getpid(), self.stop[1])
-        if self.fail and self.fail[0] == number and point.startswith("before"):
-            os.write(self.note, b"now\n")
-            name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-            raise OSError(self.fail[1], os.strerror(self.fail[1]), name)
+        self.note(point)
+        if number == self.at:
+            self.note(NOW)
+            self.action(point, path)
 
 
 class Written:
@@ -114,7 +116,7 @@ class Written:
         self.file, self.points = file, points
 
     def write(self, data):
-        return self.points.around("write", lambda _, data: self.file.write(data))(self.file.name, data)
+        return self.points.around("write", lambda path, data: self.file.write(data))(self.file.name, data)
 
     def __getattr__(self, name):
         return getattr(self.file, name)
@@ -124,6 +126,30 @@ class Written:
 
     def __exit__(self, *error):
         self.file.close()
+
+
+def failing(number):
+    """The action that makes a call fail with an errno."""
+
+    def act(point, path):
+        if point.startswith("before"):
+            named = [os.fspath(path)] if isinstance(path, str | os.PathLike) else []
+            raise OSError(number, os.strerror(number), *named)
+
+    return act
+
+
+def filling(path):
+    """The action that fills the disk with a file at `path`."""
+
+    def act(point, _):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while True:
+                os.write(file, bytes(1 << 12))
+        os.close(file)
+
+    return act
 
 
 def _named(target):
@@ -142,27 +168,21 @@ def _run(request):
         if not child:
             _child(request, out, err, notes)
         began = time.monotonic()
-        if request["after"]:
-            seconds, number = request["after"]
-            while time.monotonic() - began < seconds and not os.waitid(
-                os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT
-            ):
-                time.sleep(0.005)
-            began = time.monotonic()
-            os.kill(child, number)
-        elif request["stop"]:
-            while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                time.sleep(0.005)
-                notes.seek(-4, os.SEEK_END) if notes.seek(0, os.SEEK_END) > 4 else None
-                if notes.read(4) != b"now\n":
-                    began = time.monotonic()
+        seconds, number = request.get("after", (float("inf"), None))
+        while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            time.sleep(0.005)
+            if time.monotonic() - began > seconds:
+                os.kill(child, number)
+                began, seconds = time.monotonic(), float("inf")
+            elif "kill" in request and NOW_LINE not in os.pread(notes.fileno(), 1 << 20, 0):
+                began = time.monotonic()
         _, status = os.waitpid(child, 0)
         seconds = time.monotonic() - began
         texts = []
         for file in (out, err, notes):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    points = [line for line in texts[2].splitlines() if line != "now"]
+    points = [line for line in texts[2].splitlines() if line != NOW]
     code = os.waitstatus_to_exitcode(status)
     return {"code": code, "out": texts[0], "err": texts[1], "points": points, "seconds": seconds}
 
@@ -177,11 +197,13 @@ def _child(request, out, err, notes):
         from pipeline.stages import fitting
 
         fitting.SAVE = 0  # each epoch's checkpoint is a point
-        Points(notes.fileno(), request["stop"], request["fail"]).install()
-        code = run_pipeline.main(request["words"])
+        actions = {"kill": lambda number: lambda *point: os.kill(os.getpid(), number), "fail": failing, "fill": filling}
+        at, action = None, None
+        for name in actions.keys() & request.keys():
+            at, action = request[name][0], actions[name](request[name][1])
+        with Points(at, action, lambda point: os.write(notes.fileno(), f"{point}\n".encode())):
+            code = run_pipeline.main(request["words"])
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -198,8 +220,6 @@ def main():
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), file=answers, flush=True)
 
-
-ENOSPC, EIO, EACCES = errno.ENOSPC, errno.EIO, errno.EACCES
 
 if __name__ == "__main__":
     main()

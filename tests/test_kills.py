@@ -132,7 +132,7 @@ def check(runs, bases, tmp_path, command):
 
 
 def kill_at(check, point, number):
-    workspace, stopped = check(stop=(point, number))
+    workspace, stopped = check(kill=(point, number))
     assert stopped.code == SIGNALS[number], f"{check.points[point]}: {stopped.code} {stopped.err}"
     if number != signal.SIGKILL:
         assert stopped.seconds < 5 and "goes on from there" in stopped.err

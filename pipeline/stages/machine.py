@@ -1,5 +1,6 @@
 """What computes: recorded beside each result, because it is not deterministic."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -21,6 +22,7 @@ def here(device):
     }
 
 
+@functools.cache
 def _version(name):
     try:
         return metadata.version(name)
@@ -28,6 +30,7 @@ def _version(name):
         return None
 
 
+@functools.cache
 def _commit():
     """The pipeline's git commit, with "+" where files differ from it; None where there is no git."""
     try:
