@@ -6,6 +6,7 @@ result does not exist. `manifest.json` holds what is deterministic, `context.jso
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 MANIFEST, CONTEXT, STARTED = "manifest.json", "context.json", "started.json"
 PIECE = 1 << 22  # bytes read at a time
+LARGEST_JSON = 1 << 24  # bytes; the record of an ensemble of 25 networks has 20,000
 
 
 class Held(RuntimeError):
@@ -24,6 +26,8 @@ class Held(RuntimeError):
 
 def sha256(path):
     """The hex SHA-256 of a file's content."""
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise OSError(errno.EINVAL, "not a file", str(path))  # reading a pipe would wait for ever
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -103,6 +107,8 @@ def sync_folder(folder):
 
 def read_json(path):
     """The object in a JSON file, or None where there is no such file or no such object."""
+    if not os.path.isfile(path) or os.path.getsize(path) > LARGEST_JSON:
+        return None
     try:
         value = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -30,6 +30,7 @@ PIXELS = [f"pixel{i}" for i in range(SIDE * SIDE)]
 COLUMNS = {"train": ["label", *PIXELS], "test": PIXELS, "sample_submission": ["ImageId", "Label"]}
 PIECE = 1 << 19  # bytes parsed at a time, so that what numpy makes of them stays in a core's cache
 WORKERS = min(os.cpu_count() or 1, 8)  # threads: numpy works outside Python's lock
+MOST = 1 << 29  # bytes of a table, unpacked; MNIST as one CSV has 130 MB
 LONGEST_ROW = 1 << 16  # bytes; a row of 785 values takes at most 3,140
 
 
@@ -94,8 +95,10 @@ def read_test(table):
 
 def read_submission(table, rows):
     """Labels (rows,), uint8, of a file in the form of `sample_submission.csv`, whose ids must be 1 to `rows`."""
+    most = LONGEST_ROW + 16 * rows  # bytes: "28000,0\r\n" has nine
     with table.open() as stream:
-        lines = stream.read(1 << 28).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n").split(b"\n")
+        text = stream.read(most + 1)
+    lines = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n").split(b"\n")
     _check_header(table, "sample_submission", lines[0])
     labels = np.zeros(len(lines) - 1, np.uint8)
     for row, line in enumerate(lines[1:], 1):
@@ -108,7 +111,7 @@ def read_submission(table, rows):
                 f"the ids must be those of the test rows, 1 to {rows}"
             )
         labels[row - 1] = int(match[2])
-    if len(labels) != rows:
+    if len(labels) != rows or len(text) > most:
         raise DataError(f"{table}: {len(labels)} rows, expected {rows}, one for each row of test.csv")
     return labels
 
@@ -176,6 +179,8 @@ def _read_pixels(table, kind):
             _find_fault(table, kind, body, rows)
         parts.append(values)
         rows += len(values)
+        if 2 * columns * rows > MOST:  # a cell and its comma
+            raise DataError(f"{table}: more than {rows - 1:,} rows, which is more than any such table has")
 
     with table.open() as stream, ThreadPoolExecutor(WORKERS) as pool:
         for body in _pieces(stream, _read_header(table, kind, stream)):

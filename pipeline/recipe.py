@@ -13,6 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LONGEST = 1 << 20  # bytes of a recipe
 RECIPES = Path(__file__).parent / "recipes"
 # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
 MODELS = ("dropout_cnn", "small_cnn", "medium_cnn")
@@ -194,7 +195,11 @@ def load(name, assignments=()):
     elif name not in names():
         raise RecipeError(f"there is no recipe {name!r}{_nearest(name, names())}; `--list` shows them all")
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        with open(path, "rb") as stream:
+            content = stream.read(LONGEST + 1)
+        if len(content) > LONGEST:
+            raise RecipeError(f"{path}: not a recipe: longer than {LONGEST:,} bytes")
+        table = tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

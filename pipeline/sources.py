@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import socket
+import stat
 import struct
 import tempfile
 import warnings
@@ -14,6 +15,9 @@ from pipeline import artifacts, competition
 
 TABLES = ("train", "test", "sample_submission")
 TEST_LABELS = "test_labels.csv"
+MOST = 1 << 29  # bytes of a file, and of a table in a zip; all of MNIST as one CSV has 130 MB
+RATIO = 100  # at most so many times smaller is a table in a zip that is larger than SMALL; the competition's: 10 times
+SMALL = 1 << 23
 IDX = {
     (part, what): (f"{stem}-{what}-idx{dimensions}-ubyte", f"{stem}-{what}.idx{dimensions}-ubyte")
     for part, stem in (("train", "train"), ("test", "t10k"))
@@ -208,8 +212,25 @@ def _data_files(folder):
     if not folder.is_dir():
         return []
     names = {f"{table}.csv{ending}" for table in TABLES for ending in ("", ".gz", ".zip")}
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    return [path for path in files if path.name in names or (path.suffix == ".zip" and _members(path))]
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name in names and not path.is_file():
+            raise SourceError(f"{path}: not a file (but a folder, or a link to nothing)")
+        if path.name in names or (path.suffix == ".zip" and path.is_file() and _members(path)):
+            found.append(_readable(path))
+    return found
+
+
+def _readable(path):
+    """The path of a file that can be read and is not too large. Raises SourceError."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if size > MOST:
+        raise SourceError(f"{path}: {size:,} bytes, expected at most {MOST:,}")
+    return path
 
 
 def _path_files(path):
@@ -217,13 +238,13 @@ def _path_files(path):
     if path.is_dir():
         idx = _find_idx([file for file in sorted(path.iterdir()) if file.is_file()])
         if idx:
-            return sorted(idx.values())
+            return sorted(map(_readable, idx.values()))
         return sorted({file for file, _ in find_tables(_data_files(path)).values()})
     if not path.exists():
         raise SourceError(f"--data {path}: there is no such file or folder (nor a source auto, kaggle, sample, openml)")
     if path.suffix != ".zip":
         raise SourceError(f"--data {path}: expected a folder, or a zip with the competition's CSVs")
-    return [path]
+    return [_readable(path)]
 
 
 def _require_tables(place, tables):
@@ -236,6 +257,7 @@ def _members(path):
     """The tables' names in a zip. Raises SourceError."""
     try:
         with zipfile.ZipFile(path) as archive:
+            members = {member.filename: member for member in archive.infolist()}
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that cannot be decoded
         raise SourceError(f"{path}: not a zip, or a damaged one ({error}); get it again") from None
@@ -243,12 +265,33 @@ def _members(path):
         raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None
     found = {}
     for table in TABLES:
-        members = [name for name in names if name.rsplit("/", 1)[-1] == f"{table}.csv" and "__MACOSX" not in name]
-        if len(members) > 1:
-            raise SourceError(f"{path}: {table}.csv stands in it {len(members)} times")
-        if members:
-            found[table] = members[0]
+        same = [name for name in names if name.rsplit("/", 1)[-1] == f"{table}.csv" and "__MACOSX" not in name]
+        if len(same) > 1:
+            raise SourceError(f"{path}: {table}.csv stands in it {len(same)} times")
+        if same:
+            found[table] = same[0]
+    if found:
+        _require_harmless(path, members.values(), found.values())
     return found
+
+
+def _require_harmless(path, members, tables):
+    """Raise SourceError where a zip's members lead elsewhere, or its tables are far larger than they can be.
+
+    Nothing is ever unpacked under the name that a zip gives; but such a zip is no competition's.
+    """
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        outside = not parts[0] or ".." in parts or parts[0].endswith(":")
+        if outside or stat.S_ISLNK(member.external_attr >> 16):
+            raise SourceError(f"{path}: the member {member.filename!r} leads outside of the zip, or is a link: refused")
+        if member.filename in tables:
+            packed, whole = member.compress_size, member.file_size
+            if whole > MOST or whole > max(SMALL, RATIO * packed):
+                raise SourceError(
+                    f"{path}: {member.filename} would unpack to {whole:,} bytes from {packed:,}: no such table is that "
+                    "large, or that easy to pack; refused"
+                )
 
 
 def _find_idx(files):
@@ -270,7 +313,8 @@ def _read_idx(path, key):
 
     dimensions = 3 if key[1] == "images" else 1
     try:
-        content = (gzip.decompress if path.suffix == ".gz" else bytes)(path.read_bytes())
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read(MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be read ({error})") from None
     start = 4 + 4 * dimensions

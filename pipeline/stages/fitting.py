@@ -17,6 +17,7 @@ from pipeline.stages.engine import StageError
 from pipeline.views import view
 
 CHECKPOINT = "checkpoint.pt"
+DIGEST = 32  # bytes: the SHA-256 of what follows them
 SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
 
 
@@ -49,7 +50,8 @@ def fit(
         nonlocal saved, unsaved
         content = io.BytesIO()
         torch.save({**checkpoint, "precision": precision, "made_for": made_for}, content)
-        artifacts.write(folder / CHECKPOINT, content.getvalue())
+        content = content.getvalue()
+        artifacts.write(folder / CHECKPOINT, [hashlib.sha256(content).digest(), content])
         artifacts.write(folder / "history.csv", as_csv(checkpoint["history"]))
         saved, unsaved = time.monotonic(), None
 
@@ -104,9 +106,13 @@ def _load_checkpoint(path, made_for):
     if not path.exists():
         return None
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # of many kinds, for a file that is no checkpoint
+        content = path.read_bytes()
+        digest, content = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("it is not what was written")
+        checkpoint = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except Exception as error:  # of many kinds
         raise StageError(
-            f"{path}: the checkpoint cannot be read ({type(error).__name__}): delete it to start this training over"
+            f"{path}: the checkpoint cannot be read ({error}): delete it to start this training over"
         ) from None
     return checkpoint if checkpoint.get("made_for") == made_for else None
