@@ -119,7 +119,7 @@ def read_json(path):
 def read_manifest(folder):
     """The folder's manifest and "", or None and a word why it does not count."""
     path = Path(folder) / MANIFEST
-    if not path.exists():
+    if not os.path.exists(path):  # nor where the folder may not be looked into
         return None, ""
     manifest = read_json(path)
     wanted = {"stage": str, "version": int, "settings": dict, "inputs": dict, "outputs": dict, "numbers": dict}

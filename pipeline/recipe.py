@@ -194,6 +194,8 @@ def load(name, assignments=()):
             raise RecipeError(f"{path}: {name} is the name of a built-in recipe; give the file another name")
     elif name not in names():
         raise RecipeError(f"there is no recipe {name!r}{_nearest(name, names())}; `--list` shows them all")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RecipeError(f"{path}: not a file")
     try:
         with open(path, "rb") as stream:
             content = stream.read(LONGEST + 1)

@@ -213,16 +213,24 @@ def _data_files(folder):
         return []
     names = {f"{table}.csv{ending}" for table in TABLES for ending in ("", ".gz", ".zip")}
     found = []
-    for path in sorted(folder.iterdir()):
-        if path.name in names and not path.is_file():
-            raise SourceError(f"{path}: not a file (but a folder, or a link to nothing)")
+    for path in _inside(folder):
         if path.name in names or (path.suffix == ".zip" and path.is_file() and _members(path)):
             found.append(_readable(path))
     return found
 
 
+def _inside(folder):
+    """What a folder holds, in order. Raises SourceError."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
 def _readable(path):
     """The path of a file that can be read and is not too large. Raises SourceError."""
+    if not path.is_file():  # a pipe would be waited for
+        raise SourceError(f"{path}: not a file (but a folder, a pipe, or a link to nothing)")
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -236,7 +244,7 @@ def _readable(path):
 def _path_files(path):
     """The files that `--data PATH` reads: the zip, a folder's idx files, or its tables. Raises SourceError."""
     if path.is_dir():
-        idx = _find_idx([file for file in sorted(path.iterdir()) if file.is_file()])
+        idx = _find_idx(_inside(path))
         if idx:
             return sorted(map(_readable, idx.values()))
         return sorted({file for file, _ in find_tables(_data_files(path)).values()})

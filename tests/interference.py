@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LONGEST = 120  # seconds: a run that takes longer hangs, and is killed
 NOW = "now"  # noted where a run is interfered with
 NOW_LINE = f"\n{NOW}\n".encode()
 CALLS = ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir")  # of os, beside opening and writing
@@ -33,6 +34,7 @@ class Outcome:
     err: str
     points: list[str]  # "before write checkpoint.pt", ... as they were passed
     seconds: float  # after the signal, where there was one
+    memory: int  # KB at most, of which the server's own are a few hundred thousand
 
 
 class Runs:
@@ -174,9 +176,11 @@ def _run(request):
             if time.monotonic() - began > seconds:
                 os.kill(child, number)
                 began, seconds = time.monotonic(), float("inf")
+            elif time.monotonic() - began > LONGEST:
+                os.kill(child, signal.SIGKILL)
             elif "kill" in request and NOW_LINE not in os.pread(notes.fileno(), 1 << 20, 0):
                 began = time.monotonic()
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
         seconds = time.monotonic() - began
         texts = []
         for file in (out, err, notes):
@@ -184,7 +188,14 @@ def _run(request):
             texts.append(file.read().decode("utf-8", "replace"))
     points = [line for line in texts[2].splitlines() if line != NOW]
     code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "out": texts[0], "err": texts[1], "points": points, "seconds": seconds}
+    return {
+        "code": code,
+        "out": texts[0],
+        "err": texts[1],
+        "points": points,
+        "seconds": seconds,
+        "memory": used.ru_maxrss,
+    }
 
 
 def _child(request, out, err, notes):

@@ -17,7 +17,9 @@ NAME, KEY, TOKEN = "demo", "canary-key-1234567890", "canary-token-1234567890"
 class KaggleServer:
     """Serves one competition. `fail` maps a call's name, "Download" or "Upload" to what goes wrong there:
 
-    an HTTP status, "hang", "reset", "html", "cut" (half of a download, each time) or "corrupt" (of the right size).
+    an HTTP status, "hang", "reset", "html", "json: TEXT" (that text for an answer), "redirect" (to `elsewhere`), and of
+    a download: "cut" (at half, each time), "cut at TENTH", "corrupt" (of the right size), "longer" or "shorter" (than
+    the length that was told).
     """
 
     def __init__(self, archive=b""):
@@ -25,6 +27,8 @@ class KaggleServer:
         self.fail = {}
         self.fail_times = {}  # how often, where it is not always
         self.calls = []  # names of the calls, in order
+        self.elsewhere = "http://localhost/elsewhere"
+        self.seen_elsewhere = []  # headers of what came there
         self.submissions = []  # as Kaggle lists them, newest first
         self.uploads = {}  # token -> bytes
         self.left = 5
@@ -141,28 +145,33 @@ def _handler(server):
             self._json(200, {})
 
         def do_GET(self):
+            if self.path.endswith("/elsewhere"):
+                server.seen_elsewhere.append(str(self.headers))
+                return self._send(200, b"<html>not here</html>", "text/html")
             fault = server.fault("Download")
             content = server.archive
             if fault == "corrupt":
                 content = content[:100] + bytes(64) + content[164:]
             elif fault == "html":
                 content = b"<html>log in</html>"
-            elif fault is not None and fault != "cut":
+            elif fault is not None and not str(fault).startswith(("cut", "longer", "shorter")):
                 return self._misbehave(fault)
+            told = len(content) + {"longer": -1000, "shorter": 1000}.get(fault, 0)
             start = 0
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             if asked:
                 start = int(asked[1])
             self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(told - start))
             self.send_header("Last-Modified", "Fri, 20 Nov 2026 12:00:00 GMT")
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("ETag", '"one"')
             if asked:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
-            if fault == "cut":
-                self.wfile.write(content[start : start + 10 if asked else len(content) // 2])
+            if str(fault).startswith(("cut", "shorter")):
+                tenth = int(fault.rpartition(" ")[2]) if " " in fault else 10 if fault == "shorter" else 5
+                self.wfile.write(content[start : start + 10 if asked else len(content) * tenth // 10])
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
@@ -185,6 +194,13 @@ def _handler(server):
                 self.close_connection = True
             elif fault == "html":
                 self._send(200, b"<html>log in</html>", "text/html")
+            elif fault == "redirect":
+                self.send_response(302)
+                self.send_header("Location", server.elsewhere)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif str(fault).startswith("json: "):
+                self._send(200, fault.removeprefix("json: ").encode(), "application/json")
             else:
                 self._json(fault, {"code": fault, "message": f"failure {fault}"})
 

@@ -82,4 +82,4 @@ def _remove_earlier_download(raw, mine):
     manifest, _ = artifacts.read_manifest(raw)
     if manifest and manifest["numbers"].get("source") != "files":
         for name in set(manifest["outputs"]) - {path.name for path in mine}:
-            (raw / name).unlink(missing_ok=True)
+            (raw / Path(name).name).unlink(missing_ok=True)
