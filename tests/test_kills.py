@@ -101,8 +101,8 @@ class Check:
         assert status.code == 0, status.err
         for manifest in workspace.rglob(artifacts.MANIFEST):
             folder = manifest.parent
-            if folder.suffix == ".partial":
-                continue
+            if folder.suffix == ".partial" or folder != artifacts.standing(folder.with_suffix("")):
+                continue  # not yet in place; or replaced, and on its way out
             known, why = artifacts.read_manifest(folder)
             assert known, f"{folder}: {why}"
             assert not artifacts.changed_outputs(folder, known), folder
