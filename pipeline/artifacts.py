@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 MANIFEST, CONTEXT, STARTED = "manifest.json", "context.json", "started.json"
+SEAL = "seal"  # in a manifest
 PIECE = 1 << 22  # bytes read at a time
 LARGEST_JSON = 1 << 24  # bytes; the record of an ensemble of 25 networks has 20,000
 
@@ -122,15 +123,14 @@ def read_manifest(folder):
     if not os.path.exists(path):  # nor where the folder may not be looked into
         return None, ""
     manifest = read_json(path)
-    wanted = {"stage": str, "version": int, "settings": dict, "inputs": dict, "outputs": dict, "numbers": dict}
-    if manifest is None or any(type(manifest.get(name)) is not kind for name, kind in wanted.items()):
-        return None, f"{MANIFEST} is damaged"
-    hashes = [*manifest["inputs"].values(), *manifest["outputs"].values()]
-    if not all(isinstance(digest, str) and len(digest) == 64 for digest in hashes):
-        return None, f"{MANIFEST} is damaged"
-    if not all(isinstance(section, dict) for section in manifest["settings"].values()):
+    if manifest is None or manifest.pop(SEAL, None) != _seal(manifest):
         return None, f"{MANIFEST} is damaged"
     return manifest, ""
+
+
+def _seal(manifest):
+    """SHA-256 of a manifest's other content: what was edited by hand is no record of what was made."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(folder, key, files, numbers, context):
@@ -141,7 +141,8 @@ def write_manifest(folder, key, files, numbers, context):
     outputs = {name: sha256(folder / name) for name in files}
     stats = {name: [*_fingerprint(folder / name), digest] for name, digest in outputs.items()}
     write_json(folder / CONTEXT, {**context, "files": stats})
-    write_json(folder / MANIFEST, {**key, "outputs": outputs, "numbers": numbers})
+    manifest = {**key, "outputs": outputs, "numbers": numbers}
+    write_json(folder / MANIFEST, manifest | {SEAL: _seal(manifest)})
     sync_folder(folder)
 
 

@@ -98,7 +98,7 @@ def read_submission(table, rows):
     most = LONGEST_ROW + 16 * rows  # bytes: "28000,0\r\n" has nine
     with table.open() as stream:
         text = stream.read(most + 1)
-    lines = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n").split(b"\n")
+    lines = text.replace(b"\r\n", b"\n").rstrip(b"\r\n").split(b"\n")
     _check_header(table, "sample_submission", lines[0])
     labels = np.zeros(len(lines) - 1, np.uint8)
     for row, line in enumerate(lines[1:], 1):

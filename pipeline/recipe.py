@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 LONGEST = 1 << 20  # bytes of a recipe
+LONGEST_SHOWN = 80  # characters of a value in an error
 RECIPES = Path(__file__).parent / "recipes"
 # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
 MODELS = ("dropout_cnn", "small_cnn", "medium_cnn")
@@ -278,7 +279,9 @@ def _put(values, section, key, value, text, mistakes):
     try:
         values[section][key] = _checked(known[key].type, value, known[key].metadata)
     except ValueError as error:
-        mistakes.append(f"{section}.{key} is {value!r}, expected {error}")
+        shown = repr(value)
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        mistakes.append(f"{section}.{key} is {shown}, expected {error}")
 
 
 def _checked(kind, value, limits):

@@ -6,7 +6,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
+import hashlib
 import io
+import json
 import shutil
 import zipfile
 from dataclasses import dataclass
@@ -99,6 +101,15 @@ def as_zip(tables):
         for name, table in tables.items():
             archive.writestr(name, table)
     return content.getvalue()
+
+
+def forge(folder, change):
+    """A manifest edited by somebody who knows how it is sealed: SHA-256 over the JSON of all else, keys in order."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["seal"]
+    change(manifest)
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from sklearn.utils import Bunch
 
 from pipeline import artifacts
-from tests.conftest import as_zip, digits_28, write_tables
+from tests.conftest import as_zip, digits_28, forge, write_tables
 
 DOWNLOAD = ("--stage", "download", "--recipe", "quick")
 
@@ -301,7 +301,7 @@ def test_a_damaged_record_does_not_make_the_sample_a_persons(download, raw):
 def test_a_record_of_another_version_is_made_anew(download, command, raw):
     download("--data", "sample")
     manifest = artifacts.read_json(raw / "manifest.json")
-    artifacts.write_json(raw / "manifest.json", {**manifest, "version": 0})
+    forge(raw, lambda manifest: manifest.update(version=0))
     assert download().code == 0
     assert artifacts.read_json(raw / "manifest.json") == manifest
 

@@ -12,7 +12,7 @@ import run_pipeline
 from pipeline import artifacts, inference, metrics
 from pipeline.models import MODELS, load_weights, save_weights
 from pipeline.recipe import Model, Predict
-from tests.conftest import SHORT, digits_28
+from tests.conftest import SHORT, digits_28, forge
 
 IMAGES, LABELS = digits_28(500)
 
@@ -125,9 +125,8 @@ def test_a_source_with_test_labels_is_scored_by_predict_alone(command, tmp_path)
     before = (folder / "submission.csv").read_bytes()
     wrong = "ImageId,Label\n" + "".join(f"{i},0\n" for i in range(1, 451))
     (tmp_path / "data/raw/test_labels.csv").write_text(wrong)
-    manifest = json.loads((tmp_path / "data/raw/manifest.json").read_text())
-    manifest["outputs"]["test_labels.csv"] = hashlib.sha256(wrong.encode()).hexdigest()
-    (tmp_path / "data/raw/manifest.json").write_text(json.dumps(manifest))
+    forged = {"test_labels.csv": hashlib.sha256(wrong.encode()).hexdigest()}
+    forge(tmp_path / "data/raw", lambda manifest: manifest["outputs"].update(forged))
     run = command("--stage", "all", *place)
     assert [line for line in run.lines() if "running" in line] == ["predict: running, download/test_labels.csv changed"]
     assert (folder / "submission.csv").read_bytes() == before
