@@ -107,7 +107,7 @@ def fails(check, at, cause):
 
 
 SAMPLE = (
-    "mkdir augmented",
+    "mkdir train.partial",
     "open .images.npy",
     "write .checkpoint.pt",
     "fsync .weights",
