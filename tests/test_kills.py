@@ -22,7 +22,7 @@ KINDS = {
 }
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 DETERMINISTIC = ("submission.csv", "weights.safetensors", "history.csv", "manifest.json", "metrics.json", "images.npy")
-IDLE = 9  # seconds after which no worker of a killed run may be left; an idle one ends after 5
+IDLE = 7  # seconds after which no worker of a killed run may be left; one that never had work ends after 5
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +200,9 @@ def test_an_ensemble_killed_at_named_points_and_at_random(check, number):
     for at in chance.sample(one_of_each(check.points), 8):
         kill_at(check, at, number)
     for _ in range(4):
-        workspace, stopped = check(after=(chance.uniform(1, 8), number))
+        workspace, stopped = check(after=(chance.uniform(1, 5), number))
         assert stopped.code in (SIGNALS[number], 0), stopped.err
-        assert stopped.seconds < 5
+        assert stopped.seconds < 5 or not stopped.code
         gone = time.monotonic() + IDLE
         while workers() and time.monotonic() < gone:
             time.sleep(0.1)

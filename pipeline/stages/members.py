@@ -7,6 +7,7 @@ Dask cluster) return weights, and the parent publishes them.
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -27,7 +28,7 @@ from pipeline.stages.engine import StageError
 FOLDER = "data/members"
 LOG = "log.txt"
 NAMES = "members.json"  # in the run's folder while it trains: the names of its members' folders
-IDLE = 5  # seconds after which a local worker that has nothing to do ends, also where its parent was killed
+IDLE = 5  # seconds after which a local worker that has nothing to do ends
 OUTPUTS = ("weights.safetensors", "history.csv")
 _torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
 
@@ -175,6 +176,8 @@ def _dask(engine, arrays):
 def _train(task, images, labels, held):
     """Train one member: its folder, and what the parent publishes. Runs in a process of its own, on any machine."""
     folder = Path(task.folder)
+    if os.getpid() != task.parent and not _dask_worker():
+        _end_after(task.parent)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_torch_is_mine)
         if artifacts.read_json(folder / artifacts.STARTED) == task.key:
@@ -251,6 +254,19 @@ def _stop_if_alone(parent):
         gone = parent not in (os.getpid(), os.getppid())
     if gone:
         raise ParentGone("the training's parent is gone")
+
+
+@functools.cache  # one thread a process
+def _end_after(parent):
+    """End this process when its parent is gone and nothing trains here: it would wait for ever to hand over a result."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        with _torch_is_mine:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _dask_worker():
