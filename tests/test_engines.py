@@ -19,7 +19,7 @@ from tests.conftest import SHORT, digits_28, write_tables
 
 ROOT = Path(__file__).parent.parent
 # Four networks long enough to be found in the middle.
-FOUR = ("--recipe", "quick", "--set", "train.epochs=80", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
+FOUR = ("--recipe", "quick", "--set", "train.epochs=48", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
 FOUR += ("--set", "split.folds=2", "--set", "ensemble.seeds=2")
 RESULTS = ("weights.safetensors", "history.csv")
 
@@ -64,7 +64,7 @@ def under_way(workspace):
     for path in workspace.glob("data/members/*.partial/log.txt"):
         with contextlib.suppress(FileNotFoundError):  # it was published meanwhile
             text = path.read_text()
-            if "epoch 2," in text and "epoch 40," not in text:
+            if "epoch 2," in text and "epoch 24," not in text:
                 found.append(path.parent.name.removesuffix(".partial"))
     return found
 
@@ -212,14 +212,15 @@ def test_a_cluster_of_one_thread_is_refused(tmp_path, tables, command):
         ("slurm", "expected local or dask=tcp://HOST:PORT"),
     ],
 )
-def test_an_engine_that_is_not_there(tmp_path, tables, command, engine, words):
+def test_an_engine_that_is_not_there(tmp_path, tables, command, monkeypatch, engine, words):
     if engine.startswith("dask"):
         pytest.importorskip("distributed")
     write_tables(tmp_path / "data" / "raw", tables)
     began = time.monotonic()
+    monkeypatch.setattr(members, "PATIENCE", 2)
     run = command("--stage", "all", *SHORT, "--set", "ensemble.seeds=2", "--workspace", tmp_path, "--engine", engine)
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 15
 
 
 def test_dask_that_is_not_installed_is_named(tmp_path, tables, command, monkeypatch):

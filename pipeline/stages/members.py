@@ -29,6 +29,7 @@ FOLDER = "data/members"
 LOG = "log.txt"
 NAMES = "members.json"  # in the run's folder while it trains: the names of its members' folders
 IDLE = 5  # seconds after which a local worker that has nothing to do ends
+PATIENCE = 10  # seconds that a Dask scheduler has to answer
 OUTPUTS = ("weights.safetensors", "history.csv")
 _torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
 
@@ -164,7 +165,7 @@ def _dask(engine, arrays):
         raise StageError("--engine dask=...: install it first: pip install -r requirements-dask.txt") from None
     address = engine.removeprefix("dask=")
     try:
-        client = Client(address, timeout=10, set_as_default=True)
+        client = Client(address, timeout=PATIENCE, set_as_default=True)
     except (OSError, ValueError, TimeoutError) as error:
         raise StageError(f"--engine {engine}: no Dask scheduler answers there ({type(error).__name__})") from None
     if sum(client.ncores().values()) < 2:  # joblib would train here instead
