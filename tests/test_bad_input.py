@@ -252,7 +252,7 @@ MANIFESTS = (
 )
 
 
-@pytest.mark.parametrize("share", [pytest.param(150, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [pytest.param(300, id="some"), pytest.param(12, id="many", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("folder", MANIFESTS)
 @pytest.mark.parametrize("name", [artifacts.MANIFEST, artifacts.CONTEXT, "submission.json"])
 def test_spoiled_records(command, finished, folder, name, share):
