@@ -4,6 +4,8 @@ import os
 
 # Before torch is imported: tests run side by side, and more threads than cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# An ensemble's networks then train one after the other in this process; tests of several processes say so.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 import csv
 import hashlib

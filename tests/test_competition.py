@@ -82,7 +82,12 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
+WAITS = ("file no answer", "cut")  # as long as "no answer"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in WAITS else name for name in FAILURES]
+)
 def test_a_failed_download_is_one_line_and_leaves_nothing(kaggle, command, tmp_path, name):
     where, fault, code, words = FAILURES[name]
     kaggle.fail[where] = fault

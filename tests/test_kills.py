@@ -156,22 +156,18 @@ def test_points_are_those_of_files_that_matter(bases):
         assert f"before rename {name}" in points
 
 
-NAMED = (
-    "before write .checkpoint.pt.PID.tmp",
-    "after replace .checkpoint.pt.PID.tmp",
-    "before replace .manifest.json.PID.tmp",
-    "after fsync .images.npy.PID.tmp",
-    "after rename train",
-    "after rename train.partial",
-    "after write .submission.csv.PID.tmp",
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("after rename train", signal.SIGKILL),  # the old result is moved aside, the new one not yet in its place
+        ("before write .checkpoint.pt.PID.tmp", signal.SIGTERM),
+        ("after fsync .images.npy.PID.tmp", signal.SIGINT),
+        ("before replace .manifest.json.PID.tmp", signal.SIGKILL),
+    ],
 )
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_killed_at_a_named_point(check, name):
+def test_killed_at_a_named_point(check, name, number):
     check = check("one network")
-    at = check.points.index(name)
-    kill_at(check, at, list(SIGNALS)[NAMED.index(name) % 3])
+    kill_at(check, check.points.index(name), number)
 
 
 @pytest.mark.slow

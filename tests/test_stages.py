@@ -326,7 +326,14 @@ def test_the_manifest_is_the_same_for_the_same_run(stage, finished):
     assert context["training_seconds"] > 0 and context["versions"]["torch"] and context["device"] == "cpu"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_and_the_next_run_goes_on(finished, command, number, code):
     """A real process, stopped in the middle of training; the result is that of a run never stopped."""
     words = [*SHORT, "--set", "train.epochs=12", "--workspace", str(finished), "--device", "cpu"]
