@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
-from pipeline.stages import STAGES, blending, cleaning, engine, members
+from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members
 
 HOME = Path(__file__).resolve().parent
 
@@ -33,17 +33,19 @@ def parse(words):
         allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
         epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all), and submit. "
-        "`all` runs what is missing or stale; a stage given by name runs always.",
+        "`all` runs what is missing or stale; a stage given by name runs always. `compare` trains several recipes, each "
+        "with several seeds, and leaves a table and pictures.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--stage", choices=("all", *STAGES), help="what to run")
+    what.add_argument("--stage", choices=("all", *STAGES, "compare"), help="what to run")
     what.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
     what.add_argument("--list", action="store_true", help="show the recipes")
     what.add_argument("--clean", action="store_true", help="list what no recipe's settings use; with --yes, remove it")
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE.toml",
-        help="default: dropout_cnn where CUDA is, quick where not; a,b,c with predict or submit: their blend",
+        help="default: dropout_cnn where CUDA is, quick where not; a,b,c with predict or submit: their blend, "
+        "with compare: those recipes, or all of a folder of them",
     )
     parser.add_argument(
         "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from"
@@ -53,12 +55,21 @@ def parse(words):
     parser.add_argument(
         "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where an ensemble's networks train"
     )
+    parser.add_argument("--seeds", type=int, metavar="N", help="with compare: so many runs of each recipe; default: 3")
+    parser.add_argument("--ensemble", action="store_true", help="with compare: also the mean of each recipe's seeds")
     parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="holds data/ and submissions/")
     parser.add_argument("--force", action="store_true", help="start over: no cache, no interrupted training")
     parser.add_argument("--wait", action="store_true", help="wait for another run in the same workspace")
     parser.add_argument("--yes", action="store_true", help="with --clean: remove")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.stage != "compare" and (arguments.seeds is not None or arguments.ensemble):
+        parser.error("--seeds and --ensemble are for --stage compare")
+    if arguments.stage == "compare" and not arguments.recipe:
+        parser.error("--stage compare wants --recipe a,b,c: recipes, or folders of them")
+    if arguments.seeds is not None and not 1 <= arguments.seeds <= 1000:
+        parser.error(f"--seeds {arguments.seeds}: from 1 to 1000")
+    return arguments
 
 
 def main(words=None):
@@ -72,7 +83,7 @@ def main(words=None):
             return show_status(arguments)
         if arguments.clean:
             return clean(arguments)
-        return run(arguments)
+        return compare(arguments) if arguments.stage == "compare" else run(arguments)
     except (KeyboardInterrupt, Terminated) as stop:
         if arguments.debug:
             traceback.print_exc()
@@ -148,10 +159,8 @@ def run(arguments):
         call.device = engine.choose_device(arguments.device)
     asked = [stage for stage in table.values() if arguments.stage == stage.name]
     stages = asked or [stage for stage in table.values() if stage.name != "submit"]
-    lock = _lock(arguments, arguments.stage)
-    log = _Log(call.workspace / "data" / "logs", arguments.stage)
-    call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
-    try:
+    with _at_work(arguments) as (lock, log):
+        call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
         if blended:
@@ -159,26 +168,57 @@ def run(arguments):
         for stage in stages:
             if asked:
                 engine.require_needs(call, stage)
-                how, why = "", "asked for"
-            else:
-                how, why = engine.state(call, stage)
-            if how == "fresh" and not call.force:
-                log.say(f"{stage.name}: fresh")
-                continue
-            log.say(f"{stage.name}: running" + (f", {why}" if why else ""))
-            lock.tell({"stage": stage.name, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-            began = time.monotonic()
-            engine.run_stage(call, stage)
-            log.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
+            _bring_about(call, stage, lock, "asked for" if asked else None)
         if stages[-1].name == "predict":
             show_result(call)
         _warn_of_sample(call)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # on a full disk, the error to tell is the first
-            log.write_only(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}\n")
-        raise
-    finally:
-        lock.release()
+    return 0
+
+
+def _bring_about(call, stage, lock, why=None):
+    """Run a stage where it is not fresh, or where somebody says why."""
+    how, reason = ("", why) if why else engine.state(call, stage)
+    if how == "fresh" and not call.force:
+        call.say(f"{stage.name}: fresh")
+        return
+    call.say(f"{stage.name}: running" + (f", {reason}" if reason else ""))
+    lock.tell({"stage": stage.name, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    began = time.monotonic()
+    engine.run_stage(call, stage)
+    call.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
+
+
+def compare(arguments):
+    """Train each recipe with each seed where that is missing or stale, and leave the table."""
+    if arguments.engine != "local":
+        raise engine.StageError("--stage compare trains on this machine: leave --engine out")
+    chosen = comparing.recipes(arguments.recipe, arguments.set)
+    device, title = engine.choose_device(arguments.device), comparing.title(arguments.recipe, arguments.set)
+    with _at_work(arguments) as (lock, log):
+        log.say(f"compare: {', '.join(one.name for one in chosen)}")
+
+        def call_for(one):
+            call = _call_of(arguments, one.name, one)
+            call.device, call.say, call.note = device, log.say, lambda text: log.write_only(f"{text}\n")
+            return call
+
+        first = call_for(chosen[0])
+        engine.restore_all(first)
+        _bring_about(first, STAGES["download"], lock)
+        if comparing.has_test_labels(first.workspace):
+            chosen = [comparing.on_test_rows(one) for one in chosen]
+        base = {one: call_for(one) for one in chosen}
+        for call in base.values():
+            for name in comparing.BEFORE[1:]:
+                if engine.state(call, STAGES[name])[0] != "fresh":
+                    _bring_about(call, STAGES[name], lock)
+        seeds = range(arguments.seeds or comparing.SEEDS)
+        runs = [comparing.Run(one, one.train.seed + k, bool(arguments.set), arguments.workspace, device) for one in chosen for k in seeds]
+        lock.tell({"stage": "compare", "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        failed = comparing.train(runs, arguments.force, log.say, log.path)
+        folder = comparing.score(base, runs, failed, arguments.ensemble, title, log.say)
+        log.say(f"table: {_shown(folder / comparing.MARKDOWN)}; page: {_shown(folder / comparing.PAGE)}")
+        _warn_of_sample(first)
     return 0
 
 
@@ -234,6 +274,17 @@ def _call(arguments, name):
     """The call for a recipe's name, and, where there are several with commas between, the recipes of that blend."""
     given = [name] if Path(name).is_file() else name.split(",")
     recipes = [recipe.load(each, arguments.set) for each in given]
+    if len(recipes) > 1:
+        return blending.call_for(recipes, arguments.workspace, **_options(arguments, given[0])), recipes
+    return _call_of(arguments, given[0], recipes[0]), []
+
+
+def _call_of(arguments, name, one):
+    return engine.Call(STAGES, arguments.workspace, one, **_options(arguments, name))
+
+
+def _options(arguments, name):
+    """What of the command line a call holds, beside its recipe, which was given as `name`."""
     options = []
     if arguments.workspace != HOME:
         options += ["--workspace", str(arguments.workspace)]
@@ -241,17 +292,28 @@ def _call(arguments, name):
         options += ["--data", arguments.data]
     for assignment in arguments.set:
         options += ["--set", assignment]
-    about = {
-        "named": given[0] if arguments.recipe else "",
+    return {
+        "named": name if arguments.recipe else "",
         "options": "".join(f" {shlex.quote(word)}" for word in options),
         "data": arguments.data,
         "asked": arguments.device,
         "engine": arguments.engine,
         "force": arguments.force,
     }
-    if len(recipes) > 1:
-        return blending.call_for(recipes, arguments.workspace, **about), recipes
-    return engine.Call(STAGES, arguments.workspace, recipes[0], **about), []
+
+@contextlib.contextmanager
+def _at_work(arguments):
+    """The workspace's lock and the run's log, which also takes what ends the run."""
+    lock = _lock(arguments, arguments.stage)
+    log = _Log(arguments.workspace / "data" / "logs", arguments.stage)
+    try:
+        yield lock, log
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # on a full disk, the error to tell is the first
+            log.write_only(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}\n")
+        raise
+    finally:
+        lock.release()
 
 
 def _lock(arguments, stage):

@@ -109,7 +109,7 @@ def _slide(images, right, down):
 
 
 def random_affine(images, settings: Affine):
-    """A map drawn for each image of a float batch (n, 1, 28, 28): rotation, zoom, shear and shift, bilinear, 0 outside.
+    """A map drawn for each image of a float batch (n, 1, 28, 28): flip, rotation, zoom, shear, shift; bilinear, 0 outside.
 
     Draws from torch's generator of the images' device. Returns the batch itself where all limits are 0.
     """
@@ -125,7 +125,10 @@ def random_affine(images, settings: Affine):
     shear = torch.tan(draws[2] * math.radians(settings.shear))
     right, down = draws[3:] * (settings.shift * 2 / width)  # in grid_sample's units: the image is 2 wide
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    maps = torch.stack([cos, shear * cos - sin, -right, sin, shear * sin + cos, -down], 1).view(2 * count, 3)
+    maps = torch.stack([cos, shear * cos - sin, -right, sin, shear * sin + cos, -down], 1)
+    if settings.flip:
+        maps[:, :3] *= torch.where(torch.rand(count, 1, device=images.device) < 0.5, -1, 1)
+    maps = maps.view(2 * count, 3)
     # What affine_grid gives, in one product for all images: half the time.
     y, x = torch.meshgrid(*(centres(size, images.device) for size in (height, width)), indexing="ij")
     grid = (maps @ torch.stack([x, y, torch.ones_like(x)]).view(3, -1)).view(count, 2, height, width)

@@ -1,5 +1,7 @@
 """The optimizers by name, and Muon, which torch has for matrices only."""
 
+import functools
+
 import torch
 
 from pipeline.recipe import Train
@@ -13,19 +15,27 @@ def make_optimizers(network, settings: Train):
 
     Muon takes the weights of the convolutions that follow the first; AdamW takes the rest.
     """
-    if settings.optimizer == "adam":
-        adam = torch.optim.Adam
-    elif settings.optimizer == "adamw":
-        adam = torch.optim.AdamW
-    else:
-        hidden = [weight for weight in network.parameters() if weight.ndim == 4][1:]
+    everything, rate, decay = list(network.parameters()), settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "muon":
+        hidden = [weight for weight in everything if weight.ndim == 4][1:]
         taken = {id(weight) for weight in hidden}
-        rest = [weight for weight in network.parameters() if id(weight) not in taken]
+        rest = [weight for weight in everything if id(weight) not in taken]
         return [
-            Muon(hidden, settings.muon_rate, settings.weight_decay),
-            torch.optim.AdamW(rest, settings.learning_rate, weight_decay=settings.weight_decay, fused=True),
+            Muon(hidden, settings.muon_rate, decay),
+            torch.optim.AdamW(rest, rate, weight_decay=decay, fused=True),
         ]
-    return [adam(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)]
+    if settings.optimizer == "sgd":
+        return [torch.optim.SGD(everything, rate, settings.momentum, weight_decay=decay, fused=True)]
+    return [KINDS[settings.optimizer](everything, rate, weight_decay=decay)]
+
+
+KINDS = {
+    "adam": functools.partial(torch.optim.Adam, fused=True),
+    "adamw": functools.partial(torch.optim.AdamW, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
 
 
 class Muon(torch.optim.Optimizer):

@@ -26,7 +26,7 @@ def contact_sheet(images, variants):
         axes.text(-0.1, row + 0.5, _variant_name(kind, amount), ha="right", va="center", fontsize=9, color=INK)
         for column in range(columns):
             _image(axes, images[row, column], (column + 0.04, row + 0.04), (0.92, 0.92))
-    return _png(figure)
+    return as_png(figure)
 
 
 def _variant_name(kind, amount):
@@ -76,7 +76,7 @@ def curves(histories, keep):
         axes.grid(color=GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    return _png(figure)
+    return as_png(figure)
 
 
 def confusion(counts):
@@ -108,7 +108,7 @@ def confusion(counts):
     axes.grid(which="minor", color=GRID, linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    return _png(figure)
+    return as_png(figure)
 
 
 def mistakes(images, labels, predicted, probabilities, rows, title, none):
@@ -127,7 +127,7 @@ def mistakes(images, labels, predicted, probabilities, rows, title, none):
         _image(axes, image, (column + 0.06, line + 0.27), (0.88, 0.68))
     if not len(images):
         figure.text(0.5, 0.4, none, ha="center", fontsize=11, color=INK)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _cells(figure, columns, rows, left, right, top, bottom):
@@ -147,7 +147,8 @@ def _image(axes, image, corner, size):
     axes.add_patch(Rectangle(corner, width, height, fill=False, color=GRID, linewidth=0.8))
 
 
-def _png(figure):
+def as_png(figure):
+    """The bytes of a PNG of a figure."""
     FigureCanvasAgg(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})

@@ -17,7 +17,14 @@ LONGEST = 1 << 20  # bytes of a recipe
 LONGEST_SHOWN = 80  # characters of a value in an error
 RECIPES = Path(__file__).parent / "recipes"
 # The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
-MODELS = ("dropout_cnn", "small_cnn", "medium_cnn")
+MODELS = ("dropout_cnn", "small_cnn", "medium_cnn", "layers")
+# What `model.layers` is made of: kind and sizes. A pool's stride is its size; squeeze_excite's number is how many times
+# smaller its middle is.
+LAYER = re.compile(
+    r"conv [1-9]\d{0,3} [1-9]x[1-9]( stride [1-9])?( pad [1-9])?|dense [1-9]\d{0,3}|(max|avg)_pool [2-9]|global_pool"
+    r"|squeeze_excite [1-9]\d?|batch_norm|dropout|relu|tanh"
+)
+OPTIMIZERS = ("adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta")
 VIEWS = ("plain", "deskewed", "even", "deskewed_even", "wide")  # of pipeline.views.VIEWS, likewise
 
 
@@ -25,9 +32,10 @@ class RecipeError(ValueError):
     """A mistake in a recipe file or in `--set`; the message is one line."""
 
 
-def setting(default, *, choices=None, low=None, high=None, above=None, below=None, items=0):
-    """A field with its default and the values it may take (each number of a list of at least `items`)."""
-    limits = {"choices": choices, "low": low, "high": high, "above": above, "below": below, "items": items}
+def setting(default, *, choices=None, like=None, low=None, high=None, above=None, below=None, items=0):
+    """A field with its default and the values it may take (each value of a list of at least `items`)."""
+    limits = {"choices": choices, "like": like, "low": low, "high": high, "above": above, "below": below}
+    limits["items"] = items
     return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
 
 
@@ -67,12 +75,17 @@ class Affine:
     shift: float = setting(0.0, low=0, high=27)  # pixels
     zoom: float = setting(0.0, low=0, below=1)  # fraction of the size
     shear: float = setting(0.0, low=0, high=45)  # degrees
+    flip: bool = False  # left to right, half of the images
 
 
 @dataclass(frozen=True)
 class Model:
     name: str = setting("dropout_cnn", choices=MODELS)
     dropout: float = setting(0.5, low=0, below=1)
+    # Of the network "layers", in order, before its last, which is dense with 10 outputs: "conv 32 3x3", "relu", ...
+    layers: tuple[str, ...] = setting((), like=LAYER)
+    # From 0 to 1; from -1 to 1; or with the mean 0 and the deviation 1, over all pixels that are trained on.
+    pixels: str = setting("unit", choices=("unit", "centred", "standardised"))
     # What the network is shown instead of the image: without its slant, of even width, ...
     view: str = setting("plain", choices=VIEWS)
 
@@ -97,13 +110,19 @@ class Train:
     epochs: int = setting(150, low=1, high=10**6)
     batch: int = setting(4096, low=1, high=10**6)
     # "muon" takes the weights of the inner convolutions, at `muon_rate`, and leaves the rest to adamw.
-    optimizer: str = setting("adam", choices=("adam", "adamw", "muon"))
+    optimizer: str = setting("adam", choices=OPTIMIZERS)
     learning_rate: float = setting(0.0002, above=0)
+    # Of sgd.
+    momentum: float = setting(0.0, low=0, below=1)
     muon_rate: float = setting(0.02, above=0)
-    # L2 in adam's gradient; decoupled in adamw and muon.
+    # Decoupled in adamw and muon; L2 in the gradient of the others.
     weight_decay: float = setting(0.0, low=0)
     # Of the learning rate over the steps that follow the warm-up; linear after a warm-up is known as one-cycle.
-    schedule: str = setting("constant", choices=("constant", "linear", "cosine"))
+    schedule: str = setting("constant", choices=("constant", "linear", "cosine", "exponential", "steps"))
+    # What the rate is multiplied with after each epoch of an exponential schedule.
+    decay: float = setting(1.0, above=0)
+    # Of the schedule "steps", [epoch, factor] each: from this epoch on (1 is the first), the rate is multiplied with it.
+    steps: tuple[tuple[int, float], ...] = setting((), above=0)
     # The part of all steps over which the learning rate rises linearly from 0.
     warmup: float = setting(0.0, low=0, below=1)
     label_smoothing: float = setting(0.0, low=0, below=1)
@@ -111,6 +130,8 @@ class Train:
     focus: float = setting(1.0, above=0, high=1)
     # The part of all steps, the last ones, over which the weights that are kept are averaged.
     average: float = setting(0.0, low=0, high=1)
+    # The weight of what was averaged before, against each new step's; 0: all steps count alike.
+    average_decay: float = setting(0.0, low=0, below=1)
     # Train on the validation rows too; no epoch can be chosen then, and nothing is left to evaluate on.
     fit_all: bool = False
     # A fault of the published code, kept for comparison: softmax before CrossEntropyLoss, which applies it again.
@@ -157,9 +178,24 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What a recipe's source says of it, for `compare` to set beside our own figure; 0: nothing."""
+
+    accuracy: float = setting(0.0, low=0, high=1)
+    # Of the network before training.
+    untrained: float = setting(0.0, low=0, high=1)
+    # Whether it was measured on images distorted as in training, as some published figures were.
+    distorted: bool = False
+    # Whose figure it is, and of what.
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Recipe:
     name: str
     about: str
+    # Among the recipes of its folder.
+    order: int
     prepare: Prepare
     split: Split
     augment: Augment
@@ -169,6 +205,7 @@ class Recipe:
     train: Train
     predict: Predict
     estimate: Estimate
+    published: Published
     submit: Submit
     file: str = ""  # where it is no built-in one
 
@@ -179,6 +216,15 @@ SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is
 def names():
     """The built-in recipes' names, in order: paths below `recipes/` without `.toml`."""
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml"))
+
+
+def expand(text):
+    """The names in "a,b,c", where a folder of built-in recipes stands for all that are in it, in their order."""
+    found = []
+    for name in text.split(","):
+        inside = [one for one in names() if one.startswith(f"{name}/")]
+        found += sorted(inside, key=lambda one: load(one).order) if inside else [name]
+    return list(dict.fromkeys(found))
 
 
 def load(name, assignments=()):
@@ -210,9 +256,11 @@ def load(name, assignments=()):
         raise RecipeError(f"{path}: {reason}") from None
 
     mistakes = []
-    about = table.pop("about", "")
+    about, order = table.pop("about", ""), table.pop("order", 0)
     if not isinstance(about, str):
         mistakes.append("about is not a text")
+    if type(order) is not int:
+        mistakes.append("order is not a whole number")
     values = {section: {} for section in SECTIONS}
     for section, content in table.items():
         if section not in SECTIONS:
@@ -241,6 +289,7 @@ def load(name, assignments=()):
         mistakes.append("split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none")
     if values["split"].get("folds") and train.get("fit_all"):
         mistakes.append("train.fit_all leaves no rows out, and split.folds holds out each once: leave one out")
+    mistakes += _out_of_place(values)
     for key in ("models", "views"):
         given = values["ensemble"].get(key, ())
         if len(set(given)) < len(given):
@@ -249,7 +298,28 @@ def load(name, assignments=()):
         mistakes.append("estimate.seeds wants estimate.rows, which were held out for each")
     if mistakes:
         raise RecipeError("; ".join(mistakes))
-    return Recipe(name, about, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})
+    return Recipe(name, about, order, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})
+
+
+def _out_of_place(values):
+    """What is set although another setting says that nobody would read it."""
+    train, model = SECTIONS["train"](**values["train"]), SECTIONS["model"](**values["model"])
+    models = values["ensemble"].get("models") or (model.name,)
+    for name, given, where, there in (
+        ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
+        ("train.decay", train.decay != 1, "train.schedule is exponential", train.schedule == "exponential"),
+        ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
+        ("train.average_decay", train.average_decay, "train.average is more than 0", train.average > 0),
+        (
+            "model.dropout",
+            "dropout" in values["model"],
+            "model.layers has a dropout",
+            models != ("layers",) or "dropout" in model.layers,
+        ),
+        ("model.layers", model.layers, "model.name is layers", "layers" in models),
+    ):
+        if given and not there:
+            yield f"{name} counts only where {where}"
 
 
 def as_plain(section):
@@ -305,6 +375,8 @@ def _checked(kind, value, limits):
         raise ValueError("a finite number")
     if "choices" in limits and value not in limits["choices"]:
         raise ValueError("one of " + ", ".join(limits["choices"]))
+    if "like" in limits and not limits["like"].fullmatch(value):
+        raise ValueError('a layer such as "conv 32 3x3", "dense 100" or "relu" (see LAYER in pipeline/recipe.py)')
     for name, holds, words in (
         ("low", lambda limit: value >= limit, "at least"),
         ("high", lambda limit: value <= limit, "at most"),

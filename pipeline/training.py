@@ -12,7 +12,7 @@ import os
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from pipeline.augmentation import random_affine
@@ -60,25 +60,40 @@ def seed_everything(*numbers):
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
-def rate_factor(settings: Train, progress):
-    """What the learning rate is multiplied with when `progress` (0 to 1) of all steps are done."""
+def rate_factor(settings: Train, progress, epoch):
+    """What the learning rate is multiplied with in an epoch (the first is 1), `progress` (0 to 1) of all steps done."""
     if progress < settings.warmup:
         return progress / settings.warmup
+    if settings.schedule == "exponential":
+        return settings.decay ** (epoch - 1)
+    if settings.schedule == "steps":
+        return math.prod(factor for start, factor in settings.steps if start <= epoch)
     done = (progress - settings.warmup) / (1 - settings.warmup)
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
 
 
 def fit(
-    network, train, validation, settings: Train, affine: Affine, device, precision, checkpoint, after_epoch, bar=True
+    network,
+    train,
+    validation,
+    settings: Train,
+    affine: Affine,
+    device,
+    precision,
+    checkpoint,
+    after_epoch,
+    bar=True,
+    watched=None,
 ):
-    """Train `network` in place and return the state dict to keep and the history.
+    """Train `network` in place and return the state dict to keep, the history, and each epoch's answers for `watched`.
 
     train, validation: pairs of uint8 images (n, 28, 28) and int64 labels (n,), tensors on the device; validation may
         be None where the last epoch is kept.
     checkpoint: what `after_epoch` was last called with, or None to start.
     after_epoch: called after each epoch with {"epoch", "network", "optimizers", "losses", "average", "best",
-        "history"}; "best" is a copy of the state of least validation loss so far (None where the last is kept).
+        "history", "answers"}; "best" is a copy of the state of least validation loss so far (None where the last is kept).
     bar: show a progress bar, where somebody looks.
+    watched: uint8 images (n, 28, 28), without labels; the answers are a list of uint8 tensors (n,), one an epoch.
     Losses are means over the rows worked on, of what is minimized: with the settings' label smoothing in training,
     without it in validation.
     """
@@ -91,16 +106,17 @@ def fit(
     optimizers = make_optimizers(network, settings)
     highest = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     losses = torch.zeros(len(images), device=device)  # of each row, when it was last worked on
-    first, best, history, average = 1, None, [], None
+    first, best, history, answers, average = 1, None, [], [], None
     if checkpoint:
         network.load_state_dict(checkpoint["network"])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         losses.copy_(checkpoint["losses"])
         if checkpoint["average"]:
-            average = AveragedModel(network)
+            average = _averaged(network, settings)
             average.load_state_dict(checkpoint["average"])
         first, best, history = checkpoint["epoch"] + 1, checkpoint["best"], list(checkpoint["history"])
+        answers = list(checkpoint["answers"])
 
     groups = [
         group for optimizer in optimizers for group in optimizer.param_groups
@@ -118,7 +134,7 @@ def fit(
             train_loss = torch.zeros((), device=device)
             for step, rows in enumerate(order.split(settings.batch), sum(steps[: epoch - 1])):
                 for group, rate in zip(groups, highest, strict=True):
-                    group["lr"] = rate * rate_factor(settings, (step + 0.5) / sum(steps))
+                    group["lr"] = rate * rate_factor(settings, (step + 0.5) / sum(steps), epoch)
                 for some in rows.split(part):
                     batch = random_affine(as_input(images[some]), affine)
                     with autocast(device, precision):
@@ -131,16 +147,18 @@ def fit(
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                 if step >= (1 - settings.average) * sum(steps):
-                    average = average or AveragedModel(network)
+                    average = average or _averaged(network, settings)
                     average.update_parameters(network)
                 shown.update()
             row = {"epoch": epoch, "learning_rate": groups[-1]["lr"], "train_loss": train_loss.item() / len(order)}
             kept = average.module if average else network
-            if average and (validation or epoch == settings.epochs):
+            if average and (validation or watched is not None or epoch == settings.epochs):
                 _measure_batch_norm(average, images, settings, affine, device, precision)
             if validation:
                 row |= _validate(kept, validation, settings, device, precision)
             history.append(row)
+            if watched is not None:
+                answers.append(logits(kept, watched, device, precision).argmax(1).to(torch.uint8).cpu())
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is {value} in epoch {epoch}: try a smaller train.learning_rate")
@@ -157,10 +175,11 @@ def fit(
                     "average": average and average.state_dict(),
                     "best": best,
                     "history": history,
+                    "answers": answers,
                 }
             )
     last = average.module if average else network
-    return (best["state"] if settings.keep == "best" else last.state_dict()), history
+    return (best["state"] if settings.keep == "best" else last.state_dict()), history, answers
 
 
 def _rows_worked_on(epoch, count, settings):
@@ -176,6 +195,12 @@ def _order(losses, count, settings):
     others = ranking[hard:]
     others = others[torch.randperm(len(others))[: count - hard].to(losses.device)]
     return torch.cat([ranking[:hard], others])[torch.randperm(count).to(losses.device)]
+
+
+def _averaged(network, settings):
+    """A copy of the network whose weights follow the mean of the steps', the last ones counting most with a decay."""
+    decay = settings.average_decay
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay) if decay else None)
 
 
 @torch.no_grad()

@@ -8,9 +8,24 @@ import torch
 
 from pipeline.models.batch_norm_cnns import MediumCNN, SmallCNN
 from pipeline.models.dropout_cnn import DropoutCNN
+from pipeline.models.layers import Layers, Pixels
 from pipeline.recipe import Model
 
-MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN, "medium_cnn": MediumCNN}
+MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN, "medium_cnn": MediumCNN, "layers": Layers}
+
+
+def make(settings: Model, images=None):
+    """The network that settings describe, for float images in [0, 1].
+
+    images: uint8 (n, 28, 28), those that it will be trained on: "standardised" pixels take their mean and deviation.
+    """
+    network = MODELS[settings.name](settings)
+    if settings.pixels == "unit":
+        return network
+    pixels = Pixels(0.5, 0.5)
+    if settings.pixels == "standardised" and images is not None:
+        pixels.measure(images)
+    return torch.nn.Sequential(pixels, network)
 
 
 def save_weights(tensors, about):
@@ -40,7 +55,7 @@ def load_weights(path, device):
     made = []
     for name, each in about.get("members", {"": about}).items():
         settings = Model(**each["model"])
-        network = MODELS[settings.name](settings)
+        network = make(settings)
         start = f"{name}/" if name else ""
         own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
         network.load_state_dict(own)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from pipeline import artifacts, training
-from pipeline.models import MODELS
+from pipeline.models import make
 from pipeline.stages.engine import StageError
 from pipeline.views import view
 
@@ -22,14 +22,27 @@ SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes le
 
 
 def fit(
-    folder, key, train, validation, model, settings, affine, device, say, note, look=lambda history: None, bar=True
+    folder,
+    key,
+    train,
+    validation,
+    model,
+    settings,
+    affine,
+    device,
+    say,
+    note,
+    look=lambda history: None,
+    bar=True,
+    watched=None,
 ):
-    """Train the network that `model` describes; returns its tensors, what they are of, and its history.
+    """Train the network that `model` describes; returns its tensors, what they are of, its history, and answers.
 
     folder: where the checkpoint lies or will lie, and `history.csv`.
     key: what settings and inputs the training is of: a checkpoint of another is not gone on from.
     train, validation: pairs of numpy arrays, uint8 images (n, 28, 28) and labels (n,); validation may be None.
     say, note: take a line for the user, and a line for the log.
+    watched: images (n, 28, 28), whose answers after each epoch are returned as a list of arrays (n,), both uint8.
     look: called with the history after each epoch; what it raises stops the training, whose last epoch is saved.
     """
 
@@ -43,7 +56,7 @@ def fit(
     if checkpoint:
         say(f"going on after epoch {checkpoint['epoch']}")
     training.seed_everything(settings.seed)
-    network = MODELS[model.name](model)
+    network = make(model, torch.from_numpy(train[0]))
     saved, unsaved = -math.inf, None
 
     def save(checkpoint):
@@ -65,7 +78,7 @@ def fit(
         look(checkpoint["history"])
 
     try:
-        state, history = training.fit(
+        state, history, answers = training.fit(
             network,
             on_device(*train),
             validation and on_device(*validation),
@@ -76,6 +89,7 @@ def fit(
             checkpoint,
             after_epoch,
             bar,
+            None if watched is None else view(torch.from_numpy(watched).to(device), model.view),
         )
     except BaseException:  # stopped by a signal, for one
         if unsaved:
@@ -88,7 +102,8 @@ def fit(
         "keep": settings.keep,
         "fit_all": settings.fit_all,
     }
-    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}, about, history
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    return tensors, about, history, [one.numpy() for one in answers]
 
 
 def kept_row(history, keep):

@@ -7,14 +7,12 @@ Dask cluster) return weights, and the parent publishes them.
 import contextlib
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -23,15 +21,14 @@ from pathlib import Path
 
 from pipeline import artifacts
 from pipeline.recipe import as_plain
+from pipeline.stages import workers
 from pipeline.stages.engine import StageError
 
 FOLDER = "data/members"
 LOG = "log.txt"
 NAMES = "members.json"  # in the run's folder while it trains: the names of its members' folders
-IDLE = 5  # seconds after which a local worker that has nothing to do ends
 PATIENCE = 10  # seconds that a Dask scheduler has to answer
 OUTPUTS = ("weights.safetensors", "history.csv")
-_torch_is_mine = threading.Lock()  # its random numbers and threads are the process's, not the thread's
 
 
 @dataclass(frozen=True)
@@ -142,18 +139,12 @@ def _run(tasks, arrays, job, engine):
 
     if not tasks:
         return
-    threads, options = job.settings.ensemble.threads, {"backend": "loky", "idle_worker_timeout": IDLE}
+    options, count = workers.options(), workers.count(job.call.device, job.settings.ensemble.threads)
     if engine.startswith("dask="):
-        options, workers = _dask(engine, arrays), -1
-    elif job.call.device == "cpu":
-        workers = max(1, joblib.cpu_count() // threads)
-    else:
-        import torch
-
-        workers = torch.cuda.device_count() if job.call.device == "cuda" else 1
+        options, count = _dask(engine, arrays), -1
     with joblib.parallel_config(**options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # an idle one, as asked for
-        parallel = joblib.Parallel(min(workers, len(tasks)), return_as="generator_unordered", batch_size=1)
+        parallel = joblib.Parallel(min(count, len(tasks)), return_as="generator_unordered", batch_size=1)
         yield from parallel(joblib.delayed(_train)(task, *arrays) for task in tasks)
 
 
@@ -178,9 +169,9 @@ def _train(task, images, labels, held):
     """Train one member: its folder, and what the parent publishes. Runs in a process of its own, on any machine."""
     folder = Path(task.folder)
     if os.getpid() != task.parent and not _dask_worker():
-        _end_after(task.parent)
+        workers.end_after(task.parent)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_torch_is_mine)
+        stack.enter_context(workers.busy)
         if artifacts.read_json(folder / artifacts.STARTED) == task.key:
             lock = artifacts.Lock(folder.with_suffix(".lock"))
             lock.acquire({"stage": "train", "since": time.strftime("%Y-%m-%d %H:%M:%S")}, wait=True)
@@ -212,7 +203,7 @@ def _fit(task, folder, images, labels, held):
         elif device == "cuda":
             torch.cuda.set_device(_number(multiprocessing.current_process().name) % torch.cuda.device_count())
         train, validation = _parts(task.fold, images, labels, held)
-        tensors, about, history = fitting.fit(
+        tensors, about, history, _ = fitting.fit(
             folder, task.key, train, validation, task.model, task.train, task.affine, device, note, note,
             look=lambda history: _stop_if_alone(task.parent), bar=False,
         )  # fmt: skip
@@ -255,19 +246,6 @@ def _stop_if_alone(parent):
         gone = parent not in (os.getpid(), os.getppid())
     if gone:
         raise ParentGone("the training's parent is gone")
-
-
-@functools.cache  # one thread a process
-def _end_after(parent):
-    """End this process when its parent is gone and nothing trains here: it would wait for ever to hand over a result."""
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        with _torch_is_mine:
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _dask_worker():

@@ -1,5 +1,6 @@
 """train: fit the recipe's network, or the members of its ensemble, each keeping a checkpoint of its last epoch."""
 
+import dataclasses
 import io
 import os
 import time
@@ -9,9 +10,11 @@ import pandas as pd
 import torch
 
 from pipeline import artifacts, pictures
-from pipeline.models import MODELS, save_members, save_weights
+from pipeline.models import make, save_members, save_weights
 from pipeline.stages import fitting, members
 
+COMPARED = "compared"  # the stage of a run that `compare` scores, which keeps each epoch's answers
+ANSWERS = "answers.npy"
 REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
 
 
@@ -20,7 +23,8 @@ def space(job):
     planned = members.plan(job.settings)
     names = [member.model for member in planned] or [job.settings.model.name]
     with torch.device("meta"):
-        sizes = [4 * sum(part.numel() for part in MODELS[name](job.settings.model).parameters()) for name in names]
+        networks = [make(dataclasses.replace(job.settings.model, name=name)) for name in names]
+    sizes = [4 * sum(part.numel() for part in network.parameters()) for network in networks]
     at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
     losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))
     history = 1024 * job.settings.train.epochs * len(sizes)
@@ -35,13 +39,16 @@ def run(job):
     if planned:
         numbers, content, histories = _ensemble(job, planned, images, labels)
     else:
-        numbers, content, histories = _single(job, images, labels)
+        numbers, content, histories, answers = _single(job, images, labels)
     job.context["training_seconds"] = round(time.monotonic() - began, 3)
     job.context["threads"] = job.settings.ensemble.threads if planned else torch.get_num_threads()
     rows = [{**({"member": name} if planned else {}), **row} for name, history in histories.items() for row in history]
     artifacts.write(job.folder / "history.csv", fitting.as_csv(rows))
     artifacts.write(job.folder / "curves.png", pictures.curves(list(histories.values()), job.settings.train.keep))
     artifacts.write(job.folder / "weights.safetensors", content)
+    if not planned and answers:
+        made = np.stack(answers)
+        artifacts.write_array(job.folder / ANSWERS, made.shape, made.dtype, [made])
     return numbers
 
 
@@ -62,7 +69,11 @@ def _single(job, images, labels):
             artifacts.write(job.folder / "curves.png", pictures.curves([history], settings.keep))
             drawn = time.monotonic()
 
-    tensors, about, history = fitting.fit(
+    compared, watched = job.key["stage"] == COMPARED, None
+    if compared:
+        test = job.paths.get("prepare/test_images.npy")
+        watched = np.load(test) if test else _held(job)[0]
+    tensors, about, history, answers = fitting.fit(
         job.folder,
         job.key,
         (images, labels),
@@ -74,6 +85,8 @@ def _single(job, images, labels):
         lambda text: call.say(f"train: {text}"),
         lambda text: call.note(f"train: {text}"),
         look,
+        not compared,  # several are trained side by side, and no one of them has the screen
+        watched,
     )
     kept = fitting.kept_row(history, settings.keep)
     numbers = {
@@ -81,7 +94,7 @@ def _single(job, images, labels):
         "kept_epoch": about["epoch"],
         "parameters": sum(tensor.numel() for name, tensor in tensors.items() if not _is_statistic(name)),
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    return numbers, save_weights(tensors, about), {"": history}
+    return numbers, save_weights(tensors, about), {"": history}, answers
 
 
 def _ensemble(job, planned, images, labels):
@@ -97,4 +110,4 @@ def _ensemble(job, planned, images, labels):
 
 
 def _is_statistic(name):
-    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked", "mean", "deviation")

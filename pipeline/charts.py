@@ -1,0 +1,79 @@
+"""The pictures of a comparison: PNG bytes from numbers by recipe."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.pictures import GRID, INK, as_png
+
+# Okabe and Ito's, which colour-blind eyes tell apart; more lines than these get other dashes.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+
+
+def _style(number):
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+
+
+def bands(series):
+    """Wrong answers against epochs: a line of the mean over seeds for each recipe, and a band from least to most.
+
+    series: by recipe, {"accuracies": (seeds, epochs)}.
+    """
+    figure = Figure(figsize=(9, 4.6), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for number, (name, one) in enumerate(series.items()):
+        wrong = 100 * (1 - np.asarray(one["accuracies"]))
+        epochs = np.arange(1, wrong.shape[1] + 1)
+        style = _style(number)
+        marker = "o" if len(epochs) == 1 else None
+        axes.plot(epochs, wrong.mean(0), label=_label(name), linewidth=1.6, marker=marker, **style)
+        axes.fill_between(epochs, wrong.min(0), wrong.max(0), color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="epoch", ylabel="wrong answers (%)", title="Mean over seeds; bands from the least to the most")
+    _logarithmic(axes.yaxis, axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _plain(axes)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return as_png(figure)
+
+
+def costs(series):
+    """Wrong answers against seconds of training, and against parameters: a point for each recipe.
+
+    series: by recipe, {"mean": accuracy, "seconds", "parameters"}.
+    """
+    figure = Figure(figsize=(10, 4.8), facecolor="white", layout="constrained")
+    for axes, what, label in zip(
+        figure.subplots(1, 2, sharey=True), ("seconds", "parameters"), ("training (s)", "parameters"), strict=True
+    ):
+        for number, (name, one) in enumerate(series.items()):
+            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS) % len(MARKERS)]}
+            shown = {"label": _label(name)} if what == "seconds" else {}
+            axes.plot(one[what], 100 * (1 - one["mean"]), linestyle="none", markersize=7, **style, **shown)
+        axes.set(xlabel=label, xscale="log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        _logarithmic(axes.yaxis, axes)
+        _plain(axes)
+    figure.axes[0].set_ylabel("wrong answers (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return as_png(figure)
+
+
+MARKERS = ("o", "s", "^", "D")
+
+
+def _label(name):
+    return name.rpartition("/")[2]
+
+
+def _logarithmic(axis, axes):
+    axes.set_yscale("log")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+
+
+def _plain(axes):
+    axes.grid(color=GRID, linewidth=0.6, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_color(INK)
+    axes.tick_params(which="both", labelsize=8)
