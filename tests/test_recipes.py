@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import recipe
-from pipeline.models import MODELS
+from pipeline.models import MODELS, make
 from pipeline.stages import engine
 
 
@@ -15,7 +15,7 @@ from pipeline.stages import engine
 def test_every_recipe_loads_and_maps_images_to_logits(name):
     loaded = recipe.load(name)
     assert loaded.name == name and loaded.about
-    network = MODELS[loaded.model.name](loaded.model).eval()
+    network = make(loaded.model).eval()
     with torch.no_grad():
         assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
@@ -45,6 +45,7 @@ def test_published_differs_in_the_softmax_alone():
     differing = [
         f"{section}.{key}"
         for section in recipe.SECTIONS
+        if section != "published"
         for key, value in vars(getattr(one, section)).items()
         if getattr(getattr(two, section), key) != value
     ]

@@ -42,7 +42,7 @@ def fit(
             raise KeyboardInterrupt
 
     try:
-        state, history = training.fit(
+        state, history, _ = training.fit(
             network, train, validation, settings, affine, "cpu", settings.precision, checkpoint, after_epoch
         )
     except KeyboardInterrupt:
@@ -202,6 +202,18 @@ OTHER = {
     "muon_rate": 0.1,
     "focus": 0.5,
     "average": 0.5,
+    "momentum": 0.5,
+    "decay": 0.5,
+    "steps": ((2, 0.5),),
+    "average_decay": 0.5,
+}
+# What makes a setting count.
+WITH = {
+    "muon_rate": {"optimizer": "muon"},
+    "momentum": {"optimizer": "sgd", "learning_rate": 0.01},
+    "decay": {"schedule": "exponential"},
+    "steps": {"schedule": "steps"},
+    "average_decay": {"average": 0.5},
 }
 ELSEWHERE = {"fit_all", "deterministic"}  # the stage's part: tests/test_training_ways.py
 
@@ -209,9 +221,7 @@ ELSEWHERE = {"fit_all", "deterministic"}  # the stage's part: tests/test_trainin
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Train) if field.name not in ELSEWHERE])
 def test_every_setting_counts(name):
     # A decay of 0 is the same in adam and adamw; and the best epoch must not be the last.
-    base = dataclasses.replace(BASE, weight_decay=0.01, epochs=5)
-    if name == "muon_rate":
-        base = dataclasses.replace(base, optimizer="muon")
+    base = dataclasses.replace(BASE, weight_decay=0.01, epochs=5, **WITH.get(name, {}))
     assert getattr(base, name) != OTHER[name]
     one, two = (fit(each, validation=NONSENSE)[0] for each in (base, dataclasses.replace(base, **{name: OTHER[name]})))
     assert not same(one, two)
@@ -219,10 +229,14 @@ def test_every_setting_counts(name):
 
 def test_rate_factor():
     warm = dataclasses.replace(BASE, warmup=0.25, schedule="linear")
-    assert [training.rate_factor(warm, t) for t in (0, 0.125, 0.25, 0.625, 1)] == [0, 0.5, 1, 0.5, 0]
+    assert [training.rate_factor(warm, t, 1) for t in (0, 0.125, 0.25, 0.625, 1)] == [0, 0.5, 1, 0.5, 0]
     cosine = dataclasses.replace(BASE, schedule="cosine")
-    assert [round(training.rate_factor(cosine, t), 6) for t in (0, 0.5, 1)] == [1, 0.5, 0]
-    assert training.rate_factor(BASE, 0.7) == 1
+    assert [round(training.rate_factor(cosine, t, 1), 6) for t in (0, 0.5, 1)] == [1, 0.5, 0]
+    assert training.rate_factor(BASE, 0.7, 3) == 1
+    falling = dataclasses.replace(BASE, schedule="exponential", decay=0.5)
+    assert [training.rate_factor(falling, 0.3, epoch) for epoch in (1, 2, 4)] == [1, 0.5, 0.125]
+    steps = dataclasses.replace(BASE, schedule="steps", steps=((2, 10.0), (7, 0.1)))
+    assert [training.rate_factor(steps, 0.3, epoch) for epoch in (1, 2, 6, 7, 9)] == [1, 10, 10, 1, 1]
 
 
 def test_validation_rows_never_reach_training():
@@ -279,13 +293,13 @@ class TestStage:
         fit_whole = training.fit
 
         def fit_and_stop(*arguments):
-            *rest, after_epoch, bar = arguments
+            *rest, after_epoch, bar, watched = arguments
 
             def stop(checkpoint):
                 after_epoch(checkpoint)
                 raise KeyboardInterrupt
 
-            return fit_whole(*rest, stop, bar)
+            return fit_whole(*rest, stop, bar, watched)
 
         monkeypatch.setattr(training, "fit", fit_and_stop)
         stopped = command("--stage", "train", *place, "--force")

@@ -38,7 +38,9 @@ def run(base, runs, failed, ensemble, title, say):
         groups[folder] = None if right is None else (right, words)
         rows.append(row)
         say(f"compare: {one.name}: {_shown(row)}")
+    sources = dict.fromkeys(run.recipe.published.source for run in runs if run.recipe.published.source)
     about = [f"Measured on {words}: {', '.join(names) if len(where) > 1 else 'all'}." for words, names in where.items()]
+    about += [f"Published: {source}." for source in sources]
     leave(place, rows, series, about, title)
     return place
 
