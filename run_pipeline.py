@@ -213,7 +213,11 @@ def compare(arguments):
                 if engine.state(call, STAGES[name])[0] != "fresh":
                     _bring_about(call, STAGES[name], lock)
         seeds = range(arguments.seeds or comparing.SEEDS)
-        runs = [comparing.Run(one, one.train.seed + k, bool(arguments.set), arguments.workspace, device) for one in chosen for k in seeds]
+        runs = [
+            comparing.Run(one, one.train.seed + k, bool(arguments.set), arguments.workspace, device)
+            for one in chosen
+            for k in seeds
+        ]
         lock.tell({"stage": "compare", "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         failed = comparing.train(runs, arguments.force, log.say, log.path)
         folder = comparing.score(base, runs, failed, arguments.ensemble, title, log.say)
@@ -300,6 +304,7 @@ def _options(arguments, name):
         "engine": arguments.engine,
         "force": arguments.force,
     }
+
 
 @contextlib.contextmanager
 def _at_work(arguments):

@@ -298,7 +298,9 @@ def load(name, assignments=()):
         mistakes.append("estimate.seeds wants estimate.rows, which were held out for each")
     if mistakes:
         raise RecipeError("; ".join(mistakes))
-    return Recipe(name, about, order, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})
+    return Recipe(
+        name, about, order, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()}
+    )
 
 
 def _out_of_place(values):

@@ -44,6 +44,8 @@ def unused(workspace, assignments):
         folders = (artifacts.read_json(path) or {}).get("folders", ())
         used |= {data / "members" / f"{one}{end}" for one in folders for end in ("", ".partial", ".lock")}
     resumable = {f"{name}.partial" for name, stage in STAGES.items() if stage.resumes}
+    # Of `compare`, which goes on with what it finds.
+    used |= {path for path in (data / "runs").rglob("seed*.partial") if (path / artifacts.STARTED).exists()}
     left = sorted({path for path in (*cached, *stopped, *halves) if path not in used and path.name not in resumable})
     return [path for path in left if not any(Path(parent) in left for parent in path.parents)]
 

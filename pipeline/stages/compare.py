@@ -11,6 +11,7 @@ from pipeline.stages import comparing
 from pipeline.stages.fitting import kept_row
 from pipeline.views import view
 
+
 def run(base, runs, failed, ensemble, title, say):
     """Score the runs and leave the table and the page; returns the folder.
 
@@ -69,7 +70,12 @@ def _score(row, one, done, labels, series):
     contexts = [artifacts.read_json(run.place / artifacts.CONTEXT) for run in done]
     row.seconds = float(np.mean([context["training_seconds"] for context in contexts]))
     row.parameters = artifacts.read_manifest(done[0].place)[0]["numbers"]["parameters"]
-    series[one.name] = {"accuracies": by_epoch, "seconds": row.seconds, "parameters": row.parameters, "mean": row.accuracy}
+    series[one.name] = {
+        "accuracies": by_epoch,
+        "seconds": row.seconds,
+        "parameters": row.parameters,
+        "mean": row.accuracy,
+    }
     return np.stack([answers[k, kept[k]] == labels for k in numbers])
 
 

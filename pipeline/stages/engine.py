@@ -130,7 +130,9 @@ def _parts(recipe, reads):
 
 def recipe_hash(recipe):
     """SHA-256 of all settings that a submission's content can depend on."""
-    values = {name: as_plain(getattr(recipe, name)) for name in SECTIONS if name not in ("estimate", "published", "submit")}
+    values = {
+        name: as_plain(getattr(recipe, name)) for name in SECTIONS if name not in ("estimate", "published", "submit")
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
