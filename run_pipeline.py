@@ -33,8 +33,8 @@ def parse(words):
         allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
         epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all), and submit. "
-        "`all` runs what is missing or stale; a stage given by name runs always. `compare` trains several recipes, each "
-        "with several seeds, and leaves a table and pictures.",
+        "`all` runs what is missing or stale; a stage given by name runs always. `compare` trains several recipes, "
+        "each with several seeds, and leaves a table and pictures.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stage", choices=("all", *STAGES, "compare"), help="what to run")

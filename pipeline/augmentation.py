@@ -109,7 +109,7 @@ def _slide(images, right, down):
 
 
 def random_affine(images, settings: Affine):
-    """A map drawn for each image of a float batch (n, 1, 28, 28): flip, rotation, zoom, shear, shift; bilinear, 0 outside.
+    """A map drawn for each image of a float batch (n, 1, 28, 28), bilinear, 0 outside: all that `Affine` names.
 
     Draws from torch's generator of the images' device. Returns the batch itself where all limits are 0.
     """

@@ -24,7 +24,8 @@ def page(title, parts):
     body = "\n".join([f"<h1>{shown}</h1>", *parts])
     icon = '<link rel="icon" href="data:,">'  # or a browser asks for one
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{icon}<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}{icon}<style>{STYLE}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
     ).encode()
 
 

@@ -85,7 +85,7 @@ def fit(
     bar=True,
     watched=None,
 ):
-    """Train `network` in place and return the state dict to keep, the history, and each epoch's answers for `watched`.
+    """Train `network` in place; returns the state dict to keep, the history, and each epoch's answers for `watched`.
 
     train, validation: pairs of uint8 images (n, 28, 28) and int64 labels (n,), tensors on the device; validation may
         be None where the last epoch is kept.

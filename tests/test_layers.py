@@ -94,7 +94,7 @@ def test_layers_that_do_not_fit_are_one_line(command, tmp_path, layers, words):
 
 @pytest.mark.parametrize("text", ["conv 32", "conv 32 3", "conv 0 3x3", "dense", "Relu", "relu 3", "max_pool 1", "x"])
 def test_unknown_layers_are_refused(text):
-    with pytest.raises(RecipeError, match="model.layers is"):
+    with pytest.raises(RecipeError, match=r"model\.layers is"):
         recipe.load("ladder/lenet", [f'model.layers=["{text}"]'])
 
 

@@ -49,12 +49,14 @@ def run(base, runs, failed, ensemble, title, say):
 def held_rows(call, one):
     """Images (n, 28, 28) and labels (n,) that a recipe's runs did not see, uint8, and which they are, in words."""
     arrays = call.place(call.stages["prepare"]) / "../../arrays"
+    manifest, _ = artifacts.read_manifest(call.place(call.stages["download"]))
+    source = " of SAMPLE DATA" if manifest["numbers"]["source"] == "sample" else ""
     if one.train.fit_all:
         labels = pd.read_csv(call.place(call.stages["download"]) / comparing.sources.TEST_LABELS)["Label"].to_numpy()
-        words = f"{len(labels):,} test rows, all training rows being trained on"
+        words = f"{len(labels):,} test rows{source}, all training rows being trained on"
         return np.load(arrays / "test_images.npy"), labels.astype(np.uint8), words
     rows = np.load(call.place(call.stages["prepare"]) / "validation_rows.npy")
-    words = f"{len(rows):,} validation rows (split seed {one.split.seed})"
+    words = f"{len(rows):,} validation rows{source} (split seed {one.split.seed})"
     if one.train.keep == "best":
         words += ", by which the epoch was chosen"
     return np.load(arrays / "train_images.npy")[rows], np.load(arrays / "train_labels.npy")[rows], words
@@ -151,5 +153,5 @@ NOTES = (
     "Accuracy: the mean over seeds, each with the epoch that its recipe keeps, and the standard deviation over seeds. "
     "A step is the accuracy less that of the recipe above in the same folder; its p value is that of Student's t-test "
     "over the rows of the share of seeds that are right.",
-    "Times are of training alone, several networks side by side: compare them with each other, not with other machines.",
+    "Times are of training alone, several networks side by side: compare them with each other alone.",
 )
