@@ -121,7 +121,7 @@ class Train:
     schedule: str = setting("constant", choices=("constant", "linear", "cosine", "exponential", "steps"))
     # What the rate is multiplied with after each epoch of an exponential schedule.
     decay: float = setting(1.0, above=0)
-    # Of the schedule "steps", [epoch, factor] each: from this epoch on (the first is 1) the rate is so many times larger.
+    # Of the schedule "steps", [epoch, factor] each: from this epoch on (the first is 1), so many times the rate.
     steps: tuple[tuple[int, float], ...] = setting((), above=0)
     # The part of all steps over which the learning rate rises linearly from 0.
     warmup: float = setting(0.0, low=0, below=1)

@@ -161,7 +161,7 @@ def test_on_test_rows_where_their_labels_are(command, tmp_path):
         answers = np.load(folder / "answers.npy")
         assert table.accuracy[name] == pytest.approx((answers[-1] == labels).mean())
         assert json.loads((folder / "manifest.json").read_text())["settings"]["train"]["fit_all"] is True
-    assert f"{len(labels)} test rows" in text and "THIS IS SAMPLE DATA" in run.out
+    assert f"{len(labels)} test rows of SAMPLE DATA" in text and "THIS IS SAMPLE DATA" in run.out
     assert np.isnan(table.deviation["ladder/deeper"])  # one seed has none
     distorted = table.distorted
     assert np.isnan(distorted["ladder/deeper"]) and 0.1 < distorted["keras/linear_augmented"] < 1
