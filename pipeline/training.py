@@ -91,7 +91,7 @@ def fit(
         be None where the last epoch is kept.
     checkpoint: what `after_epoch` was last called with, or None to start.
     after_epoch: called after each epoch with {"epoch", "network", "optimizers", "losses", "average", "best",
-        "history", "answers"}; "best" is a copy of the state of least validation loss so far, None where the last is kept.
+        "history", "answers"}; "best" copies the state of least validation loss so far, None where the last is kept.
     bar: show a progress bar, where somebody looks.
     watched: uint8 images (n, 28, 28), without labels; the answers are a list of uint8 tensors (n,), one an epoch.
     Losses are means over the rows worked on, of what is minimized: with the settings' label smoothing in training,
