@@ -282,20 +282,8 @@ def load(name, assignments=()):
             found = []
             _put(values, section, key, _parse(text.strip()), text, found)
             mistakes += [f"--set {mistake}" for mistake in found]
-    train = values["train"]
-    if train.get("fit_all") and train.get("keep", Train.keep) == "best":
-        mistakes.append("train.fit_all leaves no rows to choose an epoch by: set train.keep to last")
-    if values["split"].get("folds") == 1:
-        mistakes.append("split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none")
-    if values["split"].get("folds") and train.get("fit_all"):
-        mistakes.append("train.fit_all leaves no rows out, and split.folds holds out each once: leave one out")
-    mistakes += _out_of_place(values)
-    for key in ("models", "views"):
-        given = values["ensemble"].get(key, ())
-        if len(set(given)) < len(given):
-            mistakes.append(f"ensemble.{key} names one twice: ensemble.seeds trains more of each")
-    if values["estimate"].get("seeds") and not values["estimate"].get("rows"):
-        mistakes.append("estimate.seeds wants estimate.rows, which were held out for each")
+    given = f"{path.name} with --set" if assignments else path.name
+    mistakes += [f"{given}: {mistake}" for mistake in _contradictions(values)]
     if mistakes:
         raise RecipeError("; ".join(mistakes))
     return Recipe(
@@ -303,22 +291,35 @@ def load(name, assignments=()):
     )
 
 
-def _out_of_place(values):
-    """What is set although another setting says that nobody would read it."""
+def _contradictions(values):
+    """Settings that do not go together, and those that nobody would read because of another."""
     train, model = SECTIONS["train"](**values["train"]), SECTIONS["model"](**values["model"])
+    split, estimate = SECTIONS["split"](**values["split"]), SECTIONS["estimate"](**values["estimate"])
+    if train.fit_all and train.keep == "best":
+        yield "train.fit_all leaves no rows to choose an epoch by: set train.keep to last"
+    if split.folds == 1:
+        yield "split.folds is 1, and nothing would be left to train on: 2 or more, or 0 for none"
+    if split.folds and train.fit_all:
+        yield "train.fit_all leaves no rows out, and split.folds holds out each once: leave one out"
+    for key in ("models", "views"):
+        given = values["ensemble"].get(key, ())
+        if len(set(given)) < len(given):
+            yield f"ensemble.{key} names one twice: ensemble.seeds trains more of each"
+    if estimate.seeds and not estimate.rows:
+        yield "estimate.seeds wants estimate.rows, which were held out for each"
     models = values["ensemble"].get("models") or (model.name,)
     for name, given, where, there in (
         ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
         ("train.decay", train.decay != 1, "train.schedule is exponential", train.schedule == "exponential"),
         ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
         ("train.average_decay", train.average_decay, "train.average is more than 0", train.average > 0),
+        ("model.layers", model.layers, "model.name is layers", "layers" in models),
         (
             "model.dropout",
             "dropout" in values["model"],
             "model.layers has a dropout",
             models != ("layers",) or "dropout" in model.layers,
         ),
-        ("model.layers", model.layers, "model.name is layers", "layers" in models),
     ):
         if given and not there:
             yield f"{name} counts only where {where}"

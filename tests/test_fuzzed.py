@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests import readers
 
-FINDS = {"csv": (), "idx": (), "recipe": ()}
+FINDS = {"csv": (), "idx": (), "recipe": (b"#\n\n[estimate]\nseeds = 3\n",)}
 
 
 @pytest.mark.parametrize("reader", readers.CHECKS)
