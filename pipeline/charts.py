@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from pipeline.pictures import GRID, INK, as_png
 
@@ -30,7 +30,8 @@ def bands(series):
         axes.plot(epochs, wrong.mean(0), label=_label(name), linewidth=1.6, marker=marker, **style)
         axes.fill_between(epochs, wrong.min(0), wrong.max(0), color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="wrong answers (%)", title="Mean over seeds; bands from the least to the most")
-    _logarithmic(axes.yaxis, axes)
+    axes.set_yscale("log")
+    _logarithmic(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _plain(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
@@ -50,9 +51,10 @@ def costs(series):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS) % len(MARKERS)]}
             shown = {"label": _label(name)} if what == "seconds" else {}
             axes.plot(one[what], 100 * (1 - one["mean"]), linestyle="none", markersize=7, **style, **shown)
-        axes.set(xlabel=label, xscale="log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        _logarithmic(axes.yaxis, axes)
+        axes.set(xlabel=label, xscale="log", yscale="log")
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
+        axes.margins(0.08)
         _plain(axes)
     figure.axes[0].set_ylabel("wrong answers (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
@@ -66,10 +68,11 @@ def _label(name):
     return name.rpartition("/")[2]
 
 
-def _logarithmic(axis, axes):
-    axes.set_yscale("log")
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter("{x:g}")
+def _logarithmic(axis):
+    """Numbers as they are read, and enough of them also where the axis spans less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:g}")
 
 
 def _plain(axes):
