@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline import augmentation, digits
-from pipeline.models import MODELS
+from pipeline.models import MODELS, make
 from pipeline.recipe import Model, load
 from tests.benchmarks import published_data, published_training, sides, speed
 from tests.conftest import competition_tables, digits_28, write_tables
@@ -37,6 +37,16 @@ def test_both_sides_augment_alike():
 def test_both_sides_are_the_same_function():
     theirs, ours = published_training.network().eval(), MODELS["dropout_cnn"](Model()).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.rand(4, 1, 28, 28)
+    assert torch.allclose(theirs(images), ours(images), atol=1e-6)
+
+
+def test_both_sides_are_the_same_ladder():
+    theirs, ours = published_training.deeper().eval(), make(load("ladder/deeper").model).eval()
+    weights = {
+        name: tensor for name, tensor in ours.state_dict().items() if name.rpartition(".")[2] in ("weight", "bias")
+    }
+    ours.load_state_dict(dict(zip(weights, theirs.state_dict().values(), strict=True)), strict=False)
     images = torch.rand(4, 1, 28, 28)
     assert torch.allclose(theirs(images), ours(images), atol=1e-6)
 

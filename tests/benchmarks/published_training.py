@@ -25,6 +25,20 @@ def network(dropout=0.5):
     )
 
 
+def deeper():
+    """The network of `ladder/deeper` on pixels from -1 to 1, which the loop's images are brought to first."""
+    return nn.Sequential(
+        *(Centred(), nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(64 * 4 * 4, 100), nn.ReLU(), nn.Linear(100, 10)),
+    )
+
+
+class Centred(nn.Module):
+    def forward(self, images):
+        return (images - 0.5) / 0.5
+
+
 def epochs(model, train, validation, count, batch, after_batch=lambda images: None, learning_rate=0.0002):
     """Train on a TensorDataset for `count` epochs; returns the validation accuracy after each.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROWS = 42_000
 TRAINING_ROWS = 31_500  # three quarters
-PARTS = ("read", "cached", "augment", "memory", "train", "first_batch", "status")
+PARTS = ("read", "cached", "augment", "memory", "train", "small_batches", "first_batch", "status")
 LAST = 150  # epochs of dropout_cnn
 
 # The modules of each side are imported in its functions, so that neither pays for the other's.
@@ -149,6 +149,29 @@ def train_ours(task, **changes):
     return {"value": speed, "more": more}
 
 
+def small_batches_published(task):
+    """Images a second of ladder/deeper, batches of 32, by a plain loop; the first quarter warms up."""
+    from tests.benchmarks import published_training
+
+    count = 32 * (80 if task["quick"] else 400)
+    train, held = (published_training.on_device(*_random(n), task["device"]) for n in (count, 32))
+    model, ticks = published_training.deeper().to(task["device"]), []
+    published_training.epochs(model, train, held, 1, 32, lambda images: ticks.append(time.perf_counter()), 0.0005)
+    measured = ticks[len(ticks) // 4 - 1 :]
+    return {"value": 32 * (len(measured) - 1) / (measured[-1] - measured[0])}
+
+
+def small_batches_ours(task):
+    """The same by the pipeline's own loop; the first epoch warms up."""
+    from pipeline import recipe, training
+
+    count, ticks = 32 * (60 if task["quick"] else 300), []
+    settings = recipe.load("ladder/deeper", ["train.epochs=2"])
+    _fit(settings, _random(count), _random(32), task["device"], lambda checkpoint: ticks.append(time.perf_counter()))
+    precision = training.choose_precision(settings.train, task["device"])
+    return {"value": count / (ticks[1] - ticks[0]), "more": {"precision": precision}}
+
+
 train_exact_published = train_published
 
 
@@ -270,13 +293,13 @@ def _fit(settings, train, held, device, after_epoch):
     import torch
 
     from pipeline import training
-    from pipeline.models import MODELS
+    from pipeline.models import make
 
     def on_device(images, labels):
         return torch.from_numpy(images).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
 
     training.seed_everything(settings.train.seed)
-    network = MODELS[settings.model.name](settings.model)
+    network = make(settings.model, torch.from_numpy(train[0]))
     precision = training.choose_precision(settings.train, device)
     parts = on_device(*train), on_device(*held)
     return training.fit(network, *parts, settings.train, settings.affine, device, precision, None, after_epoch)[1]

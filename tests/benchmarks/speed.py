@@ -21,7 +21,12 @@ from pathlib import Path
 from tests.benchmarks.sides import PARTS, ROWS
 
 ROOT = Path(__file__).parent.parent.parent
-UNITS = {"memory": "MB", "train": "images/s", "train_exact": "images/s"}  # the others: seconds
+UNITS = {
+    "memory": "MB",
+    "train": "images/s",
+    "train_exact": "images/s",
+    "small_batches": "images/s",
+}  # the others: seconds
 WANTED = {"read": 3, "cached": 100, "augment": 25, "memory": 4, "train": 3}
 LIMITS = {"first_batch": 4.0, "status": 0.4}
 PAIRS = {"read": 5, "cached": 5, "memory": 1, "train": 3, "first_batch": 3, "status": 5}  # of augment: 3
