@@ -45,7 +45,7 @@ def parse(words):
         "--recipe",
         metavar="NAME|FILE.toml",
         help="default: dropout_cnn where CUDA is, quick where not; a,b,c with predict or submit: their blend, "
-        "with compare: those recipes, or all of a folder of them",
+        "with compare: those recipes; the name of a folder of recipes: each of them",
     )
     parser.add_argument(
         "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where data comes from"
@@ -83,7 +83,12 @@ def main(words=None):
             return show_status(arguments)
         if arguments.clean:
             return clean(arguments)
-        return compare(arguments) if arguments.stage == "compare" else run(arguments)
+        if arguments.stage == "compare":
+            return compare(arguments)
+        for name in recipe.folder(arguments.recipe) or [arguments.recipe]:
+            arguments.recipe = name
+            run(arguments)
+        return 0
     except (KeyboardInterrupt, Terminated) as stop:
         if arguments.debug:
             traceback.print_exc()
@@ -110,7 +115,11 @@ def show_recipes():
 
 def show_status(arguments):
     """A table a recipe: the one that is asked for, or every one that has runs."""
-    chosen = [arguments.recipe] if arguments.recipe else cleaning.recipes_with_runs(arguments.workspace)
+    chosen = (
+        (recipe.folder(arguments.recipe) or [arguments.recipe])
+        if arguments.recipe
+        else cleaning.recipes_with_runs(arguments.workspace)
+    )
     for name in chosen or ["quick"]:
         try:
             call, _ = _call(arguments, name)
@@ -172,7 +181,6 @@ def run(arguments):
         if stages[-1].name == "predict":
             show_result(call)
         _warn_of_sample(call)
-    return 0
 
 
 def _bring_about(call, stage, lock, why=None):

@@ -220,11 +220,13 @@ def names():
 
 def expand(text):
     """The names in "a,b,c", where a folder of built-in recipes stands for all that are in it, in their order."""
-    found = []
-    for name in text.split(","):
-        inside = [one for one in names() if one.startswith(f"{name}/")]
-        found += sorted(inside, key=lambda one: load(one).order) if inside else [name]
+    found = [one for name in text.split(",") for one in folder(name) or [name]]
     return list(dict.fromkeys(found))
+
+
+def folder(name):
+    """The names of the built-in recipes in a folder of them, in their order; [] where there is none of that name."""
+    return sorted((one for one in names() if one.startswith(f"{name}/")), key=lambda one: load(one).order)
 
 
 def load(name, assignments=()):

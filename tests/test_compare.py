@@ -188,6 +188,16 @@ def test_folders_stand_for_their_recipes_in_order():
     assert set(recipe.expand("keras")) == {name for name in recipe.names() if name.startswith("keras/")}
 
 
+def test_a_folder_of_recipes_is_each_of_them(command, tmp_path, tables):
+    write_tables(tmp_path / "data/raw", tables)
+    words = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
+    assert command("--stage", "all", *words, "--device", "cpu").code == 0
+    for name in recipe.expand("exploration"):
+        assert (tmp_path / "submissions" / name / "submission.csv").exists()
+    status = command("--status", *words)
+    assert status.code == 0 and status.out.count("predict   fresh") == len(recipe.expand("exploration"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
