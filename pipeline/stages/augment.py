@@ -3,7 +3,8 @@
 import numpy as np
 from tqdm import tqdm
 
-from pipeline import artifacts, augmentation, digits, pictures
+from pipeline import artifacts, augmentation, digits
+from pipeline.pictures import training as pictures
 
 
 def space(job):

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import artifacts, charts, comparison, inference, page, recipe, training
+from pipeline import artifacts, comparison, inference, page, recipe, training
 from pipeline.augmentation import random_affine
 from pipeline.models import load_weights, make
+from pipeline.pictures import comparison as charts
 from pipeline.stages import comparing
 from pipeline.stages.fitting import kept_row
 from pipeline.views import view

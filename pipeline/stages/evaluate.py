@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import artifacts, inference, metrics, pictures
+from pipeline import artifacts, inference, metrics
 from pipeline.models import load_weights
+from pipeline.pictures import training as pictures
 from pipeline.stages.engine import accuracy_hash
 
 SHOWN = 40  # at most so many in a picture

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import artifacts, pictures
+from pipeline import artifacts
 from pipeline.models import make, save_members, save_weights
+from pipeline.pictures import training as pictures
 from pipeline.stages import fitting, members
 
 COMPARED = "compared"  # the stage of a run that `compare` scores, which keeps each epoch's answers

@@ -1,31 +1,25 @@
-"""The pictures: PNG bytes from arrays, one style for all, the same bytes for the same numbers."""
-
-import io
+"""The pictures of a training: what it was given, how it went, and where the network is wrong."""
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-INK, GRID = "#222222", "#dddddd"
-# Okabe and Ito's blue and vermilion, which colour-blind eyes tell apart.
-FIRST, SECOND = "#0072b2", "#d55e00"
+from pipeline.pictures.style import FIRST, GRID, INK, SECOND, as_png, cells, image, title
 
 
 def contact_sheet(images, variants):
     """A grid of images (variants, digits, 28, 28): a row each variant, a column each digit."""
     rows, columns = images.shape[:2]
-    title = "Offline variants of the first training image of each digit"
+    words = "Offline variants of the first training image of each digit"
     if rows == 1:
-        title = "The first training image of each digit (this recipe has no offline variants)"
+        words = "The first training image of each digit (this recipe has no offline variants)"
     figure = Figure(figsize=(1.6 + 0.72 * columns, 0.75 + 0.72 * rows), facecolor="white")
-    axes = _cells(figure, columns, rows, left=1.4, right=0.15, top=0.5, bottom=0.15)
-    figure.suptitle(title, y=1 - 0.1 / figure.get_figheight(), fontsize=11, color=INK)
+    axes = cells(figure, columns, rows, left=1.4, right=0.15, top=0.5, bottom=0.15)
+    title(figure, words)
     for row, (kind, amount) in enumerate(variants):
         axes.text(-0.1, row + 0.5, _variant_name(kind, amount), ha="right", va="center", fontsize=9, color=INK)
         for column in range(columns):
-            _image(axes, images[row, column], (column + 0.04, row + 0.04), (0.92, 0.92))
+            image(axes, images[row, column], (column + 0.04, row + 0.04), (0.92, 0.92))
     return as_png(figure)
 
 
@@ -111,45 +105,20 @@ def confusion(counts):
     return as_png(figure)
 
 
-def mistakes(images, labels, predicted, probabilities, rows, title, none):
+def mistakes(images, labels, predicted, probabilities, rows, words, none):
     """Images with rows in train.csv, labels, answers and their probabilities; `none` is what to say of none."""
     columns = 8
     lines = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(11, 0.7 + 1.75 * lines), facecolor="white")
-    axes = _cells(figure, columns, lines, left=0.1, right=0.1, top=0.5, bottom=0.1)
-    figure.suptitle(title, y=1 - 0.1 / figure.get_figheight(), fontsize=12, color=INK)
-    for number, (image, label, answer, probability, row) in enumerate(
+    axes = cells(figure, columns, lines, left=0.1, right=0.1, top=0.5, bottom=0.1)
+    title(figure, words)
+    for number, (pixels, label, answer, probability, row) in enumerate(
         zip(images, labels, predicted, probabilities, rows, strict=True)
     ):
         line, column = divmod(number, columns)
         text = f"label {label}, said {answer}\n{probability[answer]:.1%}  (row {row})"
         axes.text(column + 0.5, line + 0.24, text, ha="center", va="bottom", fontsize=8, color=INK)
-        _image(axes, image, (column + 0.06, line + 0.27), (0.88, 0.68))
+        image(axes, pixels, (column + 0.06, line + 0.27), (0.88, 0.68))
     if not len(images):
         figure.text(0.5, 0.4, none, ha="center", fontsize=11, color=INK)
     return as_png(figure)
-
-
-def _cells(figure, columns, rows, left, right, top, bottom):
-    """Axes of columns x rows units within margins in inches; one for all, since each takes 10 ms to make."""
-    width, height = figure.get_size_inches()
-    box = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    axes = figure.add_axes(box, autoscale_on=False, xlim=(0, columns), ylim=(rows, 0))
-    axes.set_axis_off()
-    return axes
-
-
-def _image(axes, image, corner, size):
-    """Draw an image at its upper left corner, with a frame."""
-    (x, y), (width, height) = corner, size
-    extent = (x, x + width, y + height, y)
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest", extent=extent, aspect="auto")
-    axes.add_patch(Rectangle(corner, width, height, fill=False, color=GRID, linewidth=0.8))
-
-
-def as_png(figure):
-    """The bytes of a PNG of a figure."""
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
-    return content.getvalue()

@@ -4,11 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from pipeline.pictures import GRID, INK, as_png
+from pipeline.pictures.style import COLOURS, as_png, plain
 
-# Okabe and Ito's, which colour-blind eyes tell apart; more lines than these get other dashes.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-DASHES = ("-", "--", ":", "-.")
+DASHES = ("-", "--", ":", "-.")  # where there are more lines than colours
 
 
 def _style(number):
@@ -33,7 +31,7 @@ def bands(series):
     axes.set_yscale("log")
     _logarithmic(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _plain(axes)
+    plain(axes)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return as_png(figure)
 
@@ -55,7 +53,7 @@ def costs(series):
         _logarithmic(axes.xaxis)
         _logarithmic(axes.yaxis)
         axes.margins(0.08)
-        _plain(axes)
+        plain(axes)
     figure.axes[0].set_ylabel("wrong answers (%)")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return as_png(figure)
@@ -73,10 +71,3 @@ def _logarithmic(axis):
     axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:g}")
-
-
-def _plain(axes):
-    axes.grid(color=GRID, linewidth=0.6, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.title.set_color(INK)
-    axes.tick_params(which="both", labelsize=8)
