@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
+from pipeline.settings import RecipeError
 from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members
 
 HOME = Path(__file__).resolve().parent
@@ -123,7 +124,7 @@ def show_status(arguments):
     for name in chosen or ["quick"]:
         try:
             call, _ = _call(arguments, name)
-        except recipe.RecipeError as error:
+        except RecipeError as error:
             if arguments.recipe:
                 raise
             print(f"a recipe that has runs cannot be read: {error}")
@@ -357,7 +358,7 @@ def _is_mistake(error):
     """Whether the user can mend it: a mistake in the call, the settings or the data."""
     if isinstance(error, competition.CompetitionError):
         return error.mistake
-    mistakes = [recipe.RecipeError, sources.SourceError, engine.StageError, FloatingPointError]
+    mistakes = [RecipeError, sources.SourceError, engine.StageError, FloatingPointError]
     if "pipeline.digits" in sys.modules:  # not imported before it is needed: it takes numpy along
         mistakes.append(sys.modules["pipeline.digits"].DataError)
     return isinstance(error, tuple(mistakes))

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import scipy.ndimage
 
-from pipeline.recipe import Affine, Augment
+from pipeline.settings import Affine, Augment
 
 BATCH = 512  # images a matrix product: 1.6 MB of float32 in, and out
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.memory import keep_freed_memory
-from pipeline.recipe import Split
+from pipeline.settings import Split
 
 SIDE = 28
 PIXELS = [f"pixel{i}" for i in range(SIDE * SIDE)]

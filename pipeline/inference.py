@@ -5,7 +5,7 @@ import contextlib
 import torch
 from tqdm import tqdm
 
-from pipeline.recipe import Predict
+from pipeline.settings import Predict
 from pipeline.views import view
 
 BATCH = {"cpu": 512, "cuda": 8192, "mps": 2048}  # images at a time; results do not depend on it beyond rounding

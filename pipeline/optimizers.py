@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from pipeline.recipe import Train
+from pipeline.settings import Train
 
 STEPS = 5  # of the Newton-Schulz iteration
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its polynomial: singular values come to lie within 0.7 and 1.2

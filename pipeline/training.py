@@ -19,7 +19,7 @@ from pipeline.augmentation import random_affine
 from pipeline.inference import as_input, autocast, logits
 from pipeline.memory import keep_freed_memory
 from pipeline.optimizers import make_optimizers
-from pipeline.recipe import Affine, Train
+from pipeline.settings import Affine, Train
 
 # On a CPU a large batch is worked off in parts whose activations stay in its cache; the gradient is that of the whole
 # batch. dropout_cnn on 2 cores, images/s with parts of 32, 64, 128 and 4,096: in bf16 1,550, 2,290, 2,010 and 930, in

@@ -7,6 +7,7 @@ import tomllib
 import numpy as np
 
 from pipeline import digits, recipe, sources
+from pipeline.settings import SECTIONS, RecipeError, as_plain
 
 NAMES = ("label", "pixel0", "pixel1")  # a table as narrow as the reader allows: more of the fuzzer's bytes are cells
 HEADER = ",".join(NAMES).encode() + b"\n"
@@ -56,14 +57,14 @@ def check_recipe(content, folder):
     path.write_bytes(content)
     try:
         made = recipe.load(str(path))
-    except recipe.RecipeError as error:
+    except RecipeError as error:
         refused(error, path)
         return
     table = tomllib.loads(content.decode("utf-8-sig"))
-    known = {section: {f.name for f in dataclasses.fields(kind)} for section, kind in recipe.SECTIONS.items()}
+    known = {section: {f.name for f in dataclasses.fields(kind)} for section, kind in SECTIONS.items()}
     for section, values in table.items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            found = recipe.as_plain(getattr(made, section))[key]
+            found = as_plain(getattr(made, section))[key]
             assert key in known[section] and (found == value or found == float(value))
 
 

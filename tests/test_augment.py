@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import augmentation
-from pipeline.recipe import Affine, Augment
+from pipeline.settings import Affine, Augment
 from tests.conftest import SHORT, digits_28
 
 IMAGES, LABELS = digits_28(40)

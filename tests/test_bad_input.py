@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import artifacts, recipe
+from pipeline.settings import as_plain
 from tests import mutants
 from tests.conftest import SHORT, competition_tables, write_tables
 
@@ -220,7 +221,7 @@ def test_spoiled_recipes(command, tmp_path, share):
             made = recipe.load(str(file))
             for section, values in table.items():
                 for key, value in values.items() if isinstance(values, dict) else ():
-                    found = recipe.as_plain(getattr(made, section))[key]
+                    found = as_plain(getattr(made, section))[key]
                     assert found == value or found == float(value), f"{what}: {section}.{key}"
     assert refused
 

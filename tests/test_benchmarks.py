@@ -12,7 +12,8 @@ import torch
 
 from pipeline import augmentation, digits
 from pipeline.models import MODELS, make
-from pipeline.recipe import Model, load
+from pipeline.recipe import load
+from pipeline.settings import Model
 from tests.benchmarks import published_data, published_training, sides, speed
 from tests.conftest import competition_tables, digits_28, write_tables
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import run_pipeline
 from pipeline import digits, metrics, recipe
 from pipeline.models import load_weights
-from pipeline.recipe import Split
+from pipeline.settings import Split
 from pipeline.stages import fitting, members
 from tests.conftest import SHORT, digits_28, write_tables
 from tests.test_train import fit

@@ -11,7 +11,7 @@ import torch
 import run_pipeline
 from pipeline import artifacts, inference, metrics
 from pipeline.models import MODELS, load_weights, save_weights
-from pipeline.recipe import Model, Predict
+from pipeline.settings import Model, Predict
 from tests.conftest import SHORT, digits_28, forge
 
 IMAGES, LABELS = digits_28(500)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline import recipe
+from pipeline.settings import SECTIONS, Published
 from tests.conftest import SHORT, as_csv, digits_28, write_tables
 from tests.test_bad_input import IDX, LABELS, idx
 
@@ -167,11 +168,11 @@ OTHERS = {
     "estimate.settings": '"x"',
 }
 # They change what `submit` does, and what `compare` shows: tests/test_competition.py, tests/test_compare.py.
-RECORDED_ONLY = {"submit.message", "submit.wait"} | {f"published.{name}" for name in vars(recipe.Published())}
+RECORDED_ONLY = {"submit.message", "submit.wait"} | {f"published.{name}" for name in vars(Published())}
 
 
 def fields():
-    return {f"{section}.{f.name}" for section, kind in recipe.SECTIONS.items() for f in dataclasses.fields(kind)}
+    return {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
 
 
 def test_no_setting_is_forgotten_here():

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline import augmentation, recipe, training
 from pipeline.models import load_weights, make, save_weights
 from pipeline.models.layers import Layers, SqueezeExcite
-from pipeline.recipe import Affine, Model, RecipeError, Train
+from pipeline.settings import Affine, Model, RecipeError, Train
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(120)

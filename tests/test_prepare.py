@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import digits
-from pipeline.recipe import Split
+from pipeline.settings import Split
 from tests.conftest import as_zip, competition_tables, write_tables
 
 

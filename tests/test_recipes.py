@@ -8,6 +8,7 @@ import torch
 
 from pipeline import recipe
 from pipeline.models import MODELS, make
+from pipeline.settings import SECTIONS, Model, RecipeError
 from pipeline.stages import engine
 
 
@@ -24,7 +25,7 @@ def test_every_recipe_loads_and_maps_images_to_logits(name):
 def test_a_recipe_holds_only_what_differs_but_dropout_cnn_everything(name):
     table = tomllib.loads((recipe.RECIPES / f"{name}.toml").read_text())
     loaded = recipe.load(name)
-    for section, kind in recipe.SECTIONS.items():
+    for section, kind in SECTIONS.items():
         given = table.get(section, {})
         if name == "dropout_cnn" and section != "estimate":
             assert set(given) == {field.name for field in dataclasses.fields(kind)}
@@ -44,7 +45,7 @@ def test_published_differs_in_the_softmax_alone():
     one, two = (recipe.load(name) for name in ("dropout_cnn", "dropout_cnn_published"))
     differing = [
         f"{section}.{key}"
-        for section in recipe.SECTIONS
+        for section in SECTIONS
         if section != "published"
         for key, value in vars(getattr(one, section)).items()
         if getattr(getattr(two, section), key) != value
@@ -111,7 +112,7 @@ def test_a_file_of_ones_own(file):
     ],
 )
 def test_mistakes_are_named_all_at_once(file, text, words):
-    with pytest.raises(recipe.RecipeError) as error:
+    with pytest.raises(RecipeError) as error:
         recipe.load(file(text))
     assert "\n" not in str(error.value) and "mine.toml" in str(error.value)
     for one in words:
@@ -119,7 +120,7 @@ def test_mistakes_are_named_all_at_once(file, text, words):
 
 
 def test_networks_are_those_of_models(command, tmp_path):
-    (name,) = (field for field in dataclasses.fields(recipe.Model) if field.name == "name")
+    (name,) = (field for field in dataclasses.fields(Model) if field.name == "name")
     assert name.metadata["choices"] == tuple(MODELS)
     run = command("--stage", "all", "--recipe", "quick", "--set", "model.name=smal_cnn", "--workspace", tmp_path)
     assert run.code == 2 and run.err.count("\n") == 1 and "small_cnn" in run.err
@@ -132,25 +133,25 @@ def test_set():
     assert (loaded.train.epochs, loaded.augment.shifts, loaded.train.schedule) == (3, ((1.0, 2.0),), "cosine")
     assert loaded.submit.message == "12"
     for wrong in ("train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3"):
-        with pytest.raises(recipe.RecipeError, match="--set"):
+        with pytest.raises(RecipeError, match="--set"):
             recipe.load("quick", [wrong])
 
 
 def test_names(file):
-    with pytest.raises(recipe.RecipeError, match=r"no recipe 'quik' \(nearest: quick\)"):
+    with pytest.raises(RecipeError, match=r"no recipe 'quik' \(nearest: quick\)"):
         recipe.load("quik")
-    with pytest.raises(recipe.RecipeError, match="name of a built-in recipe"):
+    with pytest.raises(RecipeError, match="name of a built-in recipe"):
         recipe.load(file("", "quick.toml"))
-    with pytest.raises(recipe.RecipeError, match="there is no such file"):
+    with pytest.raises(RecipeError, match="there is no such file"):
         recipe.load("nowhere.toml")
 
 
 @pytest.mark.parametrize("name", ["quick.previous.toml", "a b.toml", ".toml", "-x.toml"])
 def test_names_that_would_clash_with_folders_are_refused(file, name):
-    with pytest.raises(recipe.RecipeError, match="rename the file"):
+    with pytest.raises(RecipeError, match="rename the file"):
         recipe.load(file("", name))
 
 
 def test_a_recipe_may_not_leave_its_folder():
-    with pytest.raises(recipe.RecipeError, match="there is no recipe"):
+    with pytest.raises(RecipeError, match="there is no recipe"):
         recipe.load("../../pyproject")

@@ -16,7 +16,7 @@ from pipeline import artifacts, training
 from pipeline.inference import as_input
 from pipeline.models import MODELS
 from pipeline.models.dropout import Dropout
-from pipeline.recipe import Affine, Model, Train
+from pipeline.settings import Affine, Model, Train
 from pipeline.stages import fitting
 from tests.conftest import SHORT, digits_28
 

@@ -11,7 +11,7 @@ import torch
 from pipeline import artifacts, optimizers, training
 from pipeline.inference import as_input
 from pipeline.models import MODELS
-from pipeline.recipe import Affine, Model
+from pipeline.settings import Affine, Model
 from tests.conftest import SHORT, digits_28
 from tests.test_train import BASE, NONSENSE, SMALL, TRAIN, fit, same
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline import recipe
 from pipeline.models import load_weights
+from pipeline.settings import VIEWS as NAMES
 from pipeline.stages import members
 from pipeline.views import FACTORS, STEEPEST, VIEWS, view
 from tests.conftest import SHORT, digits_28
@@ -37,7 +38,7 @@ def plain_view(image, deskew, spread):
 
 
 def test_the_recipe_knows_all_views():
-    assert tuple(VIEWS) == recipe.VIEWS
+    assert tuple(VIEWS) == NAMES
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name != "plain"])

@@ -9,7 +9,7 @@ import torch
 from pipeline.models.batch_norm_cnns import MediumCNN, SmallCNN
 from pipeline.models.dropout_cnn import DropoutCNN
 from pipeline.models.layers import Layers, Pixels
-from pipeline.recipe import Model
+from pipeline.settings import Model
 
 MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN, "medium_cnn": MediumCNN, "layers": Layers}
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from pipeline.models.dropout import Dropout
-from pipeline.recipe import Model
+from pipeline.settings import Model
 
 
 class SmallCNN(nn.Module):

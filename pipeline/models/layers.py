@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from pipeline.models.dropout import Dropout
-from pipeline.recipe import Model, RecipeError
+from pipeline.settings import Model, RecipeError
 
 
 class Layers(nn.Module):

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from pipeline import artifacts, recipe
+from pipeline.settings import RecipeError
 from pipeline.stages import STAGES, engine, members
 
 
@@ -27,7 +28,7 @@ def unused(workspace, assignments):
         for given in ((), assignments):
             try:
                 call = engine.Call(STAGES, workspace, recipe.load(name, given))
-            except recipe.RecipeError:  # a file that is gone, or a setting that only other recipes have
+            except RecipeError:  # a file that is gone, or a setting that only other recipes have
                 continue
             for place in members.places(workspace, call.recipe):
                 used |= {place.resolve(), place.with_name(f"{place.name}.partial").resolve()}

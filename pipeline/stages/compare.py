@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import artifacts, comparison, inference, page, recipe, training
+from pipeline import artifacts, comparison, inference, page, training
 from pipeline.augmentation import random_affine
 from pipeline.models import load_weights, make
 from pipeline.pictures import comparison as charts
+from pipeline.settings import Published
 from pipeline.stages import comparing
 from pipeline.stages.fitting import kept_row
 from pipeline.views import view
@@ -119,7 +120,7 @@ def _untrained(one, mine, images, labels):
         found.append(float(np.mean(said == labels)))
     row = comparison.Row(f"{one.name}, untrained", epochs=0, seeds=len(mine))
     row.accuracy, row.deviation = comparison.mean_and_deviation(found)
-    comparison.against_published(row, recipe.Published(one.published.untrained))
+    comparison.against_published(row, Published(one.published.untrained))
     return row
 
 

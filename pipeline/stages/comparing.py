@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifacts, recipe, sources
+from pipeline.settings import Recipe
 from pipeline.stages import STAGES, engine, members, workers
 from pipeline.stages.engine import StageError, digest
 
@@ -28,7 +29,7 @@ SEEDS = 3
 class Run:
     """One recipe with one seed."""
 
-    recipe: recipe.Recipe
+    recipe: Recipe
     seed: int
     changed: bool  # by --set
     workspace: Path

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pipeline import artifacts
-from pipeline.recipe import SECTIONS, Recipe, as_plain
+from pipeline.settings import SECTIONS, Recipe, as_plain
 from pipeline.stages import machine
 
 MARGIN = 4 << 20  # bytes on the disk beside what a stage's `space` says: pictures, manifests, logs

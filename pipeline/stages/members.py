@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 from pipeline import artifacts
-from pipeline.recipe import as_plain
+from pipeline.settings import as_plain
 from pipeline.stages import workers
 from pipeline.stages.engine import StageError
 
