@@ -134,6 +134,8 @@ def show_status(arguments):
         for stage in call.stages.values():
             if stage.folder:
                 how, why = engine.state(call, stage, known)
+                if stage.by_name and how == "missing" and not why:
+                    continue
                 print(f"  {stage.name:<10}{how:<9}{why}".rstrip())
     return 0
 
@@ -168,7 +170,7 @@ def run(arguments):
     if arguments.stage in ("all", "train", "evaluate", "predict"):
         call.device = engine.choose_device(arguments.device)
     asked = [stage for stage in table.values() if arguments.stage == stage.name]
-    stages = asked or [stage for stage in table.values() if stage.name != "submit"]
+    stages = asked or [stage for stage in table.values() if not stage.by_name]
     with _at_work(arguments) as (lock, log):
         call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))

@@ -158,6 +158,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Explore:
+    # In t-SNE, the first ones; 0: all.
+    rows: int = setting(0, low=0)
+    # Of t-SNE.
+    seed: int = setting(0, low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
 class Submit:
     # Shown on Kaggle beside the score; empty: recipe and validation accuracy.
     message: str = ""
@@ -194,6 +202,7 @@ class Recipe:
     predict: Predict
     estimate: Estimate
     published: Published
+    explore: Explore
     submit: Submit
     file: str = ""  # where it is no built-in one
 

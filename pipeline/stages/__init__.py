@@ -7,6 +7,13 @@ never import each other.
 from pipeline import sources
 from pipeline.stages.engine import ACCURACY, Stage, digest
 
+PICTURES_OF_DATA = tuple(
+    f"{name}.png"
+    for name in (
+        *("samples", "counts", "means", "greys", "variance", "components", "pca_2d", "pca_3d", "tsne", "tsne_each"),
+        *("tsne_axes", "look_alikes", "near_copies"),
+    )
+)
 ARRAYS = "../../arrays/"  # data/prepared/arrays, which all splits share
 
 STAGES = {
@@ -80,8 +87,18 @@ STAGES = {
             receipt="submission.json",
         ),
         Stage(
+            "explore",
+            version=1,
+            folder=lambda recipe: "data/explore",
+            reads=("explore",),
+            needs={"prepare": ("train_images.npy", "train_labels.npy", "test_images.npy")},
+            outputs=("explore.json", "explore.html", "tsne.npy", "copies.csv", *PICTURES_OF_DATA),
+            by_name=True,
+        ),
+        Stage(
             "submit",
             version=1,
+            by_name=True,
             reads=("submit",),
             needs={"download": (), "predict": ("submission.csv",)},
             publishes_itself=True,

@@ -56,6 +56,8 @@ class Stage:
     may_leave: tuple[str, ...] = ()
     # A file that must be there but may change afterwards.
     receipt: str | None = None
+    # Runs only where it is asked for by name.
+    by_name: bool = False
     # An interrupted run goes on in the `.partial` folder that it left.
     resumes: bool = False
     # Publishes by itself, and has no inputs.
@@ -131,7 +133,9 @@ def _parts(recipe, reads):
 def recipe_hash(recipe):
     """SHA-256 of all settings that a submission's content can depend on."""
     values = {
-        name: as_plain(getattr(recipe, name)) for name in SECTIONS if name not in ("estimate", "published", "submit")
+        name: as_plain(getattr(recipe, name))
+        for name in SECTIONS
+        if name not in ("estimate", "explore", "published", "submit")
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
