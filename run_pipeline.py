@@ -56,7 +56,9 @@ def parse(words):
     parser.add_argument(
         "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where an ensemble's networks train"
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="with compare: so many runs of each recipe; default: 3")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help=f"with compare: so many runs of each recipe; default: {comparing.SEEDS}"
+    )
     parser.add_argument("--ensemble", action="store_true", help="with compare: also the mean of each recipe's seeds")
     parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="holds data/ and submissions/")
     parser.add_argument("--force", action="store_true", help="start over: no cache, no interrupted training")
@@ -68,6 +70,10 @@ def parse(words):
         parser.error("--seeds and --ensemble are for --stage compare")
     if arguments.stage == "compare" and not arguments.recipe:
         parser.error("--stage compare wants --recipe a,b,c: recipes, or folders of them")
+    if arguments.ensemble and arguments.seeds == 1:
+        parser.error("--ensemble averages seeds: --seeds 2 or more")
+    if arguments.stage == "submit" and arguments.recipe and recipe.folder(arguments.recipe):
+        parser.error(f"--stage submit --recipe {arguments.recipe}: one recipe at a time, or a,b,c for their blend")
     if arguments.seeds is not None and not 1 <= arguments.seeds <= 1000:
         parser.error(f"--seeds {arguments.seeds}: from 1 to 1000")
     return arguments
@@ -85,7 +91,8 @@ def main(words=None):
         if arguments.clean:
             return clean(arguments)
         if arguments.stage == "compare":
-            return compare(arguments)
+            compare(arguments)
+            return 0
         for name in recipe.folder(arguments.recipe) or [arguments.recipe]:
             arguments.recipe = name
             run(arguments)
@@ -172,7 +179,7 @@ def run(arguments):
     asked = [stage for stage in table.values() if arguments.stage == stage.name]
     stages = asked or [stage for stage in table.values() if not stage.by_name]
     with _at_work(arguments) as (lock, log):
-        call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
+        _listen(call, lock, log)
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
         if blended:
@@ -180,23 +187,10 @@ def run(arguments):
         for stage in stages:
             if asked:
                 engine.require_needs(call, stage)
-            _bring_about(call, stage, lock, "asked for" if asked else None)
+            engine.bring_about(call, stage, "asked for" if asked else "")
         if stages[-1].name == "predict":
             show_result(call)
         _warn_of_sample(call)
-
-
-def _bring_about(call, stage, lock, why=None):
-    """Run a stage where it is not fresh, or where somebody says why."""
-    how, reason = ("", why) if why else engine.state(call, stage)
-    if how == "fresh" and not call.force:
-        call.say(f"{stage.name}: fresh")
-        return
-    call.say(f"{stage.name}: running" + (f", {reason}" if reason else ""))
-    lock.tell({"stage": stage.name, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-    began = time.monotonic()
-    engine.run_stage(call, stage)
-    call.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
 
 
 def compare(arguments):
@@ -204,37 +198,26 @@ def compare(arguments):
     if arguments.engine != "local":
         raise engine.StageError("--stage compare trains on this machine: leave --engine out")
     chosen = comparing.recipes(arguments.recipe, arguments.set)
+    suffixes = comparing.suffixes(chosen)
+    comparing.require_networks(chosen)
     device, title = engine.choose_device(arguments.device), comparing.title(arguments.recipe, arguments.set)
     with _at_work(arguments) as (lock, log):
         log.say(f"compare: {', '.join(one.name for one in chosen)}")
-
-        def call_for(one):
-            call = _call_of(arguments, one.name, one)
-            call.device, call.say, call.note = device, log.say, lambda text: log.write_only(f"{text}\n")
-            return call
-
-        first = call_for(chosen[0])
-        engine.restore_all(first)
-        _bring_about(first, STAGES["download"], lock)
-        if comparing.has_test_labels(first.workspace):
-            chosen = [comparing.on_test_rows(one) for one in chosen]
-        base = {one: call_for(one) for one in chosen}
-        for call in base.values():
-            for name in comparing.BEFORE[1:]:
-                if engine.state(call, STAGES[name])[0] != "fresh":
-                    _bring_about(call, STAGES[name], lock)
-        seeds = range(arguments.seeds or comparing.SEEDS)
-        runs = [
-            comparing.Run(one, one.train.seed + k, bool(arguments.set), arguments.workspace, device)
-            for one in chosen
-            for k in seeds
-        ]
-        lock.tell({"stage": "compare", "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-        failed = comparing.train(runs, arguments.force, log.say, log.path)
-        folder = comparing.score(base, runs, failed, arguments.ensemble, title, log.say)
+        calls = [_call_of(arguments, one.name, one) for one in chosen]
+        for call in calls:
+            _listen(call, lock, log)
+            call.device = device
+            engine.restore_all(call)
+        seeds = arguments.seeds or comparing.SEEDS
+        folder = comparing.run(calls, suffixes, seeds, arguments.ensemble, title, log.path)
         log.say(f"table: {_shown(folder / comparing.MARKDOWN)}; page: {_shown(folder / comparing.PAGE)}")
-        _warn_of_sample(first)
-    return 0
+        _warn_of_sample(calls[0])
+
+
+def _listen(call, lock, log):
+    """Take what a call says to the screen, to the log and to who waits for the workspace."""
+    call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
+    call.tell = lambda stage: lock.tell({"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
 
 def show_result(call):

@@ -18,7 +18,8 @@ class Row:
     seeds: int = 0
     accuracy: float | None = None  # the mean over seeds
     deviation: float | None = None  # the standard deviation over seeds
-    step: float | None = None  # the accuracy less that of the row before, of one folder
+    after: str | None = None  # the recipe that it is a change of
+    step: float | None = None  # the accuracy less that one's
     p: float | None = None  # of the step, were there none
     seconds: float | None = None  # of training, the mean
     distorted: float | None = None  # accuracy on images distorted as in training
@@ -51,14 +52,37 @@ def step(before, after):
     return float(differences.mean()), float(scipy.stats.ttest_1samp(differences, 0).pvalue)
 
 
-def against_published(row, published):
-    """Fill in what a row's accuracy, on distorted images where that is what was published, is beside that figure."""
-    ours = row.distorted if published.distorted else row.accuracy
-    if not published.accuracy or ours is None:
-        return
-    row.published, row.difference = published.accuracy, ours - published.accuracy
-    if row.deviation:
-        row.in_deviations = row.difference / row.deviation
+def against_published(row, published, distorted=()):
+    """Fill in what a row's accuracy is beside the published figure.
+
+    distorted: each seed's accuracy on images distorted as in training, where that is what was published.
+    """
+    ours, deviation = row.accuracy, row.deviation
+    if distorted:
+        ours, deviation = mean_and_deviation(distorted)
+        row.distorted = ours
+    if published.accuracy:
+        row.published, row.difference = published.accuracy, ours - published.accuracy
+        row.in_deviations = row.difference / deviation if deviation else None
+
+
+def published_steps(rows):
+    """A sentence for each step whose published figures go the other way, or one that says that none does."""
+    known, told, seen = {row.recipe: row for row in rows}, [], 0
+    for row in rows:
+        before = known.get(row.after)
+        # A figure on distorted images says nothing of a step.
+        if before is None or None in (row.published, before.published) or row.distorted is not None:
+            continue
+        seen += 1
+        theirs = row.published - before.published
+        if theirs * row.step <= 0:
+            told.append(
+                f"{row.recipe} is published {theirs:+.4f} from {row.after}; here it is {row.step:+.4f} (p {row.p:.1g})."
+            )
+    if seen and not told:
+        told.append(f"All {seen} steps go the way of the published ones.")
+    return told
 
 
 def as_csv(rows):
@@ -73,6 +97,7 @@ HEADINGS = {
     "seeds": ("seeds", str),
     "accuracy": ("accuracy", "{:.4f}".format),
     "deviation": ("± over seeds", "{:.4f}".format),
+    "after": ("a change of", str),
     "step": ("step", "{:+.4f}".format),
     "p": ("p of the step", "{:.1g}".format),
     "distorted": ("on distorted rows", "{:.4f}".format),

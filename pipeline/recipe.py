@@ -45,8 +45,8 @@ def load(name, assignments=()):
         path, name, file = Path(name), Path(name).stem, str(Path(name).absolute())
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise RecipeError(f"{path}: a recipe's name is of letters, digits, - and _; rename the file")
-        if name in names():
-            raise RecipeError(f"{path}: {name} is the name of a built-in recipe; give the file another name")
+        if name in names() or folder(name):
+            raise RecipeError(f"{path}: {name} is the name of a built-in recipe or of their folder; rename the file")
     elif name not in names():
         raise RecipeError(f"there is no recipe {name!r}{_nearest(name, names())}; `--list` shows them all")
     if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -64,11 +64,11 @@ def load(name, assignments=()):
         raise RecipeError(f"{path}: {reason}") from None
 
     mistakes = []
-    about, order = table.pop("about", ""), table.pop("order", 0)
-    if not isinstance(about, str):
-        mistakes.append("about is not a text")
-    if type(order) is not int:
-        mistakes.append("order is not a whole number")
+    head = {}
+    for key, default, what in (("about", "", "text"), ("order", 0, "whole number"), ("after", "", "text")):
+        head[key] = table.pop(key, default)
+        if type(head[key]) is not type(default):
+            mistakes.append(f"{key} is not a {what}")
     values = {section: {} for section in SECTIONS}
     for section, content in table.items():
         if section not in SECTIONS:
@@ -94,9 +94,7 @@ def load(name, assignments=()):
     mistakes += [f"{given}: {mistake}" for mistake in _contradictions(values)]
     if mistakes:
         raise RecipeError("; ".join(mistakes))
-    return Recipe(
-        name, about, order, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()}
-    )
+    return Recipe(name, **head, file=file, **{name: SECTIONS[name](**content) for name, content in values.items()})
 
 
 def _contradictions(values):
@@ -116,6 +114,10 @@ def _contradictions(values):
     if estimate.seeds and not estimate.rows:
         yield "estimate.seeds wants estimate.rows, which were held out for each"
     models = values["ensemble"].get("models") or (model.name,)
+    if train.schedule == "steps" and not train.steps:
+        yield "train.schedule is steps, and train.steps names none"
+    if train.schedule == "exponential" and train.decay == 1:
+        yield "train.schedule is exponential, and train.decay is 1, which changes nothing"
     for name, given, where, there in (
         ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
         ("train.decay", train.decay != 1, "train.schedule is exponential", train.schedule == "exponential"),

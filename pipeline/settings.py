@@ -192,6 +192,8 @@ class Recipe:
     about: str
     # Among the recipes of its folder.
     order: int
+    # The recipe that it is a change of, if any: `compare` tells what the change brings.
+    after: str
     prepare: Prepare
     split: Split
     augment: Augment

@@ -122,7 +122,8 @@ def fit(
         group for optimizer in optimizers for group in optimizer.param_groups
     ]  # not before: loading makes new ones
     counts = [_rows_worked_on(epoch, len(images), settings) for epoch in range(1, settings.epochs + 1)]
-    steps = [math.ceil(count / settings.batch) for count in counts]
+    batches = [_batches(count, settings.batch) for count in counts]
+    steps = [len(sizes) for sizes in batches]
     part = _part_size(network, settings, device)
     with tqdm(
         total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit="batch", disable=None if bar else True
@@ -132,7 +133,7 @@ def fit(
             network.train()
             order = _order(losses, counts[epoch - 1], settings)
             train_loss = torch.zeros((), device=device)
-            for step, rows in enumerate(order.split(settings.batch), sum(steps[: epoch - 1])):
+            for step, rows in enumerate(order.split(batches[epoch - 1]), sum(steps[: epoch - 1])):
                 for group, rate in zip(groups, highest, strict=True):
                     group["lr"] = rate * rate_factor(settings, (step + 0.5) / sum(steps), epoch)
                 for some in rows.split(part):
@@ -155,10 +156,13 @@ def fit(
             if average and (validation or watched is not None or epoch == settings.epochs):
                 _measure_batch_norm(average, images, settings, affine, device, precision)
             if validation:
-                row |= _validate(kept, validation, settings, device, precision)
+                found, said = _validate(kept, validation, settings, device, precision)
+                row |= found
             history.append(row)
             if watched is not None:
-                answers.append(logits(kept, watched, device, precision).argmax(1).to(torch.uint8).cpu())
+                if not validation or watched is not validation[0]:
+                    said = logits(kept, watched, device, precision)
+                answers.append(said.argmax(1).to(torch.uint8).cpu())
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"{name} is {value} in epoch {epoch}: try a smaller train.learning_rate")
@@ -180,6 +184,17 @@ def fit(
             )
     last = average.module if average else network
     return (best["state"] if settings.keep == "best" else last.state_dict()), history, answers
+
+
+def _batches(count, batch):
+    """How many rows each batch of an epoch takes: `batch`, and the last the rest.
+
+    A last row alone goes with the batch before: batch norm cannot measure one.
+    """
+    whole, rest = divmod(count, batch)
+    if rest == 1 and whole:
+        return [batch] * (whole - 1) + [batch + 1]
+    return [batch] * whole + [rest] * bool(rest)
 
 
 def _rows_worked_on(epoch, count, settings):
@@ -220,7 +235,7 @@ def _measure_batch_norm(average, images, settings, affine, device, precision):
 def _part_size(network, settings, device):
     """How many images of a batch go through the network at a time; all, where batch norm ties them together."""
     tied = any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in network.modules())
-    return settings.batch if tied or device != "cpu" else CPU_PART
+    return settings.batch + 1 if tied or device != "cpu" else CPU_PART  # see _batches
 
 
 def _loss(outputs, labels, settings, smoothing):
@@ -233,7 +248,8 @@ def _loss(outputs, labels, settings, smoothing):
 def _validate(network, validation, settings, device, precision):
     images, labels = validation
     outputs = logits(network, images, device, precision)
-    return {
+    found = {
         "validation_loss": _loss(outputs, labels, settings, 0.0).mean().item(),
         "validation_accuracy": (outputs.argmax(1) == labels).float().mean().item(),
     }
+    return found, outputs

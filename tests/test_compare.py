@@ -1,7 +1,11 @@
 """`--stage compare`: recipes and seeds side by side, and what the table says of them, counted again by hand."""
 
+import io
 import json
+import os
 import re
+import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,8 +15,11 @@ import torch
 
 from pipeline import comparison, page, recipe
 from pipeline.models import load_weights
+from pipeline.settings import Published
 from pipeline.stages import comparing
-from tests.conftest import write_tables
+from tests.conftest import Outcome, write_tables
+from tests.test_engines import _group as group
+from tests.test_engines import start, until
 
 TWO = ("--recipe", "ladder/lenet,ladder/lenet_normalized", "--set", "train.epochs=3", "--set", "train.batch=20")
 NAMES = ("ladder/lenet", "ladder/lenet_normalized")
@@ -135,10 +142,40 @@ def test_stopped_it_goes_on(command, compared, monkeypatch):
         patch.setattr(fitting, "as_csv", note_and_stop)
         assert command(*words).code == 130
     assert (place.with_name(f"{place.name}.partial") / "checkpoint.pt").exists()
+    checkpoint = (place.with_name(f"{place.name}.partial") / "checkpoint.pt").read_bytes()[fitting.DIGEST :]
+    before = torch.load(io.BytesIO(checkpoint), weights_only=True)["seconds"]
     assert command("--clean", "--yes", "--workspace", compared).code == 0  # it is no litter
     assert command(*words).code == 0
+    assert json.loads((place / "context.json").read_text())["training_seconds"] > before > 0
     assert "going on after epoch" in "".join(log.read_text() for log in (compared / "data/logs").iterdir())
     assert (place / "weights.safetensors").read_bytes() == weights
+
+
+def test_one_that_was_killed_between_two_renames_is_brought_back(command, compared):
+    words = ("--stage", "compare", *TWO, "--seeds", "2", "--workspace", compared, "--device", "cpu")
+    place = runs_of(compared, NAMES[0])[0]
+    place.rename(place.with_name(f"{place.name}.previous"))
+    run = command(*words)
+    assert run.code == 0 and "4 of 4 runs are there" in run.out and place.exists()
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_killed_run(tmp_path, tables):
+    """Also where the shell has set SIGINT to be ignored, as for a job in the background of a script."""
+    write_tables(tmp_path / "data/raw", tables)
+    words = ("--stage", "compare", *TWO[:2], "--set", "train.epochs=100000", "--seeds", "1", "--workspace", tmp_path)
+    here = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start("run_pipeline.py", *words, "--device", "cpu", env=os.environ | {"LOKY_MAX_CPU_COUNT": "2"})
+    finally:
+        signal.signal(signal.SIGINT, here)
+    until(lambda: len(list(tmp_path.glob("data/runs/ladder/*/*.partial/checkpoint.pt"))) == 2, process)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 7
+    while group(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not group(process.pid)
 
 
 def test_settings_of_a_call_have_places_of_their_own(command, compared):
@@ -181,6 +218,42 @@ def test_a_training_that_fails_is_said_in_the_table(command, tmp_path, tables):
     assert "try a smaller train.learning_rate" in text
 
 
+def test_where_no_test_label_is_known_rows_are_held_out(command, tmp_path, tables):
+    write_tables(tmp_path / "data/raw", tables)
+    words = ("--recipe", "keras/linear", "--set", "train.fit_all=true", "--set", "train.epochs=1", "--seeds", "1")
+    run = command("--stage", "compare", *words, "--workspace", tmp_path, "--device", "cpu")
+    assert run.code == 0, run.err
+    assert "100 validation rows" in of(tmp_path)[1]
+
+
+def test_recipes_of_one_name_are_refused(command, tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_text("[train]\nepochs = 1\n")
+    names = f"{tmp_path}/x/mine.toml,{tmp_path}/y/mine.toml"
+    run = command("--stage", "compare", "--recipe", names, "--workspace", tmp_path / "w")
+    assert run.code == 2 and "two recipes are called mine" in run.err
+
+
+def test_a_figure_of_distorted_rows_is_measured_by_their_deviation():
+    row = comparison.Row("a", accuracy=0.9, deviation=0.5)
+    comparison.against_published(row, Published(0.7, distorted=True), [0.71, 0.72, 0.73])
+    assert row.difference == pytest.approx(0.02) and row.in_deviations == pytest.approx(2)
+
+
+def test_steps_that_go_another_way_than_published_are_named():
+    rows = [
+        comparison.Row("one", published=0.97),
+        comparison.Row("two", after="one", step=0.002, p=0.01, published=0.98),
+        comparison.Row("three", after="two", step=-0.001, p=0.2, published=0.99),
+        comparison.Row("four", after="three", step=-0.001, p=0.2, published=0.5, distorted=0.5),
+    ]
+    (said,) = comparison.published_steps(rows)
+    assert said == "three is published +0.0100 from two; here it is -0.0010 (p 0.2)."
+    assert comparison.published_steps(rows[:2]) == ["All 1 steps go the way of the published ones."]
+    assert comparison.published_steps(rows[:1]) == []
+
+
 def test_folders_stand_for_their_recipes_in_order():
     ladder = recipe.expand("ladder")
     assert ladder[0] == "ladder/lenet" and ladder[-1] == "ladder/deeper_sgd" and len(ladder) == 7
@@ -203,19 +276,25 @@ def test_a_folder_of_recipes_is_each_of_them(command, tmp_path, tables):
     [
         (("--stage", "compare"), "wants --recipe"),
         (("--stage", "compare", "--recipe", "laddr"), "there is no recipe 'laddr'"),
-        (("--stage", "compare", "--recipe", "best"), "best is an ensemble"),
+        (("--stage", "compare", "--recipe", "best"), "best trains several networks"),
         (("--stage", "compare", "--recipe", "quick", "--seeds", "0"), "from 1 to 1000"),
         (("--stage", "compare", "--recipe", "quick", "--engine", "dask=tcp://127.0.0.1:9"), "leave --engine out"),
+        (("--stage", "compare", "--recipe", "quick", "--seeds", "1", "--ensemble"), "--seeds 2 or more"),
+        (("--stage", "compare", "--recipe", "quick", "--set", "split.folds=3"), "trains several networks"),
+        (
+            ("--stage", "compare", "--recipe", "ladder/lenet", "--set", "model.layers=['max_pool 9', 'max_pool 9']"),
+            "lenet",
+        ),
         (("--stage", "all", "--seeds", "2"), "for --stage compare"),
+        (("--stage", "submit", "--recipe", "ladder"), "one recipe at a time"),
         (("--stage", "train", "--ensemble"), "for --stage compare"),
     ],
 )
-def test_mistakes_are_one_line(command, tmp_path, words, said):
+def test_mistakes_are_one_line(command, capsys, tmp_path, words, said):
     try:
         run = command(*words, "--workspace", tmp_path)
     except SystemExit as stop:  # of the parser
-        assert stop.code == 2
-        return
+        run = Outcome(stop.code, *capsys.readouterr())
     assert run.code == 2 and said in run.err and run.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -242,3 +321,5 @@ class TestPage:
 def test_titles_are_folders(tmp_path):
     assert comparing.title("ladder/lenet,quick", []) == "ladder-lenet+quick"
     assert comparing.title("quick", ["train.epochs=1"]) != comparing.title("quick", ["train.epochs=2"])
+    long = comparing.title(",".join(recipe.names()), [])
+    assert len(long) < 120 and comparing.title("../x/mine.toml", []) == "mine"

@@ -17,7 +17,7 @@ import run_pipeline
 from pipeline import digits, metrics, recipe
 from pipeline.models import load_weights
 from pipeline.settings import Split
-from pipeline.stages import fitting, members
+from pipeline.stages import fitting, members, workers
 from tests.conftest import SHORT, digits_28, write_tables
 from tests.test_train import fit
 
@@ -282,8 +282,8 @@ def test_folds_and_all_rows_exclude_each_other(command):
 
 
 def test_each_local_process_takes_a_gpu_of_its_own():
-    assert [members._number(f"LokyProcess-{i}") for i in (1, 2, 7)] == [0, 1, 6]
-    assert members._number("MainProcess") == 0
+    assert [workers._number(f"LokyProcess-{i}") for i in (1, 2, 7)] == [0, 1, 6]
+    assert workers._number("MainProcess") == 0
 
 
 def test_a_worker_whose_parent_is_gone_stops():

@@ -260,6 +260,20 @@ def test_the_last_partial_batch_counts(monkeypatch):
     assert seen == [64, 64, 22] * 2
 
 
+@pytest.mark.parametrize("count", [1, 2, 59, 60, 61, 100, 101, 120])
+@pytest.mark.parametrize("batch", [1, 20, 59, 60, 100, 200])
+def test_batches_take_every_row_once_and_no_last_one_alone(count, batch):
+    sizes = training._batches(count, batch)
+    assert sum(sizes) == count and set(sizes[:-1]) <= {batch}
+    assert sizes[-1] > 1 or batch == 1 or count == 1
+
+
+def test_batch_norm_with_a_row_left_over():
+    model = Model("layers", layers=("conv 4 5x5", "batch_norm", "global_pool", "dense 8", "batch_norm"))
+    _, history, _ = fit(dataclasses.replace(BASE, batch=TRAIN[0].shape[0] - 1), model=model)
+    assert len(history) == 3
+
+
 def test_a_loss_that_is_no_number_is_an_error():
     with pytest.raises(FloatingPointError, match=r"smaller train\.learning_rate"):
         fit(dataclasses.replace(BASE, learning_rate=1e30), model=Model("dropout_cnn", 0.5))

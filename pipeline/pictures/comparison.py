@@ -21,7 +21,7 @@ def bands(series):
     figure = Figure(figsize=(9, 4.6), facecolor="white", layout="constrained")
     axes = figure.subplots()
     for number, (name, one) in enumerate(series.items()):
-        wrong = 100 * (1 - np.asarray(one["accuracies"]))
+        wrong = _wrong(one["accuracies"])
         epochs = np.arange(1, wrong.shape[1] + 1)
         style = _style(number)
         marker = "o" if len(epochs) == 1 else None
@@ -48,7 +48,7 @@ def costs(series):
         for number, (name, one) in enumerate(series.items()):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS) % len(MARKERS)]}
             shown = {"label": _label(name)} if what == "seconds" else {}
-            axes.plot(one[what], 100 * (1 - one["mean"]), linestyle="none", markersize=7, **style, **shown)
+            axes.plot(one[what], _wrong(one["mean"]), linestyle="none", markersize=7, **style, **shown)
         axes.set(xlabel=label, xscale="log", yscale="log")
         _logarithmic(axes.xaxis)
         _logarithmic(axes.yaxis)
@@ -60,6 +60,11 @@ def costs(series):
 
 
 MARKERS = ("o", "s", "^", "D")
+
+
+def _wrong(accuracy):
+    """In per cent, and not less than a logarithmic axis can show: 0.005 is less than one of 10,500 rows."""
+    return np.maximum(100 * (1 - np.asarray(accuracy)), 0.005)
 
 
 def _label(name):

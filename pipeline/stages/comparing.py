@@ -1,13 +1,13 @@
 """Comparisons (`--stage compare`): each recipe trained with several seeds, a run of its own each, then the table.
 
-A run stands in data/runs/<recipe>/seed<k>/, under a digest of the settings where `--set` changed some. Where the
-source has test labels, a recipe that keeps its last epoch trains on all rows of train.csv and is measured on test.csv,
-as published figures are; else it trains on the split's training rows and is measured on the validation rows.
+A run stands in data/runs/<recipe>/seed<k>/, under a digest of the settings where `--set` changed some that it reads.
+Where the source has test labels, a recipe that keeps its last epoch trains on all rows of train.csv and is measured on
+test.csv, as published figures are; else it trains on the split's training rows and is measured on the validation rows.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import artifacts, recipe, sources
-from pipeline.settings import Recipe
+from pipeline.settings import Recipe, RecipeError
 from pipeline.stages import STAGES, engine, members, workers
 from pipeline.stages.engine import StageError, digest
 
@@ -23,6 +23,7 @@ BEFORE = ("download", "prepare", "augment")  # what a run needs, which recipes s
 RUN, ANSWERS = "compared", "answers.npy"
 TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
 SEEDS = 3
+LONGEST = 80  # characters of a comparison's name
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Run:
 
     recipe: Recipe
     seed: int
-    changed: bool  # by --set
+    suffix: str  # of the folder, where --set changed what a run reads
     workspace: Path
     device: str
 
@@ -42,11 +43,13 @@ class Run:
     def call(self, **about):
         """The call in which the stage RUN is this one's training."""
         train = dataclasses.replace(self.recipe.train, seed=self.seed)
-        name = f"{self.recipe.name}/seed{self.seed}"
-        if self.changed:
-            name += f"-{digest(self.recipe, *STAGES['train'].reads)}"
+        name = f"{self.recipe.name}/seed{self.seed}{self.suffix}"
         own = dataclasses.replace(self.recipe, name=name, train=train)
         return engine.Call(_stages(own), self.workspace, own, device=self.device, **about)
+
+    def state(self):
+        call = self.call()
+        return engine.state(call, call.stages[RUN])[0]
 
 
 def _stages(one):
@@ -68,33 +71,96 @@ def recipes(names, assignments):
     found = [recipe.load(name, assignments) for name in recipe.expand(names)]
     for one in found:
         if members.plan(one):
-            raise StageError(f"--stage compare: {one.name} is an ensemble; --ensemble averages a recipe's seeds")
+            raise StageError(
+                f"--stage compare: {one.name} trains several networks (split.folds, ensemble), and a run here is one; "
+                "--ensemble averages a recipe's seeds"
+            )
+        if [each.name for each in found].count(one.name) > 1:
+            raise StageError(f"--stage compare: two recipes are called {one.name}: rename the file of one")
     return found
 
 
-def on_test_rows(one):
-    """The recipe as it is trained where test rows have labels: on all rows, if it chooses no epoch by some of them."""
-    train = one.train if one.train.keep == "best" else dataclasses.replace(one.train, fit_all=True)
-    return dataclasses.replace(one, train=train)
+def suffixes(chosen):
+    """By recipe, what its runs' folders end in: a digest where `--set` changed what a run reads."""
+    reads = STAGES["train"].reads
+    plain = {one.name: digest(recipe.load(one.file or one.name), *reads) for one in chosen}
+    return {one.name: "" if digest(one, *reads) == plain[one.name] else f"-{digest(one, *reads)}" for one in chosen}
 
 
-def has_test_labels(workspace):
+def require_networks(chosen):
+    """Raise RecipeError where a recipe's layers do not fit each other: better now than after hours of training."""
+    import torch
+
+    from pipeline.models import make
+
+    for one in chosen:
+        with torch.device("meta"):
+            try:
+                make(one.model)
+            except RecipeError as error:
+                raise RecipeError(f"{one.name}: {error}") from None
+
+
+def as_trained(one, test_labels):
+    """The recipe as a comparison trains it: on all rows where test rows have labels, unless it chooses an epoch by some
+    of them; else with validation rows held out.
+    """
+    fit_all = test_labels and one.train.keep == "last"
+    return dataclasses.replace(one, train=dataclasses.replace(one.train, fit_all=fit_all))
+
+
+def has_test_labels(call):
     """Whether what `download` published has them."""
-    manifest, _ = artifacts.read_manifest(workspace / "data/raw")
+    manifest, _ = artifacts.read_manifest(call.place(STAGES["download"]))
     return bool(manifest) and sources.TEST_LABELS in manifest["outputs"]
+
+
+def title(names, assignments):
+    """What the comparison's folder is called."""
+    parts = [Path(name).stem if name.endswith(".toml") else name.replace("/", "-") for name in names.split(",")]
+    made = "+".join(parts)
+    if not assignments and len(made) <= LONGEST:
+        return made
+    text = "\n".join([names, *sorted(assignments)])
+    return f"{made[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def run(calls, suffixes, seeds, ensemble, title, log):
+    """Prepare, train and score; returns the folder of the table. calls: one for each recipe."""
+    from pipeline.stages import compare  # not above: it imports torch
+
+    engine.bring_about(calls[0], STAGES["download"])
+    labelled = has_test_labels(calls[0])
+    base = {}
+    for call in calls:
+        call.recipe = as_trained(call.recipe, labelled)
+        base[call.recipe] = call
+        for name in BEFORE[1:]:
+            if engine.state(call, STAGES[name])[0] != "fresh":
+                engine.bring_about(call, STAGES[name])
+    runs = [
+        Run(one, one.train.seed + k, suffixes[one.name], call.workspace, call.device)
+        for one, call in base.items()
+        for k in range(seeds)
+    ]
+    calls[0].tell("compare")
+    failed = train(runs, calls[0].force, calls[0].say, log)
+    return compare.run(base, runs, failed, ensemble, calls[0].workspace / "data/compare" / title, calls[0].say)
 
 
 def train(runs, force, say, log):
     """Train what is missing or stale, several side by side; returns, of runs that failed, why."""
     import joblib
 
-    todo = [run for run in runs if force or engine.state(run.call(), run.call().stages[RUN])[0] != "fresh"]
+    for run in runs:
+        artifacts.restore(run.place)
+    todo = [run for run in runs if force or run.state() != "fresh"]
     if len(todo) < len(runs):
         say(f"compare: {len(runs) - len(todo)} of {len(runs)} runs are there")
     failed = {}
     if not todo:
         return failed
-    count = min(len(todo), workers.count(todo[0].device, todo[0].recipe.ensemble.threads))
+    count = min(len(todo), workers.count(todo[0].device, max(run.recipe.ensemble.threads for run in todo)))
     with joblib.parallel_config(**workers.options()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         parallel = joblib.Parallel(count, return_as="generator_unordered", batch_size=1)
@@ -107,24 +173,8 @@ def train(runs, force, say, log):
     return failed
 
 
-def score(base, runs, failed, ensemble, title, say):
-    """Leave the table and the page; see `compare`, which imports torch, as this module does not."""
-    from pipeline.stages import compare
-
-    return compare.run(base, runs, failed, ensemble, title, say)
-
-
-def title(names, assignments):
-    """What the comparison's folder is called."""
-    made = names.replace("/", "-").replace(",", "+")
-    if not assignments:
-        return made
-    return f"{made}-{hashlib.sha256(json.dumps(sorted(assignments)).encode()).hexdigest()[:12]}"
-
-
 def _train(run, force, log, parent):
     """Train and publish one run, in a process of its own; the run, the seconds it took and why it failed, or ""."""
-    import torch
 
     def note(text):
         line = f"{time.strftime('%H:%M:%S')} {run.recipe.name}, seed {run.seed}: {text}\n"
@@ -132,16 +182,16 @@ def _train(run, force, log, parent):
 
     if os.getpid() != parent:
         workers.end_after(parent)
-    began, threads = time.monotonic(), torch.get_num_threads()
-    call = run.call(force=force, say=note, note=note)
-    with workers.busy:
+    began, call = time.monotonic(), run.call(force=force, say=note, note=note)
+    lock = artifacts.Lock(run.place.with_name(f"{run.place.name}.lock"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workers.busy)
+        # One whose parent was killed may be on its way out.
+        lock.acquire({"stage": RUN, "since": time.strftime("%Y-%m-%d %H:%M:%S")}, wait=True)
+        stack.callback(lock.release)
+        stack.enter_context(workers.settled(run.device, run.recipe.ensemble.threads))
         try:
-            if run.device == "cpu":
-                torch.set_num_threads(run.recipe.ensemble.threads)
-            artifacts.restore(call.place(call.stages[RUN]))
             engine.run_stage(call, call.stages[RUN])
         except FloatingPointError as error:  # a learning rate that was too large is a result too
             return run, time.monotonic() - began, str(error)
-        finally:
-            torch.set_num_threads(threads)
     return run, time.monotonic() - began, ""

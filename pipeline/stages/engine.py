@@ -84,6 +84,7 @@ class Call:
     force: bool = False
     say: Callable[[str], None] = print
     note: Callable[[str], None] = lambda text: None  # for the log alone
+    tell: Callable[[str], None] = lambda stage: None  # for who waits for the workspace: which stage runs
 
     @property
     def words(self):
@@ -216,6 +217,19 @@ def require_needs(call, stage):
                 f"{stage.name} needs {need}, which is {how}{reason}: "
                 f"run `python run_pipeline.py --stage {root}{call.words}` first, or `--stage all`"
             )
+
+
+def bring_about(call, stage, why=""):
+    """Run a stage where it is not fresh, or because of what `why` says."""
+    how, reason = ("", why) if why else state(call, stage)
+    if how == "fresh" and not call.force:
+        call.say(f"{stage.name}: fresh")
+        return
+    call.say(f"{stage.name}: running" + (f", {reason}" if reason else ""))
+    call.tell(stage.name)
+    began = time.monotonic()
+    run_stage(call, stage)
+    call.say(f"{stage.name}: done in {time.monotonic() - began:.1f} s")
 
 
 def run_stage(call, stage):

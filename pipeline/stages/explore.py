@@ -18,11 +18,11 @@ WORDS = {
     "components": "The first 16 principal components as images.",
     "pca_2d": "The rows along the first two principal components.",
     "pca_3d": "The rows along the first three principal components.",
-    "tsne": "t-SNE of the pixels (of their first 50 components): neighbours stay neighbours, distances between groups mean little.",
+    "tsne": "t-SNE of the first 50 components: neighbours stay neighbours, distances between groups mean little.",
     "tsne_each": "The same, a digit at a time. Spread: the root of the mean squared distance from the digit's middle.",
     "tsne_axes": "How each digit's rows are distributed along the axes of t-SNE.",
     "look_alikes": "Rows of different digits that are nearest to each other (in the first 50 components).",
-    "near_copies": "The nearest pairs that are not equal: among the training rows, and of a test row with a training row.",
+    "near_copies": "The nearest pairs that are not equal: two training rows, and a test row and a training row.",
 }
 
 

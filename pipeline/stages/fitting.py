@@ -6,6 +6,7 @@ import io
 import json
 import math
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,17 @@ from pipeline.views import view
 CHECKPOINT = "checkpoint.pt"
 DIGEST = 32  # bytes: the SHA-256 of what follows them
 SAVE = 2  # seconds between two savings of a checkpoint: where an epoch takes less, one in some epochs is saved
+
+
+@dataclass
+class Fitted:
+    """What a training gives."""
+
+    tensors: dict  # by name, those to keep
+    about: dict  # what they are of
+    history: list
+    answers: list  # arrays (n,), uint8, one an epoch
+    seconds: float  # of training with the validation after each epoch, those before a stop included
 
 
 def fit(
@@ -36,13 +48,13 @@ def fit(
     bar=True,
     watched=None,
 ):
-    """Train the network that `model` describes; returns its tensors, what they are of, its history, and answers.
+    """Train the network that `model` describes; returns a Fitted.
 
     folder: where the checkpoint lies or will lie, and `history.csv`.
     key: what settings and inputs the training is of: a checkpoint of another is not gone on from.
     train, validation: pairs of numpy arrays, uint8 images (n, 28, 28) and labels (n,); validation may be None.
     say, note: take a line for the user, and a line for the log.
-    watched: images (n, 28, 28), whose answers after each epoch are returned as a list of arrays (n,), both uint8.
+    watched: images (n, 28, 28), uint8, for each epoch's answers.
     look: called with the history after each epoch; what it raises stops the training, whose last epoch is saved.
     """
 
@@ -58,11 +70,13 @@ def fit(
     training.seed_everything(settings.seed)
     network = make(model, torch.from_numpy(train[0]))
     saved, unsaved = -math.inf, None
+    began = time.monotonic() - (checkpoint["seconds"] if checkpoint else 0)
 
     def save(checkpoint):
         nonlocal saved, unsaved
         content = io.BytesIO()
-        torch.save({**checkpoint, "precision": precision, "made_for": made_for}, content)
+        more = {"precision": precision, "made_for": made_for, "seconds": time.monotonic() - began}
+        torch.save({**checkpoint, **more}, content)
         content = content.getvalue()
         artifacts.write(folder / CHECKPOINT, [hashlib.sha256(content).digest(), content])
         artifacts.write(folder / "history.csv", as_csv(checkpoint["history"]))
@@ -77,11 +91,15 @@ def fit(
         note(", ".join(f"{name} {value:.6g}" for name, value in checkpoint["history"][-1].items()))
         look(checkpoint["history"])
 
+    held = validation and on_device(*validation)
+    if watched is not None:
+        same = validation and watched is validation[0]
+        watched = held[0] if same else view(torch.from_numpy(watched).to(device), model.view)
     try:
         state, history, answers = training.fit(
             network,
             on_device(*train),
-            validation and on_device(*validation),
+            held,
             settings,
             affine,
             device,
@@ -89,7 +107,7 @@ def fit(
             checkpoint,
             after_epoch,
             bar,
-            None if watched is None else view(torch.from_numpy(watched).to(device), model.view),
+            watched,
         )
     except BaseException:  # stopped by a signal, for one
         if unsaved:
@@ -103,7 +121,7 @@ def fit(
         "fit_all": settings.fit_all,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    return tensors, about, history, [one.numpy() for one in answers]
+    return Fitted(tensors, about, history, [one.numpy() for one in answers], time.monotonic() - began)
 
 
 def kept_row(history, keep):

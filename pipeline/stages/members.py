@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -187,43 +186,29 @@ def _train(task, images, labels, held):
 
 
 def _fit(task, folder, images, labels, held):
-    import torch
-
     from pipeline.models import save_weights
     from pipeline.stages import engine, fitting, machine
 
     def note(text):
         artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
 
-    began = time.monotonic()
-    threads, device = torch.get_num_threads(), engine.choose_device(task.device)
-    try:
-        if device == "cpu":
-            torch.set_num_threads(task.threads)
-        elif device == "cuda":
-            torch.cuda.set_device(_number(multiprocessing.current_process().name) % torch.cuda.device_count())
+    device = engine.choose_device(task.device)
+    with workers.settled(device, task.threads):
         train, validation = _parts(task.fold, images, labels, held)
-        tensors, about, history, _ = fitting.fit(
+        fitted = fitting.fit(
             folder, task.key, train, validation, task.model, task.train, task.affine, device, note, note,
             look=lambda history: _stop_if_alone(task.parent), bar=False,
         )  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
-    kept = fitting.kept_row(history, task.train.keep)
+    kept = fitting.kept_row(fitted.history, task.train.keep)
     return {
-        "weights.safetensors": save_weights(tensors, about),
-        "history.csv": fitting.as_csv(history),
+        "weights.safetensors": save_weights(fitted.tensors, fitted.about),
+        "history.csv": fitting.as_csv(fitted.history),
         LOG: (folder / LOG).read_bytes(),
-        "numbers": {"precision": about["precision"], "kept_epoch": about["epoch"]}
+        "numbers": {"precision": fitted.about["precision"], "kept_epoch": fitted.about["epoch"]}
         | {name: value for name, value in kept.items() if name.startswith("validation")},
-        "seconds": time.monotonic() - began,
+        "seconds": fitted.seconds,
         "context": machine.here(device),
     }
-
-
-def _number(process):
-    """Which of joblib's local processes, so that each takes a GPU of its own; any other takes the first it sees."""
-    return int(process.rpartition("-")[2]) - 1 if process.startswith("LokyProcess-") else 0
 
 
 def _parts(fold, images, labels, held):

@@ -12,10 +12,8 @@ import torch
 from pipeline import artifacts
 from pipeline.models import make, save_members, save_weights
 from pipeline.pictures import training as pictures
-from pipeline.stages import fitting, members
+from pipeline.stages import comparing, fitting, members
 
-COMPARED = "compared"  # the stage of a run that `compare` scores, which keeps each epoch's answers
-ANSWERS = "answers.npy"
 REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
 
 
@@ -29,6 +27,9 @@ def space(job):
     at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
     losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))
     history = 1024 * job.settings.train.epochs * len(sizes)
+    if job.key["stage"] == comparing.RUN:  # in two checkpoints, and for itself
+        test = job.paths.get("prepare/test_images.npy", job.paths["prepare/validation_rows.npy"])
+        history += 3 * job.settings.train.epochs * len(np.load(test, mmap_mode="r"))
     return (2 * sum(sizes) if planned else 0) + 11 * sum(at_once) + losses + history
 
 
@@ -36,20 +37,15 @@ def run(job):
     images = np.load(job.paths["augment/images.npy"], mmap_mode="c")
     labels = np.load(job.paths["augment/labels.npy"])
     planned = members.plan(job.settings)
-    began = time.monotonic()
     if planned:
         numbers, content, histories = _ensemble(job, planned, images, labels)
     else:
-        numbers, content, histories, answers = _single(job, images, labels)
-    job.context["training_seconds"] = round(time.monotonic() - began, 3)
+        numbers, content, histories = _single(job, images, labels)
     job.context["threads"] = job.settings.ensemble.threads if planned else torch.get_num_threads()
     rows = [{**({"member": name} if planned else {}), **row} for name, history in histories.items() for row in history]
     artifacts.write(job.folder / "history.csv", fitting.as_csv(rows))
     artifacts.write(job.folder / "curves.png", pictures.curves(list(histories.values()), job.settings.train.keep))
     artifacts.write(job.folder / "weights.safetensors", content)
-    if not planned and answers:
-        made = np.stack(answers)
-        artifacts.write_array(job.folder / ANSWERS, made.shape, made.dtype, [made])
     return numbers
 
 
@@ -70,15 +66,16 @@ def _single(job, images, labels):
             artifacts.write(job.folder / "curves.png", pictures.curves([history], settings.keep))
             drawn = time.monotonic()
 
-    compared, watched = job.key["stage"] == COMPARED, None
+    held, watched = _held(job), None
+    compared = job.key["stage"] == comparing.RUN
     if compared:
         test = job.paths.get("prepare/test_images.npy")
-        watched = np.load(test) if test else _held(job)[0]
-    tensors, about, history, answers = fitting.fit(
+        watched = np.load(test) if test else held[0]
+    fitted = fitting.fit(
         job.folder,
         job.key,
         (images, labels),
-        _held(job),
+        held,
         job.settings.model,
         settings,
         job.settings.affine,
@@ -89,19 +86,24 @@ def _single(job, images, labels):
         not compared,  # several are trained side by side, and no one of them has the screen
         watched,
     )
-    kept = fitting.kept_row(history, settings.keep)
+    if compared:
+        made = np.stack(fitted.answers)
+        artifacts.write_array(job.folder / comparing.ANSWERS, made.shape, made.dtype, [made])
+    kept = fitting.kept_row(fitted.history, settings.keep)
     numbers = {
-        "precision": about["precision"],
-        "kept_epoch": about["epoch"],
-        "parameters": sum(tensor.numel() for name, tensor in tensors.items() if not _is_statistic(name)),
+        "precision": fitted.about["precision"],
+        "kept_epoch": fitted.about["epoch"],
+        "parameters": sum(tensor.numel() for name, tensor in fitted.tensors.items() if not _is_statistic(name)),
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    return numbers, save_weights(tensors, about), {"": history}, answers
+    job.context["training_seconds"] = round(fitted.seconds, 3)
+    return numbers, save_weights(fitted.tensors, fitted.about), {"": fitted.history}
 
 
 def _ensemble(job, planned, images, labels):
-    folds = job.paths.get("prepare/folds.npy")
+    folds, began = job.paths.get("prepare/folds.npy"), time.monotonic()
     held = np.load(folds) if folds else _held(job)
     units = members.train(job, planned, (images, labels, held), job.call.engine)
+    job.context["training_seconds"] = round(time.monotonic() - began, 3)  # of this call, several at once
     histories, weights = {}, {}
     for member, folder, _ in units:
         histories[member.name] = pd.read_csv(io.BytesIO((folder / "history.csv").read_bytes())).to_dict("records")
