@@ -142,9 +142,7 @@ def test_names(file):
         recipe.load("quik")
     with pytest.raises(RecipeError, match="name of a built-in recipe"):
         recipe.load(file("", "quick.toml"))
-    with pytest.raises(
-        RecipeError, match="of their folder"
-    ):  # its submissions would be those of keras/linear and others
+    with pytest.raises(RecipeError, match="of their folder"):  # or it would replace their submissions
         recipe.load(file("", "keras.toml"))
     with pytest.raises(RecipeError, match="there is no such file"):
         recipe.load("nowhere.toml")
