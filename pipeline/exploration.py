@@ -1,8 +1,11 @@
 """What the digits look like in numbers: by class, in a few dimensions, and which of them are alike."""
 
+import importlib.util
+
 import numpy as np
 
 COMPONENTS = 50  # of PCA, before t-SNE and neighbours: 83% of the variance, and a sixteenth of the pixels
+SAMPLE = 5_000  # rows of t-SNE where openTSNE is not installed: scikit-learn's takes hours for all
 BLOCK = 2_000  # rows at a time where all pairs are looked at
 
 
@@ -35,15 +38,15 @@ def embed(coordinates, seed, on_progress=lambda done: None):
     """t-SNE in two dimensions (n, 2) of coordinates (n, d); `on_progress` is told the part that is done, up to 1.
 
     openTSNE's (P. Poličar et al., 2019: Fourier transforms, neighbours by Annoy), or scikit-learn's where that is not
-    installed, which takes an hour for what the other does in minutes. Started from the first two components.
+    installed. Started from the first two components.
     """
-    try:
-        from openTSNE import TSNE
-    except ImportError:
+    perplexity = min(30, (len(coordinates) - 1) / 3)
+    if not has_open_tsne():
         from sklearn.manifold import TSNE as Slow
 
-        perplexity = min(30, (len(coordinates) - 1) / 3)
         return Slow(init="pca", perplexity=perplexity, random_state=seed, n_jobs=-1).fit_transform(coordinates)
+    from openTSNE import TSNE
+
     steps = EARLY + LATE
     done = 0
 
@@ -55,7 +58,7 @@ def embed(coordinates, seed, on_progress=lambda done: None):
     made = TSNE(
         early_exaggeration_iter=EARLY,
         n_iter=LATE,
-        perplexity=min(30, (len(coordinates) - 1) / 3),
+        perplexity=perplexity,
         neighbors="annoy" if len(coordinates) > 2_000 else "exact",
         negative_gradient_method="fft" if len(coordinates) > 2_000 else "bh",
         callbacks=told,
@@ -67,6 +70,11 @@ def embed(coordinates, seed, on_progress=lambda done: None):
 
 
 EARLY, LATE, STEP = 250, 500, 25  # steps of t-SNE: with early exaggeration, without it, and between two signs of life
+
+
+def has_open_tsne():
+    """Whether the quick t-SNE is installed."""
+    return importlib.util.find_spec("openTSNE") is not None
 
 
 def spread(places, labels):

@@ -79,6 +79,9 @@ def _components(images, labels, made, numbers):
 def _embedding(job, coordinates, labels, made, numbers, bar):
     settings = job.settings.explore
     count = min(settings.rows or len(labels), len(labels))
+    if not exploration.has_open_tsne() and count > exploration.SAMPLE:
+        count = exploration.SAMPLE
+        job.call.say(f"explore: t-SNE of {count:,} rows: for all of them, pip install -r requirements.txt (openTSNE)")
     before = bar.n
 
     def told(part):
