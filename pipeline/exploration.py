@@ -47,8 +47,7 @@ def embed(coordinates, seed, on_progress=lambda done: None):
         return Slow(init="pca", perplexity=perplexity, random_state=seed, n_jobs=-1).fit_transform(coordinates)
     from openTSNE import TSNE
 
-    steps = EARLY + LATE
-    done = 0
+    steps, done, many = EARLY + LATE, 0, len(coordinates) > 2_000
 
     def told(iteration, error, embedding):
         nonlocal done
@@ -59,12 +58,12 @@ def embed(coordinates, seed, on_progress=lambda done: None):
         early_exaggeration_iter=EARLY,
         n_iter=LATE,
         perplexity=perplexity,
-        neighbors="annoy" if len(coordinates) > 2_000 else "exact",
-        negative_gradient_method="fft" if len(coordinates) > 2_000 else "bh",
+        neighbors="annoy" if many else "exact",
+        negative_gradient_method="fft" if many else "bh",
         callbacks=told,
         callbacks_every_iters=STEP,
         random_state=seed,
-        n_jobs=-1,
+        n_jobs=-1 if many else 1,
     ).fit(coordinates)
     return np.asarray(made)
 
