@@ -261,6 +261,7 @@ def test_folders_stand_for_their_recipes_in_order():
     assert set(recipe.expand("keras")) == {name for name in recipe.names() if name.startswith("keras/")}
 
 
+@pytest.mark.slow
 def test_a_folder_of_recipes_is_each_of_them(command, tmp_path, tables):
     write_tables(tmp_path / "data/raw", tables)
     words = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
