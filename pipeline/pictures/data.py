@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pipeline.pictures.style import DIGITS, FIRST, INK, as_png, cells, image, plain, title
+from pipeline.pictures.style import DIGITS, FIRST, GRID, INK, as_png, cells, image, plain, title
 
 DOT = 1.2  # points^2 of a point in a scatter of tens of thousands
 
@@ -129,6 +129,7 @@ def each_digit(places, labels, spreads, words):
             title=f"{digit}: {mine.sum():,} rows, spread {spreads[digit]:.0f}", aspect="equal", xticks=[], yticks=[]
         )
         axes.title.set(fontsize=9, color=INK)
+        axes.spines[:].set(color=GRID)
     figure.suptitle(words, fontsize=12, color=INK)
     return as_png(figure)
 
