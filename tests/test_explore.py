@@ -176,6 +176,7 @@ def test_copies_are_told_by_their_rows(command, finished):
     ]
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_pictures(command, explored):
     workspace, _ = explored
     folder = workspace / "data/explore"

@@ -187,7 +187,14 @@ def test_a_stage_that_would_fill_the_disk_does_not_begin(command, finished, monk
     assert command("--stage", "augment", *ALL[2:], "--workspace", finished).code == 0
 
 
-@pytest.mark.parametrize("settings", [(), ("--set", "split.folds=2"), ("--set", "train.optimizer=muon")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--set", "split.folds=2"),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("--set", "train.optimizer=muon"), marks=pytest.mark.slow),
+    ],
+)
 def test_what_a_stage_says_to_need_is_enough_and_not_absurd(command, finished, monkeypatch, settings):
     """Against the bytes that pass the one write function, the checkpoints that replace each other counted once."""
     from pipeline.stages import engine

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import SHORT, write_tables
 
 ROOT = Path(__file__).parent.parent
-LONG = (*SHORT, "--set", "train.epochs=20", "--device", "cpu")
+LONG = (*SHORT, "--set", "train.epochs=16", "--device", "cpu")
 
 
 def start(workspace, *more):
