@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import run_pipeline
 from pipeline import metrics, recipe
 from tests.conftest import SHORT, digits_28
 
@@ -13,14 +14,22 @@ LABELS = digits_28(500)[1]
 WORDS = SHORT[2:]
 
 
-@pytest.fixture
-def two(finished, command, tmp_path):
-    """A workspace in which quick and another recipe, mine.toml, have run; and that recipe's file."""
-    mine = tmp_path / "mine.toml"
+@pytest.fixture(scope="module")
+def _two(_finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    workspace = shutil.copytree(_finished, folder / "workspace")
+    mine = folder / "mine.toml"
     mine.write_text((recipe.RECIPES / "quick.toml").read_text().replace("small_cnn", "medium_cnn"))
-    run = command("--stage", "all", "--recipe", mine, *WORDS, "--workspace", finished, "--device", "cpu")
-    assert run.code == 0, run.err
-    return finished, mine
+    words = ["--stage", "all", "--recipe", mine, *WORDS, "--workspace", workspace, "--device", "cpu"]
+    assert run_pipeline.main([str(word) for word in words]) == 0
+    return workspace, mine
+
+
+@pytest.fixture
+def two(_two, tmp_path):
+    """A workspace of one's own in which quick and another recipe, mine.toml, have run; and that recipe's file."""
+    workspace, mine = _two
+    return shutil.copytree(workspace, tmp_path / "two"), mine
 
 
 def test_the_mean_of_two_recipes(two, command):

@@ -222,10 +222,10 @@ class TestSubmit:
     @pytest.mark.parametrize(
         ("where", "fault", "code", "words"),
         [
-            ("StartSubmissionUpload", 403, 2, "accept its rules"),
             ("Upload", 500, 1, "nothing was submitted"),
             ("CreateSubmission", 400, 2, "400"),
-            ("CreateSubmission", 503, 1, "503"),
+            pytest.param("StartSubmissionUpload", 403, 2, "accept its rules", marks=pytest.mark.slow),
+            pytest.param("CreateSubmission", 503, 1, "503", marks=pytest.mark.slow),
             ("ListSubmissions", "hang", 1, "did not answer"),
         ],
     )

@@ -146,6 +146,7 @@ def cluster(tmp_path):
             process.communicate()
 
 
+@pytest.mark.slow
 def test_on_a_dask_cluster_one_of_whose_workers_is_killed(tmp_path, tables, command, undisturbed, cluster):
     address, workers = cluster
     workspace = prepared(tmp_path / "work", tables, command)

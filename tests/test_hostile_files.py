@@ -62,7 +62,14 @@ class TestInItsPlace:
         mutants.put(folder / "train-images-idx3-ubyte", kind[1])
         self.look(runs("--stage", "download", "--data", folder, "--workspace", tmp_path), "train-images-idx3-ubyte")
 
-    @pytest.mark.parametrize("kind", mutants.in_its_place(), ids=lambda kind: kind[0])
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            kind if kind[0] in ("folder", "pipe") else pytest.param(kind, marks=pytest.mark.slow)
+            for kind in mutants.in_its_place()
+        ],
+        ids=lambda kind: kind[0],
+    )
     def test_of_a_record_or_a_result(self, runs, finished, kind):
         words = (*SHORT, "--workspace", finished, "--device", "cpu")
         for name in ("train/manifest.json", "evaluate/context.json", "train/weights.safetensors"):
