@@ -29,7 +29,7 @@ def _two(_finished, tmp_path_factory):
 def two(_two, tmp_path):
     """A workspace of one's own in which quick and another recipe, mine.toml, have run; and that recipe's file."""
     workspace, mine = _two
-    return shutil.copytree(workspace, tmp_path / "two"), mine
+    return shutil.copytree(workspace, tmp_path / "two"), shutil.copy(mine, tmp_path / mine.name)
 
 
 def test_the_mean_of_two_recipes(two, command):
