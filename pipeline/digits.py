@@ -56,7 +56,7 @@ class Table:
                     return archive.getinfo(self.member).file_size
             return self.path.stat().st_size * (16 if self.path.suffix == ".gz" else 1)  # gzip makes digits 8x smaller
         except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):
-            return 0  # `open` says what is wrong
+            return 0  # only an estimate of the space needed: whoever reads it gets the one line from `open`
 
     @contextmanager
     def open(self):
