@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
 from pipeline.settings import RecipeError
-from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members
+from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members, tracking
 
 HOME = Path(__file__).resolve().parent
 
@@ -57,6 +57,9 @@ def parse(words):
         "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where an ensemble's networks train"
     )
     parser.add_argument(
+        "--tracker", default="none", choices=tracking.TRACKERS, help="with train or all: also write event files"
+    )
+    parser.add_argument(
         "--seeds", type=int, metavar="N", help=f"with compare: so many runs of each recipe; default: {comparing.SEEDS}"
     )
     parser.add_argument("--ensemble", action="store_true", help="with compare: also the mean of each recipe's seeds")
@@ -66,6 +69,8 @@ def parse(words):
     parser.add_argument("--yes", action="store_true", help="with --clean: remove")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args(words)
+    if arguments.tracker != "none" and arguments.stage not in ("all", "train"):
+        parser.error(f"--tracker {arguments.tracker} is for --stage all and train")
     if arguments.stage != "compare" and (arguments.seeds is not None or arguments.ensemble):
         parser.error("--seeds and --ensemble are for --stage compare")
     if arguments.stage == "compare" and not arguments.recipe:
@@ -174,7 +179,8 @@ def run(arguments):
         raise engine.StageError(f"--engine {arguments.engine}: expected local or dask=tcp://HOST:PORT")
     if arguments.engine != "local" and not members.plan(chosen):
         raise engine.StageError(f"--engine {arguments.engine}: {name} trains one network, and only several go there")
-    if arguments.stage in ("all", "train", "evaluate", "predict"):
+    tracking.require(arguments.tracker)
+    if arguments.stage in ("all", "train", "evaluate", "predict", "inspect"):
         call.device = engine.choose_device(arguments.device)
     asked = [stage for stage in table.values() if arguments.stage == stage.name]
     stages = asked or [stage for stage in table.values() if not stage.by_name]
@@ -190,6 +196,8 @@ def run(arguments):
             engine.bring_about(call, stage, "asked for" if asked else "")
         if stages[-1].name == "predict":
             show_result(call)
+        if not asked and chosen.train.record and not (call.place(table["train"]) / "record.json").exists():
+            log.say(f"note: the training is fresh and was not recorded: --stage train{call.words} trains it again")
         _warn_of_sample(call)
 
 
@@ -295,6 +303,7 @@ def _options(arguments, name):
         "options": "".join(f" {shlex.quote(word)}" for word in options),
         "data": arguments.data,
         "asked": arguments.device,
+        "tracker": arguments.tracker,
         "engine": arguments.engine,
         "force": arguments.force,
     }

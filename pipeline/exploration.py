@@ -47,7 +47,7 @@ def embed(coordinates, seed, on_progress=lambda done: None):
         return Slow(init="pca", perplexity=perplexity, random_state=seed, n_jobs=-1).fit_transform(coordinates)
     from openTSNE import TSNE
 
-    steps, done, many = EARLY + LATE, 0, len(coordinates) > 2_000
+    steps, done, many = EARLY + LATE, 0, len(coordinates) > MANY
 
     def told(iteration, error, embedding):
         nonlocal done
@@ -63,11 +63,15 @@ def embed(coordinates, seed, on_progress=lambda done: None):
         callbacks=told,
         callbacks_every_iters=STEP,
         random_state=seed,
-        n_jobs=-1 if many else 1,
+        n_jobs=-1 if len(coordinates) > FEW else 1,
     ).fit(coordinates)
     return np.asarray(made)
 
 
+FEW = 2_000  # points, up to which threads cost more than they bring
+MANY = (
+    10_000  # up to which Fourier transforms do: on 2 cores, 3,000 take 15 s with them and 4 s without, 10,000 26 and 16
+)
 EARLY, LATE, STEP = 250, 500, 25  # steps of t-SNE: with early exaggeration, without it, and between two signs of life
 
 

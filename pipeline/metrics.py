@@ -58,6 +58,33 @@ def by_class(counts):
     ]
 
 
+def calibration(probabilities, labels, bins=15):
+    """How often answers of each confidence are right, by equal parts of the confidence from 0 to 1.
+
+    A dict of edges (bins + 1,), rows, confidence and accuracy (bins,; NaN of no rows), interval_95 (bins, 2), and the
+    expected calibration error "ece": the mean over rows of the difference of a bin's accuracy and mean confidence.
+    Source: C. Guo et al., On calibration of modern neural networks, ICML 2017.
+    """
+    confidence, right = probabilities.max(1).astype(np.float64), probabilities.argmax(1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)  # a bin holds its upper edge
+    rows = np.bincount(of, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(of, confidence, bins) / rows
+        accuracy = np.bincount(of, right, bins) / rows
+    hits = np.bincount(of, right, bins)
+    intervals = [wilson(hit, count) if count else (math.nan, math.nan) for hit, count in zip(hits, rows, strict=True)]
+    some = rows > 0
+    return {
+        "edges": edges,
+        "rows": rows,
+        "confidence": means,
+        "accuracy": accuracy,
+        "interval_95": np.array(intervals),
+        "ece": float((rows[some] * np.abs(accuracy - means)[some]).sum() / rows.sum()),
+    }
+
+
 def most_confident_errors(probabilities, labels, most):
     """Indices of at most `most` wrong rows, the most probable wrong answer first."""
     predicted = probabilities.argmax(1)

@@ -6,14 +6,14 @@ import html
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; background: white; border-radius: 4px; }
-@media print { body { max-width: none; margin: 0; } img, table { break-inside: avoid; } }
+@media print { body { max-width: none; margin: 0; } img, table { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 
@@ -33,6 +33,10 @@ def heading(words):
     return f"<h2>{html.escape(words)}</h2>"
 
 
+def subheading(words):
+    return f"<h3>{html.escape(words)}</h3>"
+
+
 def text(words):
     return f"<p>{html.escape(words)}</p>"
 
@@ -44,7 +48,7 @@ def table(headings, lines):
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>'
 
 
-def picture(png, words):
-    """A PNG's bytes, and what is seen in it."""
-    data = base64.b64encode(png).decode()
-    return f'<p><img src="data:image/png;base64,{data}" alt="{html.escape(words, quote=True)}"></p>'
+def picture(content, words):
+    """The bytes of a PNG or a GIF, and what is seen in it."""
+    data, kind = base64.b64encode(content).decode(), "gif" if content.startswith(b"GIF8") else "png"
+    return f'<p><img src="data:image/{kind};base64,{data}" alt="{html.escape(words, quote=True)}"></p>'

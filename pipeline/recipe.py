@@ -113,7 +113,10 @@ def _contradictions(values):
             yield f"ensemble.{key} names one twice: ensemble.seeds trains more of each"
     if estimate.seeds and not estimate.rows:
         yield "estimate.seeds wants estimate.rows, which were held out for each"
-    models = values["ensemble"].get("models") or (model.name,)
+    ensemble = SECTIONS["ensemble"](**values["ensemble"])
+    if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
+        yield "train.record is for one network, not for an ensemble (split.folds, ensemble)"
+    models = ensemble.models or (model.name,)
     if train.schedule == "steps" and not train.steps:
         yield "train.schedule is steps, and train.steps names none"
     if train.schedule == "exponential" and train.decay == 1:

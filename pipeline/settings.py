@@ -20,10 +20,15 @@ class RecipeError(ValueError):
     """A mistake in a recipe file or in `--set`; the message is one line."""
 
 
-def setting(default, *, choices=None, like=None, low=None, high=None, above=None, below=None, items=0):
-    """A field with its default and the values it may take (each value of a list of at least `items`)."""
+def setting(
+    default, *, choices=None, like=None, low=None, high=None, above=None, below=None, items=0, only_recorded=False
+):
+    """A field with its default and the values it may take (each value of a list of at least `items`).
+
+    only_recorded: no result depends on it, so that changing it makes none stale.
+    """
     limits = {"choices": choices, "like": like, "low": low, "high": high, "above": above, "below": below}
-    limits["items"] = items
+    limits |= {"items": items, "only_recorded": only_recorded}
     return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
 
 
@@ -130,6 +135,8 @@ class Train:
     precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
     # The same weights bit for bit also on CUDA, where it costs time; on a CPU they always are.
     deterministic: bool = False
+    # Keep each epoch's weights as histograms, and the size of gradients, for `inspect`; the weights are the same.
+    record: bool = setting(False, only_recorded=True)
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,18 @@ class Estimate:
 class Explore:
     # In t-SNE, the first ones; 0: all.
     rows: int = setting(0, low=0)
+    # Of t-SNE.
+    seed: int = setting(0, low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    # The row of train.csv whose way through the network is shown; the first under the header is 1.
+    image: int = setting(1, low=1)
+    # Of an ensemble, which network.
+    member: int = setting(1, low=1)
+    # In t-SNE, the first ones that were held out.
+    rows: int = setting(3000, low=10)
     # Of t-SNE.
     seed: int = setting(0, low=0, high=2**31 - 1)
 
@@ -205,6 +224,7 @@ class Recipe:
     estimate: Estimate
     published: Published
     explore: Explore
+    inspect: Inspect
     submit: Submit
     file: str = ""  # where it is no built-in one
 
@@ -213,9 +233,14 @@ SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is
 
 
 def as_plain(section):
-    """A section's settings as they read back from JSON (lists for tuples), for manifests and comparison."""
+    """A section's settings as they read back from JSON (lists for tuples), for manifests and comparison.
+
+    Without those that are only recorded.
+    """
 
     def plain(value):
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
-    return {name: plain(value) for name, value in vars(section).items()}
+    kept = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    left_out = {f.name for f in kept if f.metadata.get("only_recorded")}
+    return {name: plain(value) for name, value in vars(section).items() if name not in left_out}

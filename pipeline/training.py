@@ -19,6 +19,7 @@ from pipeline.augmentation import random_affine
 from pipeline.inference import as_input, autocast, logits
 from pipeline.memory import keep_freed_memory
 from pipeline.optimizers import make_optimizers
+from pipeline.recording import BATCHES, ROWS, Recorder
 from pipeline.settings import Affine, Train
 
 # On a CPU a large batch is worked off in parts whose activations stay in its cache; the gradient is that of the whole
@@ -85,13 +86,15 @@ def fit(
     bar=True,
     watched=None,
 ):
-    """Train `network` in place; returns the state dict to keep, the history, and each epoch's answers for `watched`.
+    """Train `network` in place; returns the state dict to keep, the history, each epoch's answers for `watched`, and
+    what was recorded: rows of `Recorder`, the first of them before training; [] unless the settings ask for it.
 
     train, validation: pairs of uint8 images (n, 28, 28) and int64 labels (n,), tensors on the device; validation may
         be None where the last epoch is kept.
     checkpoint: what `after_epoch` was last called with, or None to start.
     after_epoch: called after each epoch with {"epoch", "network", "optimizers", "losses", "average", "best",
-        "history", "answers"}; "best" copies the state of least validation loss so far, None where the last is kept.
+        "history", "answers", "record"}; "best" copies the state of least validation loss so far, None where the last
+        is kept.
     bar: show a progress bar, where somebody looks.
     watched: uint8 images (n, 28, 28), without labels; the answers are a list of uint8 tensors (n,), one an epoch.
     Losses are means over the rows worked on, of what is minimized: with the settings' label smoothing in training,
@@ -107,6 +110,8 @@ def fit(
     highest = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     losses = torch.zeros(len(images), device=device)  # of each row, when it was last worked on
     first, best, history, answers, average = 1, None, [], [], None
+    recorder = Recorder(network) if settings.record else None
+    record = [recorder.row(0)] if recorder and not checkpoint else []
     if checkpoint:
         network.load_state_dict(checkpoint["network"])
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
@@ -116,7 +121,7 @@ def fit(
             average = _averaged(network, settings)
             average.load_state_dict(checkpoint["average"])
         first, best, history = checkpoint["epoch"] + 1, checkpoint["best"], list(checkpoint["history"])
-        answers = list(checkpoint["answers"])
+        answers, record = list(checkpoint["answers"]), list(checkpoint.get("record", ()))  # older ones have none
 
     groups = [
         group for optimizer in optimizers for group in optimizer.param_groups
@@ -126,9 +131,10 @@ def fit(
     steps = [len(sizes) for sizes in batches]
     part = _part_size(network, settings, device)
     with tqdm(
-        total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit="batch", disable=None if bar else True
+        total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit=" batches", disable=None if bar else True
     ) as shown:
         for epoch in range(first, settings.epochs + 1):
+            shown.set_description(f"epoch {epoch}/{settings.epochs}")
             seed_everything(settings.seed, epoch)
             network.train()
             order = _order(losses, counts[epoch - 1], settings)
@@ -144,6 +150,8 @@ def fit(
                     (loss.sum() / len(rows)).backward()
                     losses[some] = loss.detach()
                     train_loss += loss.detach().sum()
+                if recorder and step % max(1, steps[epoch - 1] // BATCHES) == 0:
+                    recorder.step()
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -159,6 +167,8 @@ def fit(
                 found, said = _validate(kept, validation, settings, device, precision)
                 row |= found
             history.append(row)
+            if recorder and (epoch % math.ceil(settings.epochs / ROWS) == 0 or epoch == settings.epochs):
+                record.append(recorder.row(epoch))
             if watched is not None:
                 if not validation or watched is not validation[0]:
                     said = logits(kept, watched, device, precision)
@@ -180,10 +190,11 @@ def fit(
                     "best": best,
                     "history": history,
                     "answers": answers,
+                    "record": record,
                 }
             )
     last = average.module if average else network
-    return (best["state"] if settings.keep == "best" else last.state_dict()), history, answers
+    return (best["state"] if settings.keep == "best" else last.state_dict()), history, answers, record
 
 
 def _batches(count, batch):

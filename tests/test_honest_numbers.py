@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline import recipe
-from pipeline.settings import SECTIONS, Published
+from pipeline.settings import SECTIONS, Inspect, Published
 from tests.conftest import SHORT, as_csv, digits_28, write_tables
 from tests.test_bad_input import IDX, LABELS, idx
 
@@ -167,8 +167,9 @@ OTHERS = {
     "estimate.data": '"x"',
     "estimate.settings": '"x"',
 }
-# They change what `submit` does, what `compare` shows and what `explore` looks at: tests of these.
-RECORDED_ONLY = {"submit.message", "submit.wait", "explore.rows", "explore.seed"}
+# They change what `submit` does, what `compare`, `explore` and `inspect` show: tests of these.
+RECORDED_ONLY = {"submit.message", "submit.wait", "explore.rows", "explore.seed", "train.record"}
+RECORDED_ONLY |= {f"inspect.{name}" for name in vars(Inspect())}
 RECORDED_ONLY |= {f"published.{name}" for name in vars(Published())}
 
 

@@ -167,7 +167,7 @@ def test_optimizers_against_a_plain_loop(settings, plain):
     one = spelled("dense 20", "tanh")
     two = spelled("dense 20", "tanh")
     two.load_state_dict(one.state_dict())
-    state, _, _ = training.fit(one, (X, Y), None, train, Affine(), "cpu", "fp32", None, lambda c: None, False)
+    state, *_ = training.fit(one, (X, Y), None, train, Affine(), "cpu", "fp32", None, lambda c: None, False)
     optimizer = plain(two.parameters())
     for _ in range(3):
         optimizer.zero_grad()
@@ -187,14 +187,14 @@ def test_an_average_with_a_decay_by_hand():
     def after_epoch(checkpoint):  # a step each
         seen.append(checkpoint["network"]["layers.1.weight"].clone())
 
-    state, _, _ = training.fit(network, (X, Y), None, train, Affine(), "cpu", "fp32", None, after_epoch, False)
+    state, *_ = training.fit(network, (X, Y), None, train, Affine(), "cpu", "fp32", None, after_epoch, False)
     expected = seen[0]
     for weight in seen[1:]:
         expected = 0.5 * expected + 0.5 * weight
     assert torch.allclose(state["layers.1.weight"], expected, atol=1e-7)
     plain = dataclasses.replace(train, average=0, average_decay=0)
     torch.manual_seed(0)
-    last, _, _ = training.fit(
+    last, *_ = training.fit(
         spelled("dense 20", "tanh"), (X, Y), None, plain, Affine(), "cpu", "fp32", None, lambda c: None, False
     )
     assert torch.equal(last["layers.1.weight"], seen[-1]) and not torch.equal(last["layers.1.weight"], expected)
@@ -206,7 +206,7 @@ def test_every_recipe_trains_one_small_epoch(name):
     network = make(loaded.model, X)
     before = [weight.clone() for weight in network.parameters()]
     held = None if loaded.train.fit_all else (X[40:60], Y[40:60])
-    state, history, answers = training.fit(
+    state, history, answers, _ = training.fit(
         network, (X[:40], Y[:40]), held, loaded.train, loaded.affine, "cpu", "fp32", None, lambda c: None, False, X[:7]
     )
     assert len(history) == 1 and answers[0].shape == (7,)

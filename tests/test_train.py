@@ -42,7 +42,7 @@ def fit(
             raise KeyboardInterrupt
 
     try:
-        state, history, _ = training.fit(
+        state, history, _, _ = training.fit(
             network, train, validation, settings, affine, "cpu", settings.precision, checkpoint, after_epoch
         )
     except KeyboardInterrupt:
@@ -215,7 +215,7 @@ WITH = {
     "steps": {"schedule": "steps"},
     "average_decay": {"average": 0.5},
 }
-ELSEWHERE = {"fit_all", "deterministic"}  # the stage's part: tests/test_training_ways.py
+ELSEWHERE = {"fit_all", "deterministic", "record"}  # tests/test_training_ways.py and tests/test_recording.py
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Train) if field.name not in ELSEWHERE])

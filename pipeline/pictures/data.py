@@ -63,7 +63,7 @@ def greys(counts, ink):
     right.margins(y=0.1)
     plain(left)
     plain(right, grid=False)
-    _legend(figure)
+    legend(figure)
     return as_png(figure)
 
 
@@ -98,10 +98,10 @@ def scatter(places, labels, words, units):
     """Points (n, 2) coloured by digit, with a legend; `units` names the axes."""
     figure = Figure(figsize=(9, 7.4), facecolor="white", layout="constrained")
     axes = figure.subplots()
-    _points(axes, places, labels)
+    points(axes, places, labels)
     axes.set(title=words, xlabel=f"{units} 1", ylabel=f"{units} 2", aspect="equal")
     plain(axes)
-    _legend(figure)
+    legend(figure)
     return as_png(figure)
 
 
@@ -109,12 +109,12 @@ def scatter_3d(places, labels, words, units):
     """Points (n, 3) coloured by digit, in perspective, with a legend."""
     figure = Figure(figsize=(9, 7.4), facecolor="white", layout="constrained")
     axes = figure.add_subplot(projection="3d")
-    _points(axes, places, labels)
+    points(axes, places, labels)
     axes.set(title=words, xlabel=f"{units} 1", ylabel=f"{units} 2", zlabel=f"{units} 3")
     axes.view_init(elev=22, azim=-60)
     axes.set_box_aspect((4, 4, 3), zoom=1.15)
     axes.tick_params(labelsize=8)
-    _legend(figure)
+    legend(figure)
     return as_png(figure)
 
 
@@ -145,7 +145,7 @@ def along_axes(places, labels, words, units):
         axes.set(xlabel=f"{units} {number + 1}", ylabel="rows")
         plain(axes)
     figure.suptitle(words, fontsize=12, color=INK)
-    _legend(figure)
+    legend(figure)
     return as_png(figure)
 
 
@@ -167,13 +167,13 @@ def pairs(groups, words):
     return as_png(figure)
 
 
-def _points(axes, places, labels):
+def points(axes, places, labels):
     """In a random order, so that no digit covers the others."""
     order = np.random.default_rng(0).permutation(len(places))
     colours = np.array(DIGITS)[labels[order]]
     axes.scatter(*places[order].T, s=max(DOT, 2e4 / len(places)), c=colours, linewidths=0, rasterized=True)
 
 
-def _legend(figure):
+def legend(figure):
     handles = [Line2D([], [], marker="o", linestyle="none", color=colour) for colour in DIGITS]
     figure.legend(handles, range(10), loc="outside right upper", frameon=False, fontsize=10, title="digit")

@@ -5,15 +5,10 @@ never import each other.
 """
 
 from pipeline import sources
-from pipeline.stages.engine import ACCURACY, Stage, digest
+from pipeline.pictures import captions
+from pipeline.stages.engine import ACCURACY, Stage, digest, state
 
-PICTURES_OF_DATA = tuple(
-    f"{name}.png"
-    for name in (
-        *("samples", "counts", "means", "greys", "variance", "components", "pca_2d", "pca_3d", "tsne", "tsne_each"),
-        *("tsne_axes", "look_alikes", "near_copies"),
-    )
-)
+EXPLORED = "data/explore"
 ARRAYS = "../../arrays/"  # data/prepared/arrays, which all splits share
 
 STAGES = {
@@ -57,6 +52,7 @@ STAGES = {
                 "augment": ("images.npy", "labels.npy"),
             },
             outputs=("weights.safetensors", "history.csv", "curves.png"),
+            may_leave=("record.json",),
             resumes=True,
         ),
         Stage(
@@ -70,7 +66,7 @@ STAGES = {
             },
             outputs=("metrics.json",),
             # Not where the validation rows were trained on.
-            may_leave=("probabilities.npy", "confusion.png", "mistakes.png", "suspects.csv", "suspects.png"),
+            may_leave=("probabilities.npy", "suspects.csv", *captions.ANSWERS),
         ),
         Stage(
             "predict",
@@ -89,10 +85,31 @@ STAGES = {
         Stage(
             "explore",
             version=1,
-            folder=lambda recipe: "data/explore",
+            folder=lambda recipe: EXPLORED,
             reads=("explore",),
             needs={"prepare": ("train_images.npy", "train_labels.npy", "test_images.npy")},
-            outputs=("explore.json", "explore.html", "tsne.npy", "copies.csv", *PICTURES_OF_DATA),
+            outputs=("explore.json", "explore.html", "tsne.npy", "copies.csv", *captions.DATA),
+            by_name=True,
+        ),
+        Stage(
+            "inspect",
+            version=1,
+            folder=lambda recipe: f"data/runs/{recipe.name}/inspect",
+            reads=("inspect", "train.seed"),
+            needs={
+                "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
+                "augment": ("contact_sheet.png",),
+                "train": ("weights.safetensors", "record.json", "curves.png"),
+                "evaluate": ("metrics.json", "probabilities.npy", *captions.ANSWERS),
+            },
+            # The data's pictures, where they were drawn and are fresh.
+            others=lambda call: {
+                f"explore/{name}": (call.workspace / EXPLORED, name)
+                for name in captions.DATA
+                if state(call, call.stages["explore"])[0] == "fresh"
+            },
+            outputs=("inspect.json", "report.html", *captions.NETWORK),
+            may_leave=(*captions.CALIBRATION, *captions.OVER_TRAINING),
             by_name=True,
         ),
         Stage(

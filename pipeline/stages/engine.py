@@ -80,6 +80,7 @@ class Call:
     data: str = "auto"
     device: str = "cpu"
     asked: str = "auto"  # the device that was asked for, which another machine may have although this one has not
+    tracker: str = "none"  # who else is shown the training's figures
     engine: str = "local"  # where an ensemble's members are trained
     force: bool = False
     say: Callable[[str], None] = print
@@ -136,7 +137,7 @@ def recipe_hash(recipe):
     values = {
         name: as_plain(getattr(recipe, name))
         for name in SECTIONS
-        if name not in ("estimate", "explore", "published", "submit")
+        if name not in ("estimate", "explore", "inspect", "published", "submit")
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

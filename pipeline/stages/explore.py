@@ -5,25 +5,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline import artifacts, exploration, page
+from pipeline.pictures import captions
 from pipeline.pictures import data as pictures
 
 LOOK_ALIKES = ((3, 8), (4, 9), (7, 9), (1, 7), (3, 5))  # the pairs of digits that networks mistake most
 SHOWN = 5  # pairs in a line of a picture
-WORDS = {
-    "samples": "The first training images of each digit.",
-    "counts": "How many rows each digit has.",
-    "means": "The mean image and the deviation image of each digit: where pens agree, and where they do not.",
-    "greys": "How often each grey stands in each digit's pixels, of which most are 0, and how much ink a digit takes.",
-    "variance": "How much of the pixels' variance the first principal components explain.",
-    "components": "The first 16 principal components as images.",
-    "pca_2d": "The rows along the first two principal components.",
-    "pca_3d": "The rows along the first three principal components.",
-    "tsne": "t-SNE of the first 50 components: neighbours stay neighbours, distances between groups mean little.",
-    "tsne_each": "The same, a digit at a time. Spread: the root of the mean squared distance from the digit's middle.",
-    "tsne_axes": "How each digit's rows are distributed along the axes of t-SNE.",
-    "look_alikes": "Rows of different digits that are nearest to each other (in the first 50 components).",
-    "near_copies": "The nearest pairs that are not equal: two training rows, and a test row and a training row.",
-}
 
 
 def space(job):
@@ -56,8 +42,9 @@ def run(job):
         artifacts.write(job.folder / f"{name}.png", picture)
     artifacts.write_json(job.folder / "explore.json", numbers)
     parts = [page.text(words) for words in _said(numbers)]
-    for name, words in WORDS.items():
-        parts += [page.heading(name.replace("_", " ")), page.text(words), page.picture(made[name], words)]
+    for name, words in captions.DATA.items():
+        picture = made[name.removesuffix(".png")]
+        parts += [page.heading(captions.heading(name)), page.text(words), page.picture(picture, words)]
     artifacts.write(job.folder / "explore.html", page.page("The data", parts))
     job.call.say(f"explore: {' '.join(_said(numbers))}")
     return numbers

@@ -30,6 +30,7 @@ class Fitted:
     about: dict  # what they are of
     history: list
     answers: list  # arrays (n,), uint8, one an epoch
+    record: list  # rows of `Recorder`
     seconds: float  # of training with the validation after each epoch, those before a stop included
 
 
@@ -96,7 +97,7 @@ def fit(
         same = validation and watched is validation[0]
         watched = held[0] if same else view(torch.from_numpy(watched).to(device), model.view)
     try:
-        state, history, answers = training.fit(
+        state, history, answers, record = training.fit(
             network,
             on_device(*train),
             held,
@@ -121,7 +122,8 @@ def fit(
         "fit_all": settings.fit_all,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    return Fitted(tensors, about, history, [one.numpy() for one in answers], time.monotonic() - began)
+    answers = [one.numpy() for one in answers]
+    return Fitted(tensors, about, history, answers, record, time.monotonic() - began)
 
 
 def kept_row(history, keep):
@@ -132,6 +134,11 @@ def kept_row(history, keep):
 def as_csv(history):
     """A history's rows as the bytes of a CSV."""
     return pd.DataFrame(history).to_csv(index=False, lineterminator="\n").encode()
+
+
+def from_csv(content):
+    """The rows of what `as_csv` gave."""
+    return pd.read_csv(io.BytesIO(content)).to_dict("records")
 
 
 def _load_checkpoint(path, made_for):

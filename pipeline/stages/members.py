@@ -62,13 +62,16 @@ def places(workspace, recipe):
     return [_place(workspace, member, _settings(recipe, member)) for member in plan(recipe)]
 
 
-def train(job, members, arrays, engine):
+def train(job, members, arrays, engine, done):
     """Train the members that are missing; returns each one's folder and numbers.
 
     arrays: the training images and labels of all variants, and the validation images and labels, or None, or, with
         folds, the fold of each row.
+    done: called with the name and the history of each that is trained.
     """
     from tqdm import tqdm  # not above: `--status` and `--clean` come here too
+
+    from pipeline.stages import fitting
 
     base, todo, places = job.call.workspace, [], {}
     for member in members:
@@ -107,6 +110,7 @@ def train(job, members, arrays, engine):
         for folder, result in _run(tasks, arrays, job, engine):
             member, place, key = waiting[folder]
             _publish(place, key, result, job)
+            done(member.name, fitting.from_csv(result["history.csv"]))
             numbers = result["numbers"]
             shown = "".join(f", {name.replace('_', ' ')} {numbers[name]:.4f}" for name in SHOWN if name in numbers)
             job.call.say(f"train: {member.name} done in {result['seconds']:.0f} s{shown}")

@@ -1,20 +1,20 @@
 """train: fit the recipe's network, or the members of its ensemble, each keeping a checkpoint of its last epoch."""
 
 import dataclasses
-import io
+import json
 import os
 import time
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pipeline import artifacts
 from pipeline.models import make, save_members, save_weights
 from pipeline.pictures import training as pictures
-from pipeline.stages import comparing, fitting, members
+from pipeline.recording import ROWS
+from pipeline.stages import comparing, fitting, members, tracking
 
-REDRAW = 10  # seconds between two drawings of the curves, which take 0.2 s each
+DRAWING = 0.03  # the part of the time that drawing the curves may take: every epoch of 3 seconds, some of shorter ones
 
 
 def space(job):
@@ -27,6 +27,8 @@ def space(job):
     at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
     losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))
     history = 1024 * job.settings.train.epochs * len(sizes)
+    if job.settings.train.record:  # at most a KB a layer, in two checkpoints and for itself
+        history += 3 * 1024 * (ROWS + 2) * sum(len(part.shape) > 1 for part in networks[0].parameters())
     if job.key["stage"] == comparing.RUN:  # in two checkpoints, and for itself
         test = job.paths.get("prepare/test_images.npy", job.paths["prepare/validation_rows.npy"])
         history += 3 * job.settings.train.epochs * len(np.load(test, mmap_mode="r"))
@@ -58,13 +60,16 @@ def _held(job):
 
 
 def _single(job, images, labels):
-    settings, call, drawn = job.settings.train, job.call, time.monotonic()
+    settings, call, tracker = job.settings.train, job.call, tracking.Tracker(job.call)
+    began, drawing = time.monotonic(), 0.0
 
     def look(history):
-        nonlocal drawn
-        if time.monotonic() - drawn > REDRAW:
+        nonlocal drawing
+        tracker.show(history)
+        now = time.monotonic()
+        if drawing <= DRAWING * (now - began) and not compared:
             artifacts.write(job.folder / "curves.png", pictures.curves([history], settings.keep))
-            drawn = time.monotonic()
+            drawing += time.monotonic() - now
 
     held, watched = _held(job), None
     compared = job.key["stage"] == comparing.RUN
@@ -89,6 +94,8 @@ def _single(job, images, labels):
     if compared:
         made = np.stack(fitted.answers)
         artifacts.write_array(job.folder / comparing.ANSWERS, made.shape, made.dtype, [made])
+    if fitted.record:
+        artifacts.write(job.folder / "record.json", json.dumps({"rows": fitted.record}).encode())
     kept = fitting.kept_row(fitted.history, settings.keep)
     numbers = {
         "precision": fitted.about["precision"],
@@ -102,11 +109,19 @@ def _single(job, images, labels):
 def _ensemble(job, planned, images, labels):
     folds, began = job.paths.get("prepare/folds.npy"), time.monotonic()
     held = np.load(folds) if folds else _held(job)
-    units = members.train(job, planned, (images, labels, held), job.call.engine)
+    tracker, histories, weights = tracking.Tracker(job.call), {}, {}
+
+    def done(name, history):
+        tracker.show(history, name)
+        histories[name] = history
+        picture = pictures.curves(list(histories.values()), job.settings.train.keep)
+        artifacts.write(job.folder / "curves.png", picture)
+
+    units = members.train(job, planned, (images, labels, held), job.call.engine, done)
     job.context["training_seconds"] = round(time.monotonic() - began, 3)  # of this call, several at once
-    histories, weights = {}, {}
+    histories = {}  # in the members' order, with those that were there
     for member, folder, _ in units:
-        histories[member.name] = pd.read_csv(io.BytesIO((folder / "history.csv").read_bytes())).to_dict("records")
+        histories[member.name] = fitting.from_csv((folder / "history.csv").read_bytes())
         weights[member.name] = ({"fold": member.fold, "seed": member.seed}, folder / "weights.safetensors")
     names = {member.name: {"folder": folder.name, **numbers} for member, folder, numbers in units}
     return {"members": names}, save_members(weights), histories

@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one pair of each, few batches: under 10 minutes")
     parser.add_argument("--scaling", action="store_true", help="only: our cost from 5,000 to 40,000 rows")
     parser.add_argument("--accuracy", action="store_true", help="only: dropout_cnn's accuracy, published way and ours")
+    parser.add_argument("--recording", action="store_true", help="only: what train.record costs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there")
     call = parser.parse_args()
     if call.device == "cuda":
@@ -54,6 +55,8 @@ def main():
             results = measure.scaling()
         elif call.accuracy:
             results = measure.accuracy()
+        elif call.recording:
+            results = measure.recording()
         else:
             results = measure.speed()
     if call.json:
@@ -125,6 +128,19 @@ class Measure:
             deviation = statistics.stdev(found) if len(found) > 1 else 0
             print(f"{side}: mean {statistics.mean(found):.4f}, deviation {deviation:.4f}, {len(found)} seeds")
         return {"accuracy": results}
+
+    def recording(self):
+        """An epoch with train.record and without, in turn, of large and of small batches."""
+        results = {}
+        for recipe in ("quick", "ladder/lenet_batch32", "ladder/deeper"):
+            ratios = [self("ours", "recording", recipe=recipe)["value"] for _ in range(1 if self.call.quick else 3)]
+            results[recipe] = {"ratio": statistics.median(ratios), "ratios": ratios}
+            shown = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+            print(
+                f"{recipe}: {statistics.median(ratios):.3f} times as long with train.record (each process: {shown})",
+                flush=True,
+            )
+        return {"recording": results}
 
 
 def _summary(part, pairs):
