@@ -19,7 +19,7 @@ SIGNED, INKED = "RdBu_r", "gray_r"
 
 def embeddings(panels, labels):
     """Scatters side by side, pairs of words and points (n, 2), coloured by the rows' labels (n,)."""
-    figure = Figure(figsize=(13, 5.2), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(13, 4.7), facecolor="white", layout="constrained")
     for axes, (words, places) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         points(axes, places, labels)
         middle, half = (places.max(0) + places.min(0)) / 2, 1.05 * np.ptp(places, 0).max() / 2
