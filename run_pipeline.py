@@ -188,6 +188,7 @@ def run(arguments):
         _listen(call, lock, log)
         log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
         engine.restore_all(call)
+        began = time.time()
         if blended:
             blending.require(blended, call)
         for stage in stages:
@@ -196,9 +197,18 @@ def run(arguments):
             engine.bring_about(call, stage, "asked for" if asked else "")
         if stages[-1].name == "predict":
             show_result(call)
-        if not asked and chosen.train.record and not (call.place(table["train"]) / "record.json").exists():
-            log.say(f"note: the training is fresh and was not recorded: --stage train{call.words} trains it again")
+        _say_what_was_not_seen(call, began)
         _warn_of_sample(call)
+
+
+def _say_what_was_not_seen(call, began):
+    """Say where a training that is fresh was not recorded or tracked, although this call asks for it."""
+    train = call.place(call.stages["train"]) if "train" in call.stages else None
+    if train and train.exists() and train.stat().st_mtime < began:
+        missed = ["recorded"] if call.recipe.train.record and not (train / "record.json").exists() else []
+        if missed := missed + (["tracked"] if call.tracker != "none" else []):
+            words = " and ".join(missed)
+            call.say(f"note: the training is fresh and was not {words}: --stage train{call.words} trains it again")
 
 
 def compare(arguments):

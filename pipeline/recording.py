@@ -24,6 +24,16 @@ class Recorder:
     def _start(self):
         self.steps, self.total, self.highest = 0, 0, 0
 
+    def state(self):
+        """What is known of the batches since the last row, for a checkpoint."""
+        return {"steps": self.steps, "total": self.total, "highest": self.highest}
+
+    def go_on(self, state):
+        """Go on from a state, as if never stopped."""
+        self.steps = state["steps"]
+        device = next(iter(self.weights.values())).device
+        self.total, self.highest = (torch.as_tensor(state[name]).to(device) for name in ("total", "highest"))
+
     def step(self):
         """Take in the gradients of a batch, before the optimizer's step."""
         gradients = [weight.grad for weight in self.weights.values()]

@@ -33,6 +33,8 @@ CPU_PART = 64
 WHOLE_EPOCHS = 2
 HARD_SHARE = 0.5
 
+BAR = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with all figures
+
 
 def choose_precision(settings: Train, device):
     """ "fp32" or "bf16": as the settings say, or for "auto" bf16 where the processor has instructions for it.
@@ -93,8 +95,8 @@ def fit(
         be None where the last epoch is kept.
     checkpoint: what `after_epoch` was last called with, or None to start.
     after_epoch: called after each epoch with {"epoch", "network", "optimizers", "losses", "average", "best",
-        "history", "answers", "record"}; "best" copies the state of least validation loss so far, None where the last
-        is kept.
+        "history", "answers", "record", "recorder"}; "best" copies the state of least validation loss so far, None where
+        the last is kept.
     bar: show a progress bar, where somebody looks.
     watched: uint8 images (n, 28, 28), without labels; the answers are a list of uint8 tensors (n,), one an epoch.
     Losses are means over the rows worked on, of what is minimized: with the settings' label smoothing in training,
@@ -121,7 +123,10 @@ def fit(
             average = _averaged(network, settings)
             average.load_state_dict(checkpoint["average"])
         first, best, history = checkpoint["epoch"] + 1, checkpoint["best"], list(checkpoint["history"])
-        answers, record = list(checkpoint["answers"]), list(checkpoint.get("record", ()))  # older ones have none
+        answers = list(checkpoint["answers"])
+        if recorder and checkpoint.get("recorder"):  # what was begun without a record has one from here on
+            record = list(checkpoint["record"])
+            recorder.go_on(checkpoint["recorder"])
 
     groups = [
         group for optimizer in optimizers for group in optimizer.param_groups
@@ -131,7 +136,7 @@ def fit(
     steps = [len(sizes) for sizes in batches]
     part = _part_size(network, settings, device)
     with tqdm(
-        total=sum(steps), initial=sum(steps[: first - 1]), desc="train", unit=" batches", disable=None if bar else True
+        total=sum(steps), initial=sum(steps[: first - 1]), bar_format=BAR, disable=None if bar else True
     ) as shown:
         for epoch in range(first, settings.epochs + 1):
             shown.set_description(f"epoch {epoch}/{settings.epochs}")
@@ -179,7 +184,7 @@ def fit(
             if settings.keep == "best" and (best is None or row["validation_loss"] < best["loss"]):
                 # A copy: state_dict() holds references, which go on changing as training does.
                 best = {"epoch": epoch, "loss": row["validation_loss"], "state": copy.deepcopy(kept.state_dict())}
-            shown.set_postfix({name: f"{value:.4f}" for name, value in row.items() if name != "learning_rate"})
+            shown.set_postfix_str(_shown(row))
             after_epoch(
                 {
                     "epoch": epoch,
@@ -191,10 +196,17 @@ def fit(
                     "history": history,
                     "answers": answers,
                     "record": record,
+                    "recorder": recorder and recorder.state(),
                 }
             )
     last = average.module if average else network
     return (best["state"] if settings.keep == "best" else last.state_dict()), history, answers, record
+
+
+def _shown(row):
+    """What the bar tells of an epoch."""
+    names = {"validation_accuracy": "val_acc", "train_loss": "loss", "validation_loss": "val_loss"}
+    return ", ".join(f"{short} {row[name]:.4f}" for name, short in names.items() if name in row)
 
 
 def _batches(count, batch):

@@ -93,9 +93,10 @@ def test_the_report_opens_as_it_should(_finished, tmp_path):
     [
         '<img alt="x" src="data:image/png;base64,AAAA">',
         '<img alt="x" src="http://example.invalid/x.png">',
+        '<link rel="stylesheet" href="http://fonts.googleapis.com/css"><img alt="x" src="data:,">',
         "<script>undefined_name.x</script>",
     ],
-    ids=["broken", "outside", "error"],
+    ids=["broken", "outside", "font", "error"],
 )
 def test_the_browser_would_tell(body, tmp_path):
     """A page with a fault is told from one without."""
@@ -105,3 +106,4 @@ def test_the_browser_would_tell(body, tmp_path):
     else:
         assert found["images"][0]["width"] == 0
     assert bool(outside) == ("example" in body)
+    assert bool(found["fetched"]) == ("http:" in body)

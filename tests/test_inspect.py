@@ -15,6 +15,7 @@ from pipeline import inspection, metrics, recipe, training
 from pipeline.inference import as_input
 from pipeline.models import load_weights, make
 from pipeline.pictures import captions
+from pipeline.settings import Model
 from pipeline.stages import STAGES, cleaning
 from tests.conftest import SHORT, digits_28
 
@@ -52,8 +53,18 @@ def test_weights_are_those_of_the_network():
         assert words.startswith(f"{number}: ") and np.array_equal(values, parameters[name].detach().numpy().ravel())
     assert found["layers.0.weight"][0] == "1: conv 5x5, 6"
     assert inspection.first_weights(made).shape == (6, 5, 5) and inspection.last_weights(made).shape == (10, 84)
-    linear = inspection.first_weights(network_of("keras/linear"))
-    assert linear.shape == (10, 28, 28)
+    assert inspection.first_weights(network_of("keras/linear")).shape == (10, 28, 28)
+    pooled = make(Model(name="layers", layers=("avg_pool 2", "dense 32", "relu")))
+    assert inspection.first_weights(pooled).shape == (32, 14, 14)
+
+
+def test_wide_features_are_reduced_to_their_principal_components():
+    values = np.random.default_rng(0).normal(size=(80, 1200)) * np.r_[9, 7, 5, np.full(1197, 0.05)]
+    left, sizes, _ = np.linalg.svd(values - values.mean(0), full_matrices=False)
+    for wide in (values, values[:, :900]):
+        found = inspection.reduce(wide)
+        assert found.shape == (80, 50)
+        assert np.allclose(np.abs(found[:, :3]), np.abs(left[:, :3] * sizes[:3]), atol=0.05)
 
 
 def test_input_gradients_are_differences():
@@ -164,8 +175,8 @@ def test_the_stage_leaves_pictures_numbers_and_a_report(inspected):
     weights = numbers["weights"]["1: conv 5x5, 32"]
     assert weights["count"] == 800
     assert weights["deviation"] == pytest.approx(network.layers[0].weight.detach().std(unbiased=False).item(), rel=1e-5)
-    with Image.open(folder / "weights.gif") as animation:
-        assert animation.n_frames == numbers["recorded_epochs"] == 3
+    with Image.open(folder / "weights_moving.gif") as animation:
+        assert animation.n_frames == 3 and numbers["recorded_epochs"] == [0, 1, 2]
 
 
 def test_untrained_is_what_the_training_began_with(inspected):
@@ -198,7 +209,7 @@ def test_without_a_record_and_the_data_it_says_so(command, finished):
     run = again(command, finished)
     assert run.code == 0 and "was not recorded" in run.out
     folder = finished / "data/runs/quick/inspect"
-    assert not (folder / "weights.gif").exists() and not (folder / "gradients.png").exists()
+    assert not (folder / "weights_moving.gif").exists() and not (folder / "gradients.png").exists()
     html = (folder / "report.html").read_text()
     assert "--stage explore draws" in html and "train.record=true" in html
     assert "inspect   fresh" in command("--status", *WORDS, *FEW, "--workspace", finished).out
@@ -209,7 +220,7 @@ def test_without_a_record_and_the_data_it_says_so(command, finished):
 
 
 def test_rows_and_networks_that_are_not_there(command, finished):
-    for setting, words in (("inspect.image=401", "400 rows"), ("inspect.member=2", "has 1")):
+    for setting, words in (("inspect.image=401", "400 rows"), ("inspect.member=2", "has 1 network")):
         run = command("--stage", "inspect", *WORDS, "--set", setting, "--workspace", finished)
         assert run.code == 2 and words in run.err and setting.partition("=")[0] in run.err
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -73,8 +74,22 @@ def test_gone_on_with_the_record_is_whole():
     _, whole, seen = fit(True)
     _, rows, _ = fit(True, seen[1])
     assert rows == whole
-    del seen[1]["record"]  # a checkpoint of an earlier version
+    del seen[1]["record"], seen[1]["recorder"]  # a checkpoint of an earlier version
     assert [row["epoch"] for row in fit(True, seen[1])[1]] == [3, 4]
+
+
+def test_gone_on_with_between_two_rows_the_record_is_whole(monkeypatch):
+    monkeypatch.setattr(training, "ROWS", 3)
+    _, whole, seen = fit(True, epochs=8)
+    for checkpoint in seen[:-1]:
+        assert fit(True, checkpoint, epochs=8)[1] == whole
+
+
+def test_gone_on_with_otherwise_no_part_is_taken_for_the_whole():
+    _, _, seen = fit(True)
+    assert fit(False, seen[1])[1] == []
+    _, _, plain = fit(False)
+    assert [row["epoch"] for row in fit(True, plain[1])[1]] == [3, 4]
 
 
 def test_long_trainings_keep_some_rows_and_long_epochs_look_at_some_batches(monkeypatch):
@@ -111,6 +126,13 @@ def test_asked_for_where_the_training_is_there_it_says_how(command, finished):
     run = command("--stage", "all", *WORDS, *RECORD, "--workspace", finished)
     assert run.code == 0 and "train: fresh" in run.out
     assert "was not recorded" in run.out and "--stage train" in run.out
+    run = command("--stage", "all", *WORDS, "--tracker", "tensorboard", "--workspace", finished)
+    assert run.code == 0 and "was not tracked" in run.out
+
+
+def test_compare_refuses_what_it_would_not_show(command, finished):
+    run = command("--stage", "compare", *WORDS, *RECORD, "--workspace", finished)
+    assert run.code == 2 and "train.record" in run.err
 
 
 @pytest.mark.parametrize("setting", ["split.folds=2", "ensemble.seeds=2", 'ensemble.views=["even"]'])
@@ -148,8 +170,10 @@ def assert_same(found, history):
 def test_event_files_hold_the_history(command, tmp_path, tables):
     pytest.importorskip("tensorboard")
     write_tables(tmp_path / "data/raw", tables)
-    assert command("--stage", "all", *WORDS, "--tracker", "tensorboard", "--workspace", tmp_path).code == 0
+    run = command("--stage", "all", *WORDS, "--tracker", "tensorboard", "--workspace", tmp_path)
+    assert run.code == 0
     (folder,) = (tmp_path / "data/logs/tensorboard/quick").iterdir()
+    assert str(folder) in run.out
     assert_same(scalars(folder), pd.read_csv(tmp_path / "data/runs/quick/train/history.csv"))
 
 
@@ -184,14 +208,20 @@ def test_curves_are_drawn_after_each_epoch_where_that_is_cheap(command, finished
 
 
 class Screen(io.StringIO):
+    """A terminal of 80 columns."""
+
     def isatty(self):
         return True
 
 
-def test_the_bar_tells_epoch_losses_accuracy_and_time_left(command, finished, monkeypatch):
+def test_the_bar_tells_epoch_losses_accuracy_and_time_left_on_80_columns(command, finished, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Screen())
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 24))
     assert command("--stage", "train", *WORDS, "--force", "--workspace", finished).code == 0
-    shown = sys.stderr.getvalue()
-    assert "epoch 1/2" in shown and "epoch 2/2" in shown and "train_loss=" in shown
+    lines = sys.stderr.getvalue().replace("\n", "\r").split("\r")
     last = pd.read_csv(finished / "data/runs/quick/train/history.csv").iloc[-1]
-    assert f"validation_accuracy={last.validation_accuracy:.4f}" in shown and "<" in shown  # elapsed<left
+    line = [line.strip() for line in lines if "epoch 2/2" in line and "100%" in line and "val_acc" in line][-1]
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", line) and len(line) <= 80
+    figures = {"val_acc": last.validation_accuracy, "loss": last.train_loss, "val_loss": last.validation_loss}
+    assert all(f" {name} {value:.4f}" in line for name, value in figures.items())

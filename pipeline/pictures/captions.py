@@ -29,20 +29,24 @@ CALIBRATION = {
     "more often, as label smoothing makes them. Below, how many rows have which confidence.",
 }
 NETWORK = {
-    "tsne.png": "t-SNE of the same rows three times: as pixels, as what the last layer is given before training, and "
-    "after. Written beside each: how many points have mostly their own digit among their five nearest others, and the "
+    "features.png": "t-SNE of the same rows three times: as pixels, as what the last layer is given before training, "
+    "and after. Written beside each: how many points have mostly their own digit among their five nearest others, and the "
     "mean silhouette (1: each digit by itself; 0: digits overlap).",
-    "filters.png": "Each output of the first layer, by the weights it gives to pixels: red adds, blue takes away.",
+    "filters.png": "Each output of the first layer, by the weights it gives to pixels: red adds, blue takes away; "
+    "one scale for all.",
     "last_layer.png": "What each digit's output takes from the features: red speaks for the digit, blue against it.",
-    "feature_maps.png": "One image's way through the network, layer by layer, down to the ten probabilities.",
+    "feature_maps.png": "One image's way through the network, layer by layer, down to the ten probabilities. Each "
+    "layer has a scale of its own: red above zero and blue below, or, where nothing is below, black for the greatest.",
     "looks.png": "Input gradient: which pixels, with more ink, would raise (red) or lower (blue) the answer's output; "
-    "its greatest is the number in the corner. Occlusion: how far the answer's probability falls where a square of 5x5 "
-    "pixels around a place is painted white.",
+    "its greatest is the number in the corner. Occlusion: how far the answer's probability falls (red) or rises (blue) "
+    "where a square of 5x5 pixels around a place is painted white; the number is its greatest fall. Seen without "
+    "shifted copies.",
     "weights.png": "How the weights of each layer are spread before and after training.",
 }
 OVER_TRAINING = {
-    "weights_over_training.png": "How that came about, epoch by epoch.",
-    "weights.gif": "The same, moving.",
+    "weights_over_training.png": "How that came about, epoch by epoch: the weights that were trained, before any "
+    "averaging; the dotted line is the epoch that was kept.",
+    "weights_moving.gif": "The same, moving; each layer's density has a scale of its own.",
     "gradients.png": "The gradients of each layer: the mean over its weights, and the greatest, of a hundred "
     "batches of an epoch or more (of all, where there are fewer).",
 }

@@ -13,6 +13,7 @@ from pipeline.pictures.style import COLOURS, DIGITS, FIRST, INK, SECOND, as_png,
 
 ACROSS = 32  # feature maps in a row
 MAP = 0.29  # inches
+MOST = 128  # filters
 FRAMES = 40  # at most, of an animation
 SIGNED, INKED = "RdBu_r", "gray_r"
 
@@ -33,6 +34,8 @@ def embeddings(panels, labels):
 
 def filters(weights, words):
     """Weights (outputs, height, width) as images, red above zero and blue below, one scale for all."""
+    if len(weights) > MOST:
+        words, weights = f"{words} (the first {MOST} of {len(weights):,})", weights[:MOST]
     columns = min(16, len(weights))
     lines = -(-len(weights) // columns)
     size = min(0.62, 9.6 / columns) if len(weights) > 10 else 1.0
@@ -138,13 +141,17 @@ def weight_spread(layers):
     return as_png(figure)
 
 
-def weights_over_training(epochs, layers):
-    """Bands of each layer's weights over the epochs: (words, quantiles (epochs, 5): 1, 25, 50, 75, 99%)."""
+def weights_over_training(epochs, layers, kept):
+    """Bands of each layer's weights over the epochs: (words, quantiles (epochs, 5): 1, 25, 50, 75, 99%).
+
+    kept: the epoch whose weights were kept.
+    """
     figure, panels = _panels(len(layers), "How each layer's weights spread while it trained")
     for axes, (words, found) in zip(panels, layers, strict=True):
         axes.fill_between(epochs, found[:, 0], found[:, 4], color=FIRST, alpha=0.2, linewidth=0, label="98% of weights")
         axes.fill_between(epochs, found[:, 1], found[:, 3], color=FIRST, alpha=0.4, linewidth=0, label="half of them")
         axes.plot(epochs, found[:, 2], color=INK, linewidth=1, label="median")
+        axes.axvline(kept, color=INK, linewidth=0.8, linestyle=":", label="epoch kept")
         axes.set(title=words, xlabel="epoch (0: untrained)", ylabel="weight")
         axes.title.set_fontsize(9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -163,7 +170,7 @@ def weights_animated(epochs, layers):
         density = 100 * counts / np.sum(counts, 1, keepdims=True) * (bins / (2 * limits[:, None]))  # % a unit of weight
         drawn.append((axes.stairs(density[0], np.linspace(-1, 1, bins + 1), color=FIRST, fill=True), density, limits))
         axes.set(title=words, xlabel="weight", xlim=(-widest, widest), ylim=(0, 1.05 * density.max()), yticks=[])
-        axes.set_ylabel("density")
+        axes.set_ylabel("density (own scale)")
         axes.title.set_fontsize(9)
         plain(axes)
     canvas, frames = FigureCanvasAgg(figure), []
@@ -201,7 +208,7 @@ def gradients(epochs, layers):
 def looks(groups, words):
     """Where a network looks: by a group's name, a list of (image, words, input gradient, occlusion)."""
     columns = max(1, *(len(group) for group in groups.values()))
-    figure = Figure(figsize=(max(6.0, 1.5 + 1.2 * columns), 0.6 + 3.95 * len(groups)), facecolor="white")
+    figure = Figure(figsize=(max(6.0, 1.5 + 1.06 * columns), 0.6 + 3.6 * len(groups)), facecolor="white")
     axes = cells(figure, columns, 3.3 * len(groups), left=1.4, right=0.1, top=0.5, bottom=0.1)
     title(figure, words)
     for number, (name, group) in enumerate(groups.items()):
@@ -212,11 +219,11 @@ def looks(groups, words):
         for column, (pixels, about, gradient, fall) in enumerate(group):
             axes.text(column + 0.5, top + 0.23, about, ha="center", va="bottom", fontsize=7, color=INK)
             image(axes, pixels, (column + 0.04, top + 0.26), (0.92, 0.92))
-            for line, values in ((1, gradient), (2, fall)):
-                limit = max(np.abs(values).max(), 1e-12)
+            for line, values, least in ((1, gradient, 1e-12), (2, fall, 0.05)):  # a fall by a percent is pale
+                limit = max(np.abs(values).max(), least)
                 corner = (column + 0.04, top + 0.26 + line)
                 image(axes, values, corner, (0.92, 0.92), cmap=SIGNED, low=-limit, high=limit)
-                most = f"{limit:.2g}" if line == 1 else f"{limit:.0%}"
+                most = f"{limit:.2g}" if line == 1 else f"{max(0, values.max()):.0%}"
                 axes.text(column + 0.07, corner[1] + 0.12, most, fontsize=6, color="#666666")
         if not group:
             axes.text(0.1, top + 1.75, "none", va="center", fontsize=11, color=INK)

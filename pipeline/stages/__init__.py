@@ -105,8 +105,7 @@ STAGES = {
             # The data's pictures, where they were drawn and are fresh.
             others=lambda call: {
                 f"explore/{name}": (call.workspace / EXPLORED, name)
-                for name in captions.DATA
-                if state(call, call.stages["explore"])[0] == "fresh"
+                for name in (captions.DATA if state(call, call.stages["explore"])[0] == "fresh" else ())
             },
             outputs=("inspect.json", "report.html", *captions.NETWORK),
             may_leave=(*captions.CALIBRATION, *captions.OVER_TRAINING),

@@ -75,6 +75,8 @@ def recipes(names, assignments):
                 f"--stage compare: {one.name} trains several networks (split.folds, ensemble), and a run here is one; "
                 "--ensemble averages a recipe's seeds"
             )
+        if one.train.record:
+            raise StageError(f"--stage compare: {one.name}: leave train.record out, which is for `inspect`")
         if [each.name for each in found].count(one.name) > 1:
             raise StageError(f"--stage compare: two recipes are called {one.name}: rename the file of one")
     return found

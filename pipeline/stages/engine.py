@@ -192,7 +192,14 @@ def _state(call, stage, known):
         now = _recorded_inputs(call, stage)
         for name in sorted(now.keys() | manifest["inputs"].keys()):
             if now.get(name) != manifest["inputs"].get(name):
-                return "stale", f"{name} changed"
+                how = (
+                    "changed"
+                    if name in now and name in manifest["inputs"]
+                    else "is new"
+                    if name in now
+                    else "is gone or stale"
+                )
+                return "stale", f"{name} {how}"
     faults = artifacts.changed_outputs(folder, manifest)
     if faults:
         return "stale", next(iter(faults.values()))

@@ -88,7 +88,11 @@ def fit(
         if time.monotonic() - saved > SAVE:
             save(checkpoint)
         else:
-            unsaved = copy.deepcopy(checkpoint)  # its tensors go on changing
+            # Its tensors go on changing; the rows in these lists do not, and copying them would take long in the end.
+            unsaved = {
+                name: list(value) if name in ("history", "answers", "record") else copy.deepcopy(value)
+                for name, value in checkpoint.items()
+            }
         note(", ".join(f"{name} {value:.6g}" for name, value in checkpoint["history"][-1].items()))
         look(checkpoint["history"])
 

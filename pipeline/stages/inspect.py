@@ -12,9 +12,8 @@ from pipeline.settings import Model
 from pipeline.stages.engine import StageError
 from pipeline.views import view
 
-CASES = 8  # right ones and wrong ones, of which is shown where the network looks
+CASES = 10  # right ones and wrong ones, of which is shown where the network looks
 BANDS = (0.01, 0.25, 0.5, 0.75, 0.99)  # of the weights
-NO_RECORD = "how weights and gradients changed was not recorded: --stage train --set train.record=true records it"
 
 
 def space(job):
@@ -32,6 +31,7 @@ def run(job):
     rows, words = _rows(job, about, len(images))
     shown = view(torch.from_numpy(images[rows]), about["model"]["view"])
     made, numbers = {}, {"network": among, "rows": len(rows), "rows_are": words}
+    numbers["chosen_on_these_rows"] = about["keep"] == "best"
     with tqdm(total=100, desc="inspect", unit="%", disable=None) as bar:
         chances = inference.logits(network, shown.to(device), device, about["precision"]).softmax(1).cpu().numpy()
         predicted = chances.argmax(1)
@@ -46,7 +46,7 @@ def run(job):
         bar.update(10)
         _looks(rows, shown, labels[rows], predicted, chances, network, made, numbers)
         bar.update(15)
-        _weights(job, network, untrained, made, numbers)
+        _weights(job, network, untrained, about, made, numbers)
         bar.update(10)
     _calibration(job, rows, labels, made, numbers)
     for name, picture in made.items():
@@ -55,7 +55,7 @@ def run(job):
     artifacts.write(job.folder / "report.html", _report(job, made, numbers))
     job.call.say(f"inspect: {' '.join(_said(numbers))}")
     if "recorded_epochs" not in numbers:
-        job.call.say(f"inspect: {NO_RECORD}")
+        job.call.say(f"inspect: {_no_record(job)}")
     job.call.say(f"report: {job.place / 'report.html'}")
     return {name: numbers[name] for name in ("network", "rows", "accuracy", "tsne")}
 
@@ -65,7 +65,8 @@ def _network(job):
     networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
     member = job.settings.inspect.member
     if member > len(networks):
-        raise StageError(f"inspect.member is {member}: {job.call.recipe.name} has {len(networks)} of them")
+        count = f"{len(networks)} network{'s' if len(networks) > 1 else ''}"
+        raise StageError(f"inspect.member is {member}: {job.call.recipe.name} has {count}")
     network, about = networks[member - 1]
     if len(networks) == 1:
         return network, about, "the one that there is"
@@ -121,7 +122,7 @@ def _embeddings(settings, network, untrained, images, shown, labels, words, made
         numbers["tsne"][name] = found
         shape = "" if found["silhouette"] is None else f", silhouette {found['silhouette']:.2f}"
         panels.append((f"{name}\n{found['neighbour_accuracy']:.1%} among their own{shape}", places))
-    made["tsne.png"] = pictures.embeddings(panels, labels[:count])
+    made["features.png"] = pictures.embeddings(panels, labels[:count])
 
 
 def _feature_maps(row, image, labels, rows, words, network, made):
@@ -139,7 +140,7 @@ def _feature_maps(row, image, labels, rows, words, network, made):
 def _looks(rows, shown, labels, predicted, chances, network, made, numbers):
     """Input gradient and occlusion, for a right row of each digit and the most confident mistakes."""
     right = np.flatnonzero(predicted == labels)
-    right = [right[labels[right] == digit][0] for digit in np.unique(labels[right])][:CASES]
+    right = [right[labels[right] == digit][0] for digit in np.unique(labels[right])]
     wrong = metrics.most_confident_errors(chances, labels, CASES)
     groups = {}
     for name, cases in (("right", right), ("wrong", wrong)):
@@ -157,7 +158,7 @@ def _looks(rows, shown, labels, predicted, chances, network, made, numbers):
     made["looks.png"] = pictures.looks(groups, "Where the network looks (red speaks for its answer, blue against it)")
 
 
-def _weights(job, network, untrained, made, numbers):
+def _weights(job, network, untrained, about, made, numbers):
     """How each layer's weights are spread before and after training, and between, where that was recorded."""
     before, after = inspection.layer_weights(untrained), inspection.layer_weights(network)
     made["weights.png"] = pictures.weight_spread(
@@ -176,7 +177,7 @@ def _weights(job, network, untrained, made, numbers):
         return
     record = artifacts.read_json(path)["rows"]
     epochs = [row["epoch"] for row in record]
-    numbers["recorded_epochs"] = len(epochs)
+    numbers["recorded_epochs"] = epochs
     bands, frames, gradients = [], [], []
     for name, (words, _) in after.items():
         found = [row["layers"][name] for row in record]
@@ -184,8 +185,8 @@ def _weights(job, network, untrained, made, numbers):
         frames.append((words, np.array([one["counts"] for one in found]), np.array([one["limit"] for one in found])))
         known = [one for one in found if one["gradient_mean"] is not None]
         gradients.append((words, [one["gradient_mean"] for one in known], [one["gradient_max"] for one in known]))
-    made["weights_over_training.png"] = pictures.weights_over_training(epochs, bands)
-    made["weights.gif"] = pictures.weights_animated(epochs, frames)
+    made["weights_over_training.png"] = pictures.weights_over_training(epochs, bands, about["epoch"])
+    made["weights_moving.gif"] = pictures.weights_animated(epochs, frames)
     made["gradients.png"] = pictures.gradients(epochs[-len(gradients[0][1]) :], gradients)
 
 
@@ -213,7 +214,7 @@ def _report(job, made, numbers):
                 yield page.picture(content, words)
 
     recipe, evaluated = job.call.recipe, artifacts.read_json(job.paths["evaluate/metrics.json"])
-    parts = [page.text(recipe.about), page.table(("", ""), _figures(job, evaluated)), page.heading("Answers")]
+    parts = [page.text(recipe.about), page.table(("", ""), _figures(job, evaluated, numbers)), page.heading("Answers")]
     parts += (
         shown("evaluate", captions.ANSWERS) if evaluated["rows"] else [page.text(f"None: {evaluated['why_none']}.")]
     )
@@ -221,7 +222,7 @@ def _report(job, made, numbers):
     parts += [page.text(words) for words in _said(numbers)]
     parts += [*shown("inspect", captions.NETWORK), page.heading("Training")]
     parts += [*shown("augment", captions.TRAINING), *shown("train", captions.TRAINING)]
-    parts += [*shown("inspect", captions.OVER_TRAINING)] or [page.text(f"Not all is here: {NO_RECORD}.")]
+    parts += [*shown("inspect", captions.OVER_TRAINING)] or [page.text(_no_record(job))]
     data = [*shown("explore", captions.DATA)]
     parts += [
         page.heading("The data"),
@@ -239,7 +240,7 @@ def _report(job, made, numbers):
     return page.page(recipe.name, parts)
 
 
-def _figures(job, evaluated):
+def _figures(job, evaluated, numbers):
     """The report's first table."""
     if evaluated["rows"]:
         low, high = evaluated["interval_95"]
@@ -253,16 +254,32 @@ def _figures(job, evaluated):
         if name in trained:
             value = trained[name]
             yield name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)
+    if "calibration_error" in numbers:
+        yield "its expected calibration error", f"{numbers['calibration_error']:.2%}"
     if "members" in trained:
         yield "networks", str(len(trained["members"]))
+
+
+def _no_record(job):
+    """Why there are no weights and gradients over the epochs."""
+    if len(job.manifests["train"]["numbers"].get("members", ())) > 1:
+        return "How weights and gradients changed is recorded of single networks, not of an ensemble."
+    again = f"--stage train{job.call.words} --set train.record=true"
+    return f"How weights and gradients changed was not recorded: {again} records it."
 
 
 def _said(numbers):
     """The stage's last words, and the first of the report's part on the network."""
     which = "" if numbers["network"] == "the one that there is" else f"Network {numbers['network']}. "
-    yield f"{which}Seen on {numbers['rows']:,} {numbers['rows_are']}, {numbers['accuracy']:.2%} of them right."
+    chosen = "; its epoch was chosen on them" if numbers["chosen_on_these_rows"] else ""
+    rows = f"{numbers['rows']:,} {numbers['rows_are']}"
+    alone = "alone and " if which else ""
+    yield f"{which}Of {rows}, {alone}without shifted copies: {numbers['accuracy']:.2%} right{chosen}."
     found = numbers["tsne"]
     shares = ", ".join(f"{name} {one['neighbour_accuracy']:.1%}" for name, one in found.items() if name != "rows")
     yield f"In t-SNE of {found['rows']:,} rows, among their own digit: {shares}."
-    if "calibration_error" in numbers:
-        yield f"Expected calibration error {numbers['calibration_error']:.2%}."
+    if len(numbers["weights"]) == 1:
+        yield "It has one layer, which is given the pixels: the last two are the same."
+    epochs = numbers.get("recorded_epochs", [0])
+    if epochs[0]:
+        yield f"Recorded from epoch {epochs[0]} on: the training was begun without train.record."

@@ -22,7 +22,7 @@ class Tracker:
     """Takes the histories of a call's trainings as they grow, each row once; does nothing for "none"."""
 
     def __init__(self, call):
-        self.tracker, self.written = call.tracker, {}
+        self.tracker, self.written, self.say = call.tracker, {}, call.say
         self.folder = call.workspace / FOLDER / call.recipe.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
     def show(self, history, name=""):
@@ -34,6 +34,8 @@ class Tracker:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
+        if not self.written:
+            self.say(f"train: event files for TensorBoard in {self.folder}")
         content = io.BytesIO()
         writer = RecordWriter(content)
         if name not in self.written:
