@@ -30,8 +30,8 @@ CALIBRATION = {
 }
 NETWORK = {
     "features.png": "t-SNE of the same rows three times: as pixels, as what the last layer is given before training, "
-    "and after. Written beside each: how many points have mostly their own digit among their five nearest others, and the "
-    "mean silhouette (1: each digit by itself; 0: digits overlap).",
+    "and after. Written beside each: how many points have mostly their own digit among their five nearest others, and "
+    "the mean silhouette (1: each digit by itself; 0: digits overlap).",
     "filters.png": "Each output of the first layer, by the weights it gives to pixels: red adds, blue takes away; "
     "one scale for all.",
     "last_layer.png": "What each digit's output takes from the features: red speaks for the digit, blue against it.",
