@@ -208,6 +208,7 @@ def again(command, workspace, *more):
 def test_without_a_record_and_the_data_it_says_so(command, finished):
     run = again(command, finished)
     assert run.code == 0 and "was not recorded" in run.out
+    assert f"--workspace {finished}" in run.out and "--recipe quick" in run.out  # how to record it
     folder = finished / "data/runs/quick/inspect"
     assert not (folder / "weights_moving.gif").exists() and not (folder / "gradients.png").exists()
     html = (folder / "report.html").read_text()
@@ -230,6 +231,7 @@ def test_of_an_ensemble_one_network_on_the_rows_it_was_not_trained_on(command, f
     assert command("--stage", "all", *WORDS, *folds, "--workspace", finished).code == 0
     run = again(command, finished, *folds, "--set", "inspect.member=2")
     assert run.code == 0 and "Network 2 of 2" in run.out and "without fold 1" in run.out
+    assert "not of an ensemble" in run.out and "alone and without shifted copies" in run.out
     numbers = json.loads((finished / "data/runs/quick/inspect/inspect.json").read_text())
     (split,) = (path.parent for path in (finished / "data/prepared/splits").glob("*/folds.npy"))
     of_fold = np.load(split / "validation_rows.npy")[np.load(split / "folds.npy") == 1]

@@ -216,7 +216,7 @@ def test_gradient_lines_are_means_and_greatest(figure):
 def test_the_animation_moves_and_keeps_few_frames():
     epochs = list(range(100))
     counts = np.array([np.roll(np.arange(20), epoch) for epoch in epochs])
-    made = pictures.weights_animated(epochs, [("layer", counts, np.linspace(0.5, 1, 100))])
+    made = pictures.weights_animated(epochs, [("layer", counts, np.full(100, 0.8))])
     with Image.open(io.BytesIO(made)) as animation:
         frames = []
         for at in range(animation.n_frames):
