@@ -19,7 +19,7 @@ from tests.conftest import SHORT, digits_28, write_tables
 
 ROOT = Path(__file__).parent.parent
 # Four networks long enough to be found in the middle.
-FOUR = ("--recipe", "quick", "--set", "train.epochs=36", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
+FOUR = ("--recipe", "quick", "--set", "train.epochs=24", "--set", "train.batch=32", "--set", "predict.shifts=[[0, 0]]")
 FOUR += ("--set", "split.folds=2", "--set", "ensemble.seeds=2")
 RESULTS = ("weights.safetensors", "history.csv")
 
@@ -59,12 +59,12 @@ def finished(workspace):
 
 
 def under_way(workspace):
-    """The members in the first half of their training, with two finished epochs, the first of which is saved."""
+    """The members in the first part of their training, with two finished epochs, the first of which is saved."""
     found = []
     for path in workspace.glob("data/members/*.partial/log.txt"):
         with contextlib.suppress(FileNotFoundError):  # it was published meanwhile
             text = path.read_text()
-            if "epoch 2," in text and "epoch 18," not in text:
+            if "epoch 2," in text and "epoch 14," not in text:
                 found.append(path.parent.name.removesuffix(".partial"))
     return found
 
