@@ -249,6 +249,7 @@ def test_where_no_row_was_held_out_it_looks_at_training_rows_and_says_so(command
     assert "nothing is left to evaluate on" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_files(command, inspected):
     folder = inspected / "data/runs/quick/inspect"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
