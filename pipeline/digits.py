@@ -55,8 +55,8 @@ class Table:
                 with zipfile.ZipFile(self.path) as archive:
                     return archive.getinfo(self.member).file_size
             return self.path.stat().st_size * (16 if self.path.suffix == ".gz" else 1)  # gzip makes digits 8x smaller
-        except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):
-            return 0  # only an estimate of the space needed: whoever reads it gets the one line from `open`
+        except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):  # `open` says what is wrong, in one line
+            return 0
 
     @contextmanager
     def open(self):

@@ -38,7 +38,7 @@ def run(job):
         numbers["accuracy"] = float(np.mean(predicted == labels[rows]))
         bar.update(5)
         untrained = _untrained(job, network, about)
-        _embeddings(settings, network, untrained, images[rows], shown, labels[rows], words, made, numbers, bar)
+        _embeddings(settings, network, untrained, images[rows], shown, labels[rows], made, numbers, bar)
         made["filters.png"] = pictures.filters(inspection.first_weights(network), "The first layer's weights as images")
         made["last_layer.png"] = pictures.last_layer(inspection.last_weights(network))
         one = view(torch.from_numpy(images[[settings.image - 1]]), about["model"]["view"])[0]
@@ -48,7 +48,7 @@ def run(job):
         bar.update(15)
         _weights(job, network, untrained, about, made, numbers)
         bar.update(10)
-    _calibration(job, rows, labels, made, numbers)
+    _calibration(job, labels, made, numbers)
     for name, picture in made.items():
         artifacts.write(job.folder / name, picture)
     artifacts.write_json(job.folder / "inspect.json", numbers)
@@ -61,7 +61,7 @@ def run(job):
 
 
 def _network(job):
-    """The network that is looked at, what its file says of it, and which it is, in words."""
+    """The network that is looked at, what its file says of it, and which of several it is, in words ("" of one)."""
     networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
     member = job.settings.inspect.member
     if member > len(networks):
@@ -69,14 +69,11 @@ def _network(job):
         raise StageError(f"inspect.member is {member}: {job.call.recipe.name} has {count}")
     network, about = networks[member - 1]
     if len(networks) == 1:
-        return network, about, "the one that there is"
+        return network, about, ""
     fold = "" if about["fold"] is None else f", without fold {about['fold']}"
     model = about["model"]
-    return (
-        network,
-        about,
-        f"{member} of {len(networks)}: {model['name']}, {model['view']} view, seed {about['seed']}{fold}",
-    )
+    what = f"{model['name']}, {model['view']} view, seed {about['seed']}{fold}"
+    return network, about, f"{member} of {len(networks)}: {what}"
 
 
 def _rows(job, about, count):
@@ -99,7 +96,7 @@ def _untrained(job, network, about):
     return made
 
 
-def _embeddings(settings, network, untrained, images, shown, labels, words, made, numbers, bar):
+def _embeddings(settings, network, untrained, images, shown, labels, made, numbers, bar):
     """t-SNE of pixels and of what the last layer is given, before and after training."""
     count = min(settings.rows, len(labels))
     kinds = {
@@ -190,7 +187,7 @@ def _weights(job, network, untrained, about, made, numbers):
     made["gradients.png"] = pictures.gradients(epochs[-len(gradients[0][1]) :], gradients)
 
 
-def _calibration(job, rows, labels, made, numbers):
+def _calibration(job, labels, made, numbers):
     """Whether answers are as often right as they are confident: of all networks, as `evaluate` has them."""
     path = job.paths.get("evaluate/probabilities.npy")
     if not path:
@@ -270,7 +267,7 @@ def _no_record(job):
 
 def _said(numbers):
     """The stage's last words, and the first of the report's part on the network."""
-    which = "" if numbers["network"] == "the one that there is" else f"Network {numbers['network']}. "
+    which = f"Network {numbers['network']}. " if numbers["network"] else ""
     chosen = "; its epoch was chosen on them" if numbers["chosen_on_these_rows"] else ""
     rows = f"{numbers['rows']:,} {numbers['rows_are']}"
     alone = "alone and " if which else ""

@@ -109,17 +109,17 @@ def _single(job, images, labels):
 def _ensemble(job, planned, images, labels):
     folds, began = job.paths.get("prepare/folds.npy"), time.monotonic()
     held = np.load(folds) if folds else _held(job)
-    tracker, histories, weights = tracking.Tracker(job.call), {}, {}
+    tracker, trained = tracking.Tracker(job.call), []
 
     def done(name, history):
         tracker.show(history, name)
-        histories[name] = history
-        picture = pictures.curves(list(histories.values()), job.settings.train.keep)
+        trained.append(history)
+        picture = pictures.curves(trained, job.settings.train.keep)
         artifacts.write(job.folder / "curves.png", picture)
 
     units = members.train(job, planned, (images, labels, held), job.call.engine, done)
     job.context["training_seconds"] = round(time.monotonic() - began, 3)  # of this call, several at once
-    histories = {}  # in the members' order, with those that were there
+    histories, weights = {}, {}  # of all, in their order
     for member, folder, _ in units:
         histories[member.name] = fitting.from_csv((folder / "history.csv").read_bytes())
         weights[member.name] = ({"fold": member.fold, "seed": member.seed}, folder / "weights.safetensors")
