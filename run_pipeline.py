@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts, competition, recipe, sources
 from pipeline.settings import RecipeError
-from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members, tracking
+from pipeline.stages import STAGES, blending, cleaning, comparing, engine, members, summary, tracking
 
 HOME = Path(__file__).resolve().parent
 
@@ -135,7 +135,7 @@ def show_status(arguments):
     )
     for name in chosen or ["quick"]:
         try:
-            call, _ = _call(arguments, name)
+            call, blended = _call(arguments, name)
         except RecipeError as error:
             if arguments.recipe:
                 raise
@@ -149,6 +149,8 @@ def show_status(arguments):
                 if stage.by_name and how == "missing" and not why:
                     continue
                 print(f"  {stage.name:<10}{how:<9}{why}".rstrip())
+        for line in () if blended else comparing.status(call):
+            print(f"  {line}")
     return 0
 
 
@@ -170,7 +172,7 @@ def clean(arguments):
 
 def run(arguments):
     """Run one stage, or all that are missing or stale."""
-    name = arguments.recipe or ("dropout_cnn" if engine.has("cuda") else "quick")
+    name = arguments.recipe or _default_recipe(arguments)
     call, blended = _call(arguments, name)
     chosen, table = call.recipe, call.stages
     if blended and arguments.stage not in ("predict", "submit"):
@@ -186,7 +188,9 @@ def run(arguments):
     stages = asked or [stage for stage in table.values() if not stage.by_name]
     with _at_work(arguments) as (lock, log):
         _listen(call, lock, log)
-        log.say(f"recipe {chosen.name}: {chosen.about}" + ("" if arguments.recipe else " (--recipe chooses another)"))
+        if arguments.recipe or arguments.stage != "download":
+            hint = "" if arguments.recipe else " (--recipe chooses another)"
+            log.say(f"recipe {chosen.name}: {chosen.about}{hint}")
         engine.restore_all(call)
         began = time.time()
         if blended:
@@ -196,9 +200,17 @@ def run(arguments):
                 engine.require_needs(call, stage)
             engine.bring_about(call, stage, "asked for" if asked else "")
         if stages[-1].name == "predict":
-            show_result(call)
+            summary.show_result(call)
+            summary.suggest_next(call)
         _say_what_was_not_seen(call, began)
-        _warn_of_sample(call)
+        summary.warn_of_sample(call)
+
+
+def _default_recipe(arguments):
+    """The recipe where --recipe names none: it depends on the device that the run will use."""
+    if arguments.stage == "download":  # the same for every recipe; asking for the device would import PyTorch
+        return "quick"
+    return "dropout_cnn" if engine.choose_device(arguments.device) == "cuda" else "quick"
 
 
 def _say_what_was_not_seen(call, began):
@@ -228,62 +240,14 @@ def compare(arguments):
             engine.restore_all(call)
         seeds = arguments.seeds or comparing.SEEDS
         folder = comparing.run(calls, suffixes, seeds, arguments.ensemble, title, log.path)
-        log.say(f"table: {_shown(folder / comparing.MARKDOWN)}; page: {_shown(folder / comparing.PAGE)}")
-        _warn_of_sample(calls[0])
+        log.say(f"table: {summary.shown(folder / comparing.MARKDOWN)}; page: {summary.shown(folder / comparing.PAGE)}")
+        summary.warn_of_sample(calls[0])
 
 
 def _listen(call, lock, log):
     """Take what a call says to the screen, to the log and to who waits for the workspace."""
     call.say, call.note = log.say, lambda text: log.write_only(f"{text}\n")
     call.tell = lambda stage: lock.tell({"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-
-
-def show_result(call):
-    """The last lines of a run: the validation accuracy, where the submission lies, how to send it."""
-    folder = call.place(call.stages["predict"])
-    receipt = artifacts.read_json(folder / "submission.json")
-    validation, expected = receipt["validation"], receipt["expected_score"]
-    if validation["rows"]:
-        low, high = validation["interval_95"]
-        chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
-        call.say(
-            f"validation accuracy {validation['accuracy']:.4f} "
-            f"(95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen})"
-        )
-    else:
-        call.say(f"validation accuracy: none, {validation['why_none']}")
-    if expected:
-        low, high = expected["interval_95"]
-        call.say(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
-        call.say(f"it rests on {expected['rests_on']}")
-    else:
-        call.say(f"expected score: none, {receipt['why_no_expected_score']}")
-    if receipt["test_score"] is not None:
-        call.say(
-            f"score on the {receipt['rows']:,} test rows, whose labels the source has: {receipt['test_score']:.4f}"
-        )
-    file = _shown(folder / "submission.csv")
-    call.say(f"submission: {file} ({receipt['rows']:,} rows)")
-    if receipt["can_be_submitted"]:
-        if receipt["rows"] != competition.TEST_ROWS:
-            call.say(
-                f"note: the competition has {competition.TEST_ROWS:,} test rows; Kaggle takes no file of another size"
-            )
-        message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
-        call.say(f"send it: kaggle competitions submit -c {competition.SLUG} -f {shlex.quote(file)} -m {message}")
-    elif receipt["source"] != "sample":
-        call.say(f"it was made from {receipt['source']} data, not the competition's, and cannot be sent to Kaggle")
-
-
-def _warn_of_sample(call):
-    manifest, _ = artifacts.read_manifest(call.place(STAGES["download"]))
-    if manifest and manifest["numbers"].get("source") == "sample":
-        bar = "*" * 78
-        call.say(
-            f"{bar}\nTHIS IS SAMPLE DATA: 1,797 small digits that scikit-learn carries, not Kaggle's.\n"
-            "Scores on it say nothing about the competition, and no submission made from it\n"
-            f"can be sent. For the real data, {sources.HOW_TO_GET_REAL_DATA}\n{bar}"
-        )
 
 
 def _call(arguments, name):
@@ -375,14 +339,6 @@ def _one_line(error):
     known = (ValueError, artifacts.Held, competition.CompetitionError, FloatingPointError)
     known += (engine.InputChanged, engine.NoSpace)
     return text if isinstance(error, known) and text else f"{type(error).__name__}: {text}"
-
-
-def _shown(path):
-    """A path as the user would type it from here."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _on_sigterm(number, frame):

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 SLUG = "digit-recognizer"
 PAGE = f"https://www.kaggle.com/competitions/{SLUG}"
-TEST_ROWS = 28_000
+TRAIN_ROWS, TEST_ROWS = 42_000, 28_000
+DIGITS = TRAIN_ROWS + TEST_ROWS  # the images of MNIST, which the competition drew its two tables from
 TOKEN_PAGE = "https://www.kaggle.com/settings"
 # Seconds without an answer, or without a further byte of a download. A failure ends within 100 s: two attempts
 # without a byte take 2 * PATIENCE + PAUSE; a download that was cut takes at most 1 + RESUMES times PATIENCE and the

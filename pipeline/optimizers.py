@@ -13,17 +13,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of its polynomial: singular values c
 def make_optimizers(network, settings: Train):
     """The optimizers of a network's parameters, each with its own learning rate: one, or two where `muon` is asked for.
 
-    Muon takes the weights of the convolutions that follow the first; AdamW takes the rest.
+    Muon takes the weights of the convolutions that follow the first; AdamW takes the rest, which is everything in a
+    network with fewer than two convolutions.
     """
     everything, rate, decay = list(network.parameters()), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "muon":
         hidden = [weight for weight in everything if weight.ndim == 4][1:]
         taken = {id(weight) for weight in hidden}
         rest = [weight for weight in everything if id(weight) not in taken]
-        return [
-            Muon(hidden, settings.muon_rate, decay),
-            torch.optim.AdamW(rest, rate, weight_decay=decay, fused=True),
-        ]
+        adamw = torch.optim.AdamW(rest, rate, weight_decay=decay, fused=True)
+        return [Muon(hidden, settings.muon_rate, decay), adamw] if hidden else [adamw]
     if settings.optimizer == "sgd":
         return [torch.optim.SGD(everything, rate, settings.momentum, weight_decay=decay, fused=True)]
     return [KINDS[settings.optimizer](everything, rate, weight_decay=decay)]

@@ -111,11 +111,13 @@ def _contradictions(values):
         given = values["ensemble"].get(key, ())
         if len(set(given)) < len(given):
             yield f"ensemble.{key} names one twice: ensemble.seeds trains more of each"
-    if estimate.seeds and not estimate.rows:
-        yield "estimate.seeds wants estimate.rows, which were held out for each"
+    if estimate.seeds and not (estimate.rows and estimate.training_rows):
+        yield "estimate.seeds requires estimate.rows, held out for each seed, and estimate.training_rows"
     ensemble = SECTIONS["ensemble"](**values["ensemble"])
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for one network, not for an ensemble (split.folds, ensemble)"
+    if 0 < SECTIONS["explore"](**values["explore"]).rows < 10:
+        yield "explore.rows is less than 10: t-SNE requires 10 rows or more (0 for all rows)"
     models = ensemble.models or (model.name,)
     if train.schedule == "steps" and not train.steps:
         yield "train.schedule is steps, and train.steps names none"

@@ -147,19 +147,22 @@ class Predict:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was measured for a recipe that trains on all rows, by holding rows out; 0 seeds: nothing.
+    """An accuracy that was measured for a recipe by holding rows of the competition's 42,000 out; 0 seeds: none.
 
-    It is quoted where the data and the settings are those it was measured with.
+    It applies to any tables of the competition's size, if the settings are those that it was measured with.
     """
 
-    # The mean over seeds, and the standard deviation.
+    # The mean over seeds (or over all rows out of fold), and the standard deviation (of folds, where seeds is 1).
     accuracy: float = setting(0.0, low=0, high=1)
     deviation: float = setting(0.0, low=0, high=1)
+    # Trainings, each with a seed and a split of its own; 1 with `rows` = 42000: all rows out of fold.
     seeds: int = setting(0, low=0)
     # Held out for each seed.
     rows: int = setting(0, low=0)
+    # On which each network was trained; the record does not apply to a run that trains on fewer.
+    training_rows: int = setting(0, low=0)
     date: str = ""
-    # As `metrics.json` tells them under "measured_with".
+    # As in `metrics.json` under "measured_with".
     data: str = ""
     settings: str = ""
 

@@ -32,6 +32,14 @@ CPU_PART = 64
 # 0.0002 over 4 runs: it matters little.
 WHOLE_EPOCHS = 2
 HARD_SHARE = 0.5
+# An epoch never works on fewer rows than this (or all rows, if there are fewer): on small data, a fraction of the rows
+# gives too few steps. Error of `quick` trained on 1,000, 2,800 and 6,000 rows of train.csv, 4 seeds: 6.0, 1.9 and 1.0%
+# without this limit, 2.4, 1.2 and 0.8% with it.
+MIN_EPOCH_ROWS = 8192
+# Batch norm's running statistics are exponential averages over some ten steps. When a training has fewer steps than
+# this, they still contain the statistics of early weights and are measured again with the current ones. `quick` on
+# 1,000 rows, 4 seeds: 3.4% error instead of 6.0% (focus 0.35), 2.2% instead of 2.4% (all rows in each epoch).
+FEW_STEPS = 200
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with all figures
 
@@ -165,9 +173,14 @@ def fit(
                     average.update_parameters(network)
                 shown.update()
             row = {"epoch": epoch, "learning_rate": groups[-1]["lr"], "train_loss": train_loss.item() / len(order)}
-            kept = average.module if average else network
-            if average and (validation or watched is not None or epoch == settings.epochs):
-                _measure_batch_norm(average, images, settings, affine, device, precision)
+            # Averaged weights need a pass over all rows for their batch-norm statistics. Where the last epoch is kept,
+            # only the last one pays for it; the current weights are validated before.
+            averaged = average is not None and (settings.keep == "best" or epoch == settings.epochs)
+            kept = average.module if averaged else network
+            if (averaged or sum(steps) < FEW_STEPS) and (validation or watched is not None or epoch == settings.epochs):
+                _measure_batch_norm(kept, images, settings, affine, device, precision)
+            if validation and settings.average:
+                row["averaged_weights"] = int(averaged)
             if validation:
                 found, said = _validate(kept, validation, settings, device, precision)
                 row |= found
@@ -221,7 +234,7 @@ def _batches(count, batch):
 
 
 def _rows_worked_on(epoch, count, settings):
-    return count if epoch <= WHOLE_EPOCHS else math.ceil(count * settings.focus)
+    return count if epoch <= WHOLE_EPOCHS else max(math.ceil(count * settings.focus), min(count, MIN_EPOCH_ROWS))
 
 
 def _order(losses, count, settings):
@@ -242,17 +255,17 @@ def _averaged(network, settings):
 
 
 @torch.no_grad()
-def _measure_batch_norm(average, images, settings, affine, device, precision):
-    """Give averaged weights their own batch-norm statistics, which are not the average of those of each step."""
+def _measure_batch_norm(network, images, settings, affine, device, precision):
+    """Measure the batch-norm statistics of a network's present weights over all training rows."""
 
     def batches():
-        for some in images.split(settings.batch):
+        for some in images.split(_batches(len(images), settings.batch)):
             with torch.autocast(torch.device(device).type, enabled=False):  # as in training, maps are not in bf16
                 batch = random_affine(as_input(some), affine)
             yield batch
 
     with autocast(device, precision):
-        update_bn(batches(), average)
+        update_bn(batches(), network)
 
 
 def _part_size(network, settings, device):

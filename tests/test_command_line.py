@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import run_pipeline
+from tests.conftest import write_tables
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,9 +82,26 @@ def test_what_cannot_be_written_names_the_path_and_the_cause(command, tmp_path, 
     assert str(tmp_path) in run.err and "No space left on device" in run.err
 
 
-def test_the_first_line_says_which_recipe(command, tmp_path):
-    run = command("--stage", "download", "--data", "sample", "--workspace", tmp_path)
+def test_the_first_line_says_which_recipe(command, finished):
+    run = command("--stage", "prepare", "--workspace", finished, "--device", "cpu")
     assert run.lines()[0].startswith("recipe ") and "--recipe chooses another" in run.lines()[0]
+
+
+@pytest.mark.parametrize(("device", "recipe"), [("cpu", "quick"), ("auto", "dropout_cnn"), ("cuda", "dropout_cnn")])
+def test_the_default_recipe_is_for_the_device_that_is_chosen(command, finished, monkeypatch, device, recipe):
+    """On a machine with a GPU."""
+    monkeypatch.setattr("pipeline.stages.engine.has", lambda device: device in ("cpu", "cuda"))
+    run = command("--stage", "prepare", "--workspace", finished, "--device", device)
+    assert run.code == 0 and run.lines()[0].startswith(f"recipe {recipe}: ")
+
+
+def test_downloading_needs_neither_a_recipe_nor_torch(tmp_path, tables):
+    write_tables(tmp_path / "given", tables)
+    words = ["--stage", "download", "--data", str(tmp_path / "given"), "--workspace", str(tmp_path / "work")]
+    code = f"import sys, run_pipeline; assert run_pipeline.main({words!r}) == 0; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    lines = run.stdout.splitlines()
+    assert lines[0] == "download: running, asked for" and lines[-1] == "False", run.stderr
 
 
 def test_readme_commands_and_recipes_exist():

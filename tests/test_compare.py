@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 
@@ -97,13 +98,77 @@ def test_answers_of_each_epoch_are_kept(compared):
             assert np.allclose((answers == labels).mean(1), history.validation_accuracy, atol=1e-6)
 
 
-def test_a_step_is_a_paired_test():
+def seeds_of(accuracies, rows=1000):
+    """Correct or not (seeds, rows) with these accuracies, and nothing in common between seeds."""
     chance = np.random.default_rng(0)
-    before, after = chance.random((3, 500)) < 0.9, chance.random((3, 500)) < 0.93
-    gain, p = comparison.step(before, after)
-    assert gain == pytest.approx(after.mean() - before.mean())
-    assert p == pytest.approx(scipy.stats.ttest_rel(after.mean(0), before.mean(0)).pvalue)
-    assert comparison.step(before, before) == (0.0, 1.0)
+    return np.stack([chance.permutation(rows) < round(accuracy * rows) for accuracy in accuracies])
+
+
+def test_a_step_is_welchs_test_over_seeds():
+    before, after = [0.980, 0.983, 0.981], [0.984, 0.979, 0.988, 0.986]
+    step = comparison.step(seeds_of(before), seeds_of(after))
+    assert step.difference == pytest.approx(np.mean(after) - np.mean(before))
+    variances = np.var(before, ddof=1) / 3, np.var(after, ddof=1) / 4
+    t = step.difference / np.sqrt(sum(variances))
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 3)
+    assert step.p == pytest.approx(2 * scipy.stats.t.sf(t, freedom))
+    assert step.low < step.difference - np.sqrt(sum(variances)) and step.high > step.difference
+
+
+def test_seeds_that_vary_are_no_significant_step():
+    """Adam 0.9876 ± 0.0020 and SGD 0.9824 ± 0.0026, 3 seeds each, of which a test over rows said 1e-9."""
+    adam, sgd = ([mean - spread, mean, mean + spread] for mean, spread in ((0.9876, 0.0020), (0.9824, 0.0026)))
+    assert comparison.step(seeds_of(adam, 10_000), seeds_of(sgd, 10_000)).p == pytest.approx(0.06, abs=0.01)
+
+
+def test_steps_that_cannot_be_tested():
+    one, several = seeds_of([0.9]), seeds_of([0.9, 0.8])
+    assert comparison.step(one, several) == comparison.Step(pytest.approx(-0.05))
+    same = np.ones((3, 50), bool)
+    assert comparison.step(same, same) == comparison.Step(0.0, 0.0, 0.0)
+
+
+def simulated(chance, recipe, rows, seeds, gain=0.0):
+    """Correct or not (seeds, rows): logistic in the row's difficulty, what the recipe makes of it, and the seed."""
+    logits = 3 + gain + rows[0] + (rows[1] if recipe else 0) + 0.4 * chance.normal(size=(seeds, 1))
+    return chance.random(logits.shape) < scipy.special.expit(logits)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3])
+def test_steps_cover_what_they_claim(gain):
+    """Of the 95% intervals, 93 to 97% contain the difference on all rows and seeds; of tests between equal recipes on
+    given rows, at most 5% are below 0.05 (Welch's test is slightly conservative with few seeds).
+    """
+    chance, inside, rejected, runs = np.random.default_rng(0), 0, 0, 1500
+
+    def draw(count):
+        return 2.0 * chance.normal(size=count), 0.8 * chance.normal(size=count)
+
+    many = draw(200_000)
+    seed_effects = 0.4 * chance.normal(size=many[0].size)
+    truth = np.mean(
+        scipy.special.expit(3 + gain + sum(many) + seed_effects) - scipy.special.expit(3 + many[0] + seed_effects)
+    )
+    for _ in range(runs):
+        rows = draw(400)
+        before = simulated(chance, 0, rows, 5)
+        step = comparison.step(before, simulated(chance, 1, rows, 5, gain))
+        inside += step.low <= truth <= step.high
+        rejected += comparison.step(before, simulated(chance, 0, rows, 5)).p < 0.05
+    assert 0.93 <= inside / runs <= 0.97
+    assert 0.02 <= rejected / runs <= 0.06
+
+
+def test_holms_correction_by_hand():
+    assert comparison.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert comparison.holm([0.9, 0.8]) == [1.0, 1.0] and comparison.holm([]) == []
+    rows = [comparison.Row("one"), comparison.Row("two", p=0.03), comparison.Row("three", p=0.02)]
+    comparison.adjust(rows)
+    assert [row.p_holm for row in rows] == [None, 0.04, 0.04] and [row.significant for row in rows] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_what_is_there_is_kept_and_what_is_not_is_trained(command, compared):
@@ -144,11 +209,30 @@ def test_stopped_it_goes_on(command, compared, monkeypatch):
     assert (place.with_name(f"{place.name}.partial") / "checkpoint.pt").exists()
     checkpoint = (place.with_name(f"{place.name}.partial") / "checkpoint.pt").read_bytes()[fitting.DIGEST :]
     before = torch.load(io.BytesIO(checkpoint), weights_only=True)["seconds"]
-    assert command("--clean", "--yes", "--workspace", compared).code == 0  # it is no litter
+    changes = TWO[2:]
+    assert place.name not in command("--clean", *changes, "--workspace", compared).out  # these settings resume it
+    assert f"{place.name}.partial" in command("--clean", "--workspace", compared).out  # those of the recipes do not
+    status = command("--status", "--recipe", NAMES[1], *changes, "--workspace", compared).out
+    assert "seed 0    stale    weights.safetensors was deleted; an interrupted run can go on" in status
+    assert command("--clean", "--yes", *changes, "--workspace", compared).code == 0
     assert command(*words).code == 0
     assert json.loads((place / "context.json").read_text())["training_seconds"] > before > 0
     assert "going on after epoch" in "".join(log.read_text() for log in (compared / "data/logs").iterdir())
     assert (place / "weights.safetensors").read_bytes() == weights
+
+
+def test_status_shows_the_runs_of_comparisons(command, compared):
+    words = ("--status", "--recipe", NAMES[1], *TWO[2:], "--workspace", compared)
+    status = command(*words).out
+    assert "seed 0    fresh\n  seed 1    fresh\n" in status and "seed 2" not in status
+    (runs_of(compared, NAMES[1])[1] / "history.csv").unlink()
+    assert "seed 1    stale    history.csv was deleted" in command(*words).out
+    plain = command("--status", "--workspace", compared).out  # which recipes have runs, and with other settings
+    assert "recipe ladder/lenet\n" in plain and "2 more runs of comparisons have other settings (--set)" in plain
+
+
+def test_five_seeds_are_the_default():
+    assert comparing.SEEDS == 5
 
 
 def test_one_that_was_killed_between_two_renames_is_brought_back(command, compared):
@@ -198,7 +282,7 @@ def test_on_test_rows_where_their_labels_are(command, tmp_path):
         answers = np.load(folder / "answers.npy")
         assert table.accuracy[name] == pytest.approx((answers[-1] == labels).mean())
         assert json.loads((folder / "manifest.json").read_text())["settings"]["train"]["fit_all"] is True
-    assert f"{len(labels)} test rows of SAMPLE DATA" in text and "THIS IS SAMPLE DATA" in run.out
+    assert f"{len(labels):,} test rows of SAMPLE DATA" in text and "THIS IS SAMPLE DATA" in run.out
     assert np.isnan(table.deviation["ladder/deeper"])  # one seed has none
     distorted = table.distorted
     assert np.isnan(distorted["ladder/deeper"]) and 0.1 < distorted["keras/linear_augmented"] < 1
@@ -241,17 +325,33 @@ def test_a_figure_of_distorted_rows_is_measured_by_their_deviation():
     assert row.difference == pytest.approx(0.02) and row.in_deviations == pytest.approx(2)
 
 
-def test_steps_that_go_another_way_than_published_are_named():
+def test_published_steps_are_confirmed_contradicted_or_left_open():
     rows = [
         comparison.Row("one", published=0.97),
-        comparison.Row("two", after="one", step=0.002, p=0.01, published=0.98),
-        comparison.Row("three", after="two", step=-0.001, p=0.2, published=0.99),
-        comparison.Row("four", after="three", step=-0.001, p=0.2, published=0.5, distorted=0.5),
+        comparison.Row("two", after="one", step=0.002, p_holm=0.01, published=0.98),
+        comparison.Row("three", after="two", step=-0.001, p_holm=0.04, published=0.99),
+        comparison.Row(
+            "four", after="three", step=-0.001, step_low=-0.003, step_high=0.001, p_holm=0.2, published=0.98
+        ),
+        comparison.Row("five", after="four", step=-0.001, p_holm=0.2, published=0.5, distorted=0.5),
     ]
-    (said,) = comparison.published_steps(rows)
-    assert said == "three is published +0.0100 from two; here it is -0.0010 (p 0.2)."
-    assert comparison.published_steps(rows[:2]) == ["All 1 steps go the way of the published ones."]
+    assert comparison.published_steps(rows) == [
+        "Published steps confirmed here: two.",
+        "Contradicted: three (published +0.0100 from two, here -0.0010).",
+        "Neither confirmed nor contradicted: four (published -0.0100 from three, here -0.0010, 95% interval -0.0030 to "
+        "+0.0010).",
+    ]
     assert comparison.published_steps(rows[:1]) == []
+
+
+def test_the_table_marks_significant_steps():
+    rows = [
+        comparison.Row("a", step=0.01, step_low=0.005, step_high=0.015, p=0.001, p_holm=0.002),
+        comparison.Row("b", step=0.001, step_low=-0.001, step_high=0.003, p=0.03, p_holm=0.06),
+    ]
+    text = comparison.as_markdown(rows)
+    assert "| +0.0100 * | +0.0050 to +0.0150 | 0.001 | 0.002 |" in text
+    assert "| +0.0010 | -0.0010 to +0.0030 | 0.03 | 0.06 |" in text
 
 
 def test_folders_stand_for_their_recipes_in_order():

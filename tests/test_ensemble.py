@@ -5,6 +5,9 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ import run_pipeline
 from pipeline import digits, metrics, recipe
 from pipeline.models import load_weights
 from pipeline.settings import Split
-from pipeline.stages import fitting, members, workers
+from pipeline.stages import fitting, members
 from tests.conftest import SHORT, digits_28, write_tables
 from tests.test_train import fit
 
+ROOT = Path(__file__).parent.parent
 IMAGES, LABELS = digits_28(500)
 # Two folds, two seeds: four networks. In fp32, so that they can be compared with plain computations.
 FOUR = (*SHORT, "--set", "train.precision=fp32", "--set", "split.folds=2", "--set", "ensemble.seeds=2")
@@ -266,7 +270,7 @@ def test_an_ensemble_on_all_rows_of_two_models(finished, command):
         ("split.folds=1", "nothing would be left to train on"),
         ("ensemble.models=['no_cnn']", "ensemble.models is ['no_cnn']"),
         ("ensemble.models=['small_cnn', 'small_cnn']", "ensemble.models names one twice"),
-        ("estimate.seeds=3", "estimate.seeds wants estimate.rows"),
+        ("estimate.rows=0", "estimate.seeds requires estimate.rows"),
         ("split.folds=399", "split.folds is 399"),
         ("split.folds=60", "needs one for each fold"),
     ],
@@ -281,9 +285,38 @@ def test_folds_and_all_rows_exclude_each_other(command):
     assert run.code == 2 and "leave one out" in run.err
 
 
-def test_each_local_process_takes_a_gpu_of_its_own():
-    assert [workers._number(f"LokyProcess-{i}") for i in (1, 2, 7)] == [0, 1, 6]
-    assert workers._number("MainProcess") == 0
+HOLD = """
+import pathlib, sys, time
+from pipeline.stages import workers
+with workers.free_gpu(pathlib.Path(sys.argv[1]), 2) as number:
+    print(number, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_processes_take_different_gpus_also_after_one_was_killed(tmp_path):
+    """Of two GPUs, a process that is started anew takes the one that is free, whichever that is."""
+
+    def hold():
+        command = [sys.executable, "-c", HOLD, tmp_path]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        processes.append(process)
+        return int(process.stdout.readline())
+
+    processes = []
+    try:
+        assert [hold(), hold()] == [0, 1]
+        processes[1].kill()
+        processes[1].wait()
+        assert hold() == 1
+        processes[0].kill()
+        processes[0].wait()
+        assert hold() == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 def test_a_worker_whose_parent_is_gone_stops():

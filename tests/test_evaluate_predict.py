@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import run_pipeline
-from pipeline import artifacts, inference, metrics
+from pipeline import artifacts, inference, metrics, recipe
 from pipeline.models import MODELS, load_weights, save_weights
 from pipeline.settings import Model, Predict
 from tests.conftest import SHORT, digits_28, forge
@@ -92,7 +92,7 @@ def test_submission_is_ordered_and_is_what_the_network_says(command, finished):
     assert receipt["sha256"]["weights.safetensors"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     train = (finished / "data/raw/train.csv").read_bytes()
     assert receipt["sha256"]["data"]["train.csv"] == hashlib.sha256(train).hexdigest()
-    assert receipt["source"] == "files" and receipt["can_be_submitted"] and receipt["test_score"] is None
+    assert receipt["source"] == "files" and receipt["test_score"] is None
     validation = receipt["validation"]
     right = round(validation["accuracy"] * 100)
     assert receipt["expected_score"]["interval_95"] == list(metrics.expected_score(right, 100, 100))
@@ -100,7 +100,10 @@ def test_submission_is_ordered_and_is_what_the_network_says(command, finished):
     said = run.lines()
     assert f"validation accuracy {validation['accuracy']:.4f} (95% interval" in run.out
     assert any(line.startswith("submission: ") and line.endswith("submission.csv (100 rows)") for line in said)
-    assert said[-1].startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
+    # After quick, the next useful step is named last, with the recorded estimates.
+    more = [f"{recipe.load(name).estimate.accuracy:.4f}" for name in ("standard", "best")]
+    assert said[-1].startswith("next: --recipe standard ") and all(one in said[-1] for one in more)
+    assert "--stage inspect" in said[-1]
 
 
 def test_the_same_bytes_again(command, finished):
@@ -121,9 +124,11 @@ def test_a_source_with_test_labels_is_scored_by_predict_alone(command, tmp_path)
     receipt = json.loads((folder / "submission.json").read_text())
     assert receipt["test_score"] == score and f"have: {score:.4f}" in run.out.replace("source has", "have")
     assert "kaggle competitions submit" not in run.out
+    # How to get real data comes last, and nothing is said of larger recipes before.
+    assert "next:" not in run.out and "or give --data PATH, or set up Kaggle's API" in run.lines()[-2]
     # Other answers change nothing but the score.
     before = (folder / "submission.csv").read_bytes()
-    wrong = "ImageId,Label\n" + "".join(f"{i},0\n" for i in range(1, 451))
+    wrong = "ImageId,Label\n" + "".join(f"{i},0\n" for i in range(1, 1251))
     (tmp_path / "data/raw/test_labels.csv").write_text(wrong)
     forged = {"test_labels.csv": hashlib.sha256(wrong.encode()).hexdigest()}
     forge(tmp_path / "data/raw", lambda manifest: manifest["outputs"].update(forged))

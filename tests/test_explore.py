@@ -183,3 +183,10 @@ def test_the_same_data_give_the_same_pictures(command, explored):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
     assert command("--stage", "explore", *WORDS, "--workspace", workspace).code == 0
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
+
+
+@pytest.mark.parametrize(("rows", "code"), [(1, 2), (9, 2), (10, 0)])
+def test_too_few_rows_for_tsne_are_refused(command, finished, rows, code):
+    run = command("--stage", "explore", *SHORT, "--set", f"explore.rows={rows}", "--workspace", finished)
+    assert run.code == code and run.err.count("\n") == (code > 0)
+    assert not code or "explore.rows is less than 10" in run.err

@@ -163,6 +163,7 @@ OTHERS = {
     "estimate.deviation": "0.5",
     "estimate.seeds": "0",
     "estimate.rows": "7",
+    "estimate.training_rows": "7",
     "estimate.date": '"1999-01-01"',
     "estimate.data": '"x"',
     "estimate.settings": '"x"',

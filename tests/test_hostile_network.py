@@ -125,12 +125,12 @@ SUBMITTING = [
 
 
 @pytest.mark.parametrize(("where", "fault"), SUBMITTING)
-def test_a_submission_that_goes_wrong_is_sent_once_in_the_end(kaggle, command, finished, monkeypatch, where, fault):
+def test_a_submission_that_goes_wrong_is_sent_once_in_the_end(kaggle, command, sendable, monkeypatch, where, fault):
     from pipeline.stages import submit
 
     monkeypatch.setattr(submit, "POLL", 0.1)
-    words = ("--stage", "submit", *SHORT, "--workspace", finished, "--debug")
-    before = (finished / "submissions/quick/submission.csv").read_bytes()
+    words = ("--stage", "submit", *SHORT, "--workspace", sendable, "--debug")
+    before = (sendable / "submissions/quick/submission.csv").read_bytes()
     kaggle.fail[where], kaggle.fail_times[where] = fault, 3
     began = time.monotonic()
     run = command(*words)
@@ -138,10 +138,10 @@ def test_a_submission_that_goes_wrong_is_sent_once_in_the_end(kaggle, command, f
     assert run.code in (0, 1, 2), run.err
     if run.code:
         assert run.err.splitlines()[-1].startswith("error: ")
-    no_key(run, finished)
+    no_key(run, sendable)
     assert len(kaggle.submissions) <= 1
     kaggle.fail.clear()
     assert command(*words).code == 0
     assert len(kaggle.submissions) == 1
-    assert (finished / "submissions/quick/submission.csv").read_bytes() == before
-    no_key(run, finished)
+    assert (sendable / "submissions/quick/submission.csv").read_bytes() == before
+    no_key(run, sendable)

@@ -109,7 +109,9 @@ def test_cases_are_right_and_wrong_and_looked_at_for_their_answers(spied):
     answers = network(as_input(shown)).argmax(1).numpy()
     assert numbers["accuracy"] == np.mean(answers[rows] == labels[rows])
     groups = calls["looks"][0]
-    assert len(groups["wrong"]) == 10 and {len(case) for group in groups.values() for case in group} == {4}
+    assert len(groups["wrong"]) == min(10, np.sum(answers[rows] != labels[rows])) > 0 and {
+        len(case) for group in groups.values() for case in group
+    } == {4}
     right = {int(digit) for digit in np.unique(labels[rows][answers[rows] == labels[rows]])}
     assert {int(re.search(r"label (\d)", words)[1]) for _, words, _, _ in groups["right"]} == right
     for name, group in groups.items():

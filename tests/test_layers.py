@@ -1,6 +1,7 @@
 """Networks spelled out in a recipe, their pixels, and the settings of training that the ladders brought."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -90,6 +91,26 @@ def test_layers_that_do_not_fit_are_one_line(command, tmp_path, layers, words):
     given = ("--set", "model.name=layers", "--set", f"model.layers={layers}".replace("'", '"'))
     run = command("--stage", "all", "--recipe", "ladder/lenet", "--data", "sample", *given, "--workspace", tmp_path)
     assert run.code == 2 and words in run.err and run.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "fits"),
+    [
+        (["dense 5", "batch_norm"], False),
+        (["conv 4 5x5", "global_pool", "batch_norm"], False),
+        (["conv 4 5x5", "batch_norm"], True),
+        (["dense 5", "dropout"], True),
+    ],
+)
+def test_batches_of_one_row_where_batch_norm_cannot_measure_them(command, finished, layers, fits):
+    given = ("--set", "train.batch=1", "--set", "model.name=layers", "--set", f"model.layers={json.dumps(layers)}")
+    short = ("--set", "train.epochs=1", "--set", "train.focus=1.0", "--workspace", finished)
+    run = command("--stage", "train", "--recipe", "ladder/lenet", *given, *short)
+    assert (run.code, run.err.count("\n")) == ((0, 0) if fits else (2, 1)), run.err
+    assert fits or "train.batch is 1" in run.err
+    if not fits:
+        run = command("--stage", "compare", "--recipe", "ladder/lenet", *given, *short, "--seeds", "1")
+        assert run.code == 2 and "ladder/lenet: train.batch is 1" in run.err
 
 
 @pytest.mark.parametrize("text", ["conv 32", "conv 32 3", "conv 0 3x3", "dense", "Relu", "relu 3", "max_pool 1", "x"])

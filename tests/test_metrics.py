@@ -64,6 +64,65 @@ def test_expected_score_covers_95_of_100():
     assert 0.94 < np.mean(inside) < 0.96
 
 
+def test_a_record_alone_by_hand():
+    """Five seeds of 10,500 of 42,000 rows: the m of a row is binomial, with the sum of squares over the sum of 2."""
+    variance = metrics.record_variance(10_500, 5, 42_000)
+    assert variance == pytest.approx((0.75 * 2 + 0.25) / 52_500)
+    assert metrics.record_variance(42_000, 1, 42_000) == pytest.approx(1 / 42_000)
+    low, high = metrics.recorded_score((0.996, variance, True), 28_000, 70_000)
+    half = 1.96 * math.sqrt(0.996 * 0.004 * (variance + 1 / 28_000))
+    assert (low, high) == pytest.approx((0.996 - half, 0.996 + half), abs=1e-7)
+
+
+def test_weights_of_own_and_recorded_accuracy():
+    """Independent measurements are weighted by inverse variance; rows that both measured count once."""
+    own, variance = (0.99, 10_500), 1 / 31_500
+    estimate, (low, high), weight = metrics.combined_score(own, (0.996, variance, True), 28_000, 1e15, 1e15)
+    assert weight == pytest.approx(0.25) and estimate == pytest.approx(0.25 * 0.99 + 0.75 * 0.996)
+    half = 1.96 * math.sqrt(estimate * (1 - estimate) * (1 / 42_000 + 1 / 28_000))
+    assert (low, high) == pytest.approx((estimate - half, estimate + half), abs=1e-7)
+    # The same rows, all of them in the record: the run's own say less than they would by themselves.
+    shared = metrics.combined_score(own, (0.996, 1 / 42_000, True), 28_000, 42_000, 70_000)[2]
+    assert 0 < shared < 1 / 42_000 / (1 / 42_000 + 1 / 10_500)
+
+
+def test_a_record_of_other_digits_is_told_by_its_distance():
+    record = (0.996, metrics.record_variance(10_500, 5, 42_000), False)
+    assert not metrics.contradicts((0.9942, 10_500), record, 42_000, 70_000)
+    assert metrics.contradicts((0.97, 10_500), record, 42_000, 70_000)
+    assert metrics.contradicts((0.0, 100), record, 42_000, 70_000)
+
+
+@pytest.mark.parametrize("correlation", [0.6, 0.75, 0.9])
+@pytest.mark.parametrize("basis", ["own", "record", "both"])
+@pytest.mark.parametrize("same_rows", [True, False])
+def test_expected_scores_cover_95_of_100(correlation, basis, same_rows, scale=20, runs=1500):
+    """The competition in small: 70,000 / scale digits, each with its own probability of an error, are drawn into train
+    and test; a recipe's record is measured on the same train rows, or on those of another draw.
+    """
+    total, held, test_rows = 42_000 // scale, 10_500 // scale, 28_000 // scale
+    population, chance, inside = total + test_rows, np.random.default_rng(0), 0
+    spread = 1 / correlation - 1  # a beta distribution gives two networks' errors on a row this correlation
+    for _ in range(runs):
+        difficulty = chance.beta(0.05 * spread, 0.95 * spread, population)
+        order = chance.permutation(population)
+        train, test = order[:total], order[total:]
+        right = chance.random(population) >= difficulty
+        measured_on = train if same_rows else chance.permutation(population)[:total]
+        seeds = [chance.permutation(measured_on)[:held] for _ in range(5)]
+        accuracies = [np.mean(chance.random(held) >= difficulty[rows]) for rows in seeds]
+        own = float(right[train[:held]].mean()), held
+        record = float(np.mean(accuracies)), metrics.record_variance(held, 5, total), same_rows
+        if basis == "own":
+            low, high = metrics.expected_score(own[0] * held, held, test_rows)
+        elif basis == "record":
+            low, high = metrics.recorded_score(record, test_rows, population)
+        else:
+            _, (low, high), _ = metrics.combined_score(own, record, test_rows, total, population)
+        inside += low <= right[test].mean() <= high
+    assert 0.93 <= inside / runs <= 0.97
+
+
 def test_errors_and_doubts_are_ordered():
     rows = np.concatenate([probabilities(1, sure=s) for s in (0.6, 0.99, 0.8, 0.7)])
     labels = np.array([2, 2, 1, 2])

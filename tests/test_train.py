@@ -54,6 +54,7 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.usefixtures("as_on_many_rows")
 @pytest.mark.parametrize("model", [SMALL, Model("dropout_cnn", 0.0)], ids=lambda model: model.name)
 def test_against_a_plain_loop(model):
     """The same network, order and steps written out, without parts, autocast or channels last."""
@@ -218,6 +219,7 @@ WITH = {
 ELSEWHERE = {"fit_all", "deterministic", "record"}  # tests/test_training_ways.py and tests/test_recording.py
 
 
+@pytest.mark.usefixtures("as_on_many_rows")
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Train) if field.name not in ELSEWHERE])
 def test_every_setting_counts(name):
     # A decay of 0 is the same in adam and adamw; and the best epoch must not be the last.
@@ -253,6 +255,7 @@ def test_validation_rows_never_reach_training():
     assert [row["validation_loss"] for row in whole[1]] != [row["validation_loss"] for row in poisoned[1]]
 
 
+@pytest.mark.usefixtures("as_on_many_rows")
 def test_the_last_partial_batch_counts(monkeypatch):
     seen = []
     monkeypatch.setattr(training, "random_affine", lambda images, affine: seen.append(len(images)) or images)

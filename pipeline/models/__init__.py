@@ -9,7 +9,7 @@ import torch
 from pipeline.models.batch_norm_cnns import MediumCNN, SmallCNN
 from pipeline.models.dropout_cnn import DropoutCNN
 from pipeline.models.layers import Layers, Pixels
-from pipeline.settings import Model
+from pipeline.settings import Model, RecipeError
 
 MODELS = {"dropout_cnn": DropoutCNN, "small_cnn": SmallCNN, "medium_cnn": MediumCNN, "layers": Layers}
 
@@ -26,6 +26,21 @@ def make(settings: Model, images=None):
     if settings.pixels == "standardised" and images is not None:
         pixels.measure(images)
     return torch.nn.Sequential(pixels, network)
+
+
+def require_trainable(settings: Model, batch):
+    """Build the network without memory. Raises RecipeError if its layers do not fit or cannot train on `batch` rows."""
+    with torch.device("meta"):
+        network = make(settings)
+        if batch > 1:
+            return network
+        try:
+            network.train()(torch.zeros(batch, 1, 28, 28))
+        except ValueError:  # PyTorch's "Expected more than 1 value per channel when training"
+            raise RecipeError(
+                "train.batch is 1, but batch normalization after a dense layer or a global pool requires at least 2"
+            ) from None
+    return network
 
 
 def save_weights(tensors, about):

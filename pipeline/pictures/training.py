@@ -50,7 +50,7 @@ def curves(histories, keep):
     highest = 0
     for number, history in enumerate(histories):
         epochs = [row["epoch"] for row in history]
-        training, validation = ("training", "validation") if number == 0 else (None, None)  # once in the legend
+        training, validation = ("training", _validation_label(history)) if number == 0 else (None, None)
         loss.plot(epochs, [row["train_loss"] for row in history], color=SECOND, label=training, **style)
         for error in rest:
             loss.plot(epochs, [row["validation_loss"] for row in history], color=FIRST, label=validation, **style)
@@ -74,6 +74,14 @@ def curves(histories, keep):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     return as_png(figure)
+
+
+def _validation_label(history):
+    """The legend's entry, which says from which epoch on the averaged weights were validated, if not always."""
+    averaged = [row["epoch"] for row in history if row.get("averaged_weights")]
+    if len(averaged) == len(history) or "averaged_weights" not in history[0]:
+        return "validation"
+    return f"validation (averaged weights from epoch {averaged[0]})" if averaged else "validation (before averaging)"
 
 
 def confusion(counts):

@@ -57,7 +57,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            version=1,
+            version=2,
             folder=lambda recipe: f"data/runs/{recipe.name}/evaluate",
             reads=("estimate", *ACCURACY),
             needs={

@@ -33,7 +33,7 @@ def run(job):
     else:
         whole = [name for name, path in zip(names, held_out, strict=True) if path is None]
         why = f"{', '.join(whole)} was trained on all rows, so none is held out of all"
-        evaluated = {"rows": 0, "accuracy": None, "estimate": None, "why_none": why, "why_no_estimate": why}
+        evaluated = {"rows": 0, "accuracy": None, "why_none": why, "why_no_record": why}
     hashes = {
         kind: hashlib.sha256("".join(job.key["inputs"][f"{name}/{file}"] for name in names).encode()).hexdigest()
         for kind, file in (("recipe", "metrics.json"), ("weights", "probabilities.npy"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import artifacts, recipe
 from pipeline.settings import RecipeError
-from pipeline.stages import STAGES, engine, members
+from pipeline.stages import STAGES, comparing, engine, members
 
 
 def recipes_with_runs(workspace):
@@ -13,7 +13,7 @@ def recipes_with_runs(workspace):
     runs = workspace / "data" / "runs"
     found = {}
     for context in sorted(
-        [*runs.rglob(f"train/{artifacts.CONTEXT}"), *runs.rglob(f"train.partial/{artifacts.CONTEXT}")]
+        path for folder in ("train", "train.partial", "seed*") for path in runs.rglob(f"{folder}/{artifacts.CONTEXT}")
     ):
         file = (artifacts.read_json(context) or {}).get("recipe_file")
         name = context.parent.parent.relative_to(runs).as_posix()
@@ -22,7 +22,7 @@ def recipes_with_runs(workspace):
 
 
 def unused(workspace, assignments):
-    """Folders and files that `--clean` removes, in order; no run, finished or interrupted, and no submission."""
+    """Folders and files that `--clean` removes, in order: no finished run, none that can resume, no submission."""
     used = set()
     for name in {*recipe.names(), *recipes_with_runs(workspace)}:
         for given in ((), assignments):
@@ -45,8 +45,8 @@ def unused(workspace, assignments):
         folders = (artifacts.read_json(path) or {}).get("folders", ())
         used |= {data / "members" / f"{one}{end}" for one in folders for end in ("", ".partial", ".lock")}
     resumable = {f"{name}.partial" for name, stage in STAGES.items() if stage.resumes}
-    # Of `compare`, which goes on with what it finds.
-    used |= {path for path in (data / "runs").rglob("seed*.partial") if (path / artifacts.STARTED).exists()}
+    compared = (data / "runs").rglob("seed*.partial")
+    used |= {path for path in compared if comparing.resumable(workspace, path, assignments)}
     left = sorted({path for path in (*cached, *stopped, *halves) if path not in used and path.name not in resumable})
     return [path for path in left if not any(Path(parent) in left for parent in path.parents)]
 

@@ -38,7 +38,10 @@ def run(base, runs, failed, ensemble, folder, say):
         before, after = rights.get(one.after), rights.get(one.name)
         if before and after and before[0] == after[0]:
             row = next(row for row in rows if row.recipe == one.name)
-            row.after, (row.step, row.p) = one.after, comparison.step(before[1], after[1])
+            step = comparison.step(before[1], after[1])
+            row.after, row.step, row.step_low, row.step_high = one.after, step.difference, step.low, step.high
+            row.p = step.p
+    comparison.adjust(rows)
     for row in rows:
         say(f"compare: {row.recipe}: {_shown(row)}")
     about = [f"Measured on {words}: {', '.join(names) if len(where) > 1 else 'all'}." for words, names in where.items()]
@@ -154,8 +157,10 @@ def leave(place, rows, series, about):
 
 NOTES = (
     "Accuracy: the mean over seeds, each with the epoch that its recipe keeps, without shifted copies of the images, "
-    "and the standard deviation over seeds. A step is the accuracy less that of the recipe that it is a change of; its "
-    "p value is that of Student's t-test over the rows of the share of seeds that are right.",
-    "Seconds are of training and of the validation after each epoch, several networks side by side: compare them with "
-    "each other alone.",
+    "and the standard deviation over seeds.",
+    "Step: the accuracy minus that of the recipe that it is a change of. Its p-value is that of Welch's t-test over "
+    f"seeds on these rows; * marks a p-value below {comparison.SIGNIFICANT} after Holm's correction over the steps of "
+    "this table. The 95% interval is wider than the test: it covers new seeds and new rows.",
+    "Seconds: training and validation after each epoch, with several networks trained side by side. Compare them only "
+    "with each other.",
 )

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 import time
 import warnings
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pipeline.stages.engine import StageError, digest
 BEFORE = ("download", "prepare", "augment")  # what a run needs, which recipes share
 RUN, ANSWERS = "compared", "answers.npy"
 TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
-SEEDS = 3
+SEEDS = 5
 LONGEST = 80  # characters of a comparison's name
 
 
@@ -48,8 +49,13 @@ class Run:
         return engine.Call(_stages(own), self.workspace, own, device=self.device, **about)
 
     def state(self):
+        """("fresh" | "stale" | "missing", why)"""
         call = self.call()
-        return engine.state(call, call.stages[RUN])[0]
+        return engine.state(call, call.stages[RUN])
+
+    def can_resume(self):
+        call = self.call()
+        return engine.can_resume(call, call.stages[RUN])
 
 
 def _stages(one):
@@ -91,16 +97,13 @@ def suffixes(chosen):
 
 def require_networks(chosen):
     """Raise RecipeError where a recipe's layers do not fit each other: better now than after hours of training."""
-    import torch
-
-    from pipeline.models import make
+    from pipeline.models import require_trainable
 
     for one in chosen:
-        with torch.device("meta"):
-            try:
-                make(one.model)
-            except RecipeError as error:
-                raise RecipeError(f"{one.name}: {error}") from None
+        try:
+            require_trainable(one.model, one.train.batch)
+        except RecipeError as error:
+            raise RecipeError(f"{one.name}: {error}") from None
 
 
 def as_trained(one, test_labels):
@@ -115,6 +118,48 @@ def has_test_labels(call):
     """Whether what `download` published has them."""
     manifest, _ = artifacts.read_manifest(call.place(STAGES["download"]))
     return bool(manifest) and sources.TEST_LABELS in manifest["outputs"]
+
+
+FOLDER = re.compile(r"seed(\d+)(-[0-9a-f]{12})?(?:\.partial)?")  # a run's, below data/runs/<recipe>/
+
+
+def status(call):
+    """A line for each run of the call's recipe that a comparison left, with these settings."""
+    chosen, others = as_trained(call.recipe, has_test_labels(call)), set()
+    suffix, seeds = suffixes([call.recipe])[call.recipe.name], set()
+    for path in (call.workspace / "data/runs" / chosen.name).glob("seed*"):
+        if path.is_dir() and (match := FOLDER.fullmatch(path.name)):
+            if (match[2] or "") == suffix:
+                seeds.add(int(match[1]))
+            else:
+                others.add(path.name.removesuffix(".partial"))
+    for seed in sorted(seeds):
+        how, why = Run(chosen, seed, suffix, call.workspace, call.device).state()
+        yield f"{f'seed {seed}':<10}{how:<9}{why}".rstrip()
+    if others:
+        runs = "run of a comparison has" if len(others) == 1 else "runs of comparisons have"
+        yield f"{len(others)} more {runs} other settings (--set)"
+
+
+def resumable(workspace, path, assignments):
+    """Whether a comparison with some recipe's settings, plain or with `assignments`, would resume the run in `path`."""
+    started, match = artifacts.read_json(path / artifacts.STARTED), FOLDER.fullmatch(path.name)
+    if not started or not match:
+        return False
+    context = artifacts.read_json(path / artifacts.CONTEXT) or {}
+    name = context.get("recipe_file") or path.parent.relative_to(workspace / "data/runs").as_posix()
+    for given in ((), assignments):
+        try:
+            one = recipe.load(name, given)
+            suffix = suffixes([one])[one.name]
+            for fit_all in (True, False):
+                chosen = dataclasses.replace(one, train=dataclasses.replace(one.train, fit_all=fit_all))
+                run = Run(chosen, int(match[1]), suffix, workspace, "cpu")
+                if artifacts.beside(run.place)[0] == path and run.can_resume():
+                    return True
+        except (RecipeError, KeyError, TypeError, AttributeError):  # a recipe that is gone, a file that is damaged
+            continue
+    return False
 
 
 def title(names, assignments):
@@ -156,7 +201,7 @@ def train(runs, force, say, log):
 
     for run in runs:
         artifacts.restore(run.place)
-    todo = [run for run in runs if force or run.state() != "fresh"]
+    todo = [run for run in runs if force or run.state()[0] != "fresh"]
     if len(todo) < len(runs):
         say(f"compare: {len(runs) - len(todo)} of {len(runs)} runs are there")
     failed = {}
@@ -191,7 +236,7 @@ def _train(run, force, log, parent):
         # One whose parent was killed may be on its way out.
         lock.acquire({"stage": RUN, "since": time.strftime("%Y-%m-%d %H:%M:%S")}, wait=True)
         stack.callback(lock.release)
-        stack.enter_context(workers.settled(run.device, run.recipe.ensemble.threads))
+        stack.enter_context(workers.settled(run.device, run.recipe.ensemble.threads, run.workspace / "data"))
         try:
             engine.run_stage(call, call.stages[RUN])
         except FloatingPointError as error:  # a learning rate that was too large is a result too

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline import artifacts, competition, sources
 
-SPACE = {"sample": 8 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes: of 4, 16 and 130 MB
+SPACE = {"sample": 16 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes: of 9, 16 and 130 MB
 
 
 def space(job):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import artifacts, inference, metrics
+from pipeline import artifacts, competition, inference, metrics
 from pipeline.models import load_weights
 from pipeline.pictures import training as pictures
 from pipeline.stages.engine import accuracy_hash
@@ -24,18 +24,19 @@ def run(job):
     networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
     measured_with = {"data": _data_hash(job), "settings": accuracy_hash(job.settings)}
     abouts = [about for _, about in networks]
+    folds = np.load(job.paths["prepare/folds.npy"]) if "prepare/folds.npy" in job.paths else None
+    record, why = _recorded(job, measured_with, _training_rows(job, abouts, folds))
+    recorded = {"record": record, "why_no_record": why, "measured_with": measured_with}
     if abouts[0]["fit_all"]:
-        estimate, why = _recorded(job.settings.estimate, measured_with)
         reason = "trained on all rows (train.fit_all): nothing is left to evaluate on"
-        numbers = {"rows": 0, "accuracy": None, "why_none": reason, "estimate": estimate, "why_no_estimate": why}
-        artifacts.write_json(job.folder / "metrics.json", {**numbers, "measured_with": measured_with})
+        numbers = {"rows": 0, "accuracy": None, "why_none": reason}
+        artifacts.write_json(job.folder / "metrics.json", numbers | recorded)
         job.call.say(f"evaluate: {reason}")
         return numbers
 
     rows = np.load(job.paths["prepare/validation_rows.npy"])
     images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
     labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
-    folds = np.load(job.paths["prepare/folds.npy"]) if "prepare/folds.npy" in job.paths else None
     probabilities, accuracies = _held_out(job, networks, images, labels, folds)
     predicted = probabilities.argmax(1)
     counts = metrics.confusion(predicted, labels)
@@ -50,7 +51,7 @@ def run(job):
         "kept_epoch": abouts[0]["epoch"] if len(abouts) == 1 else [about["epoch"] for about in abouts],
         "chosen_on_these_rows": any(about["keep"] == "best" for about in abouts),
         "rests_on": _rests_on(abouts, len(rows), folds),
-        "measured_with": measured_with,
+        **recorded,
     }
     if len(networks) > 1:
         numbers["networks"] = len(networks)
@@ -126,11 +127,28 @@ def _data_hash(job):
     return hashlib.sha256("".join(job.key["inputs"][name] for name in names).encode()).hexdigest()
 
 
-def _recorded(estimate, measured_with):
-    """The recipe's recorded estimate and "", or None and why it does not hold here."""
+def _training_rows(job, abouts, folds):
+    """The rows of train.csv that each network was trained on; the fewest, where folds differ in size."""
+    sizes = job.manifests["prepare"]["numbers"]
+    if abouts[0]["fit_all"]:
+        return sizes["train_rows"]
+    return sizes["training_rows"] if folds is None else len(folds) - int(np.bincount(folds).max())
+
+
+def _recorded(job, measured_with, training_rows):
+    """The recipe's recorded estimate, with whether it was measured on these very data, and "", or None and why not."""
+    estimate, sizes = job.settings.estimate, job.manifests["prepare"]["numbers"]
     if not estimate.seeds:
         return None, "the recipe records none"
-    for what, here in measured_with.items():
-        if getattr(estimate, what) != here:
-            return None, f"the recipe's was measured with other {what}"
-    return {name: getattr(estimate, name) for name in ("accuracy", "deviation", "seeds", "rows", "date")}, ""
+    if estimate.settings != measured_with["settings"]:
+        return None, "the recipe's was measured with other settings"
+    if (sizes["train_rows"], sizes["test_rows"]) != (competition.TRAIN_ROWS, competition.TEST_ROWS):
+        return None, (
+            f"the recipe's is for tables of {competition.TRAIN_ROWS:,} and {competition.TEST_ROWS:,} rows, not of "
+            f"{sizes['train_rows']:,} and {sizes['test_rows']:,}"
+        )
+    if training_rows < estimate.training_rows:
+        return None, f"the recipe's was measured after training on {estimate.training_rows:,} rows or more"
+    names = ("accuracy", "deviation", "seeds", "rows", "training_rows", "date")
+    same = estimate.data == measured_with["data"]
+    return {name: getattr(estimate, name) for name in names} | {"same_data": same}, ""

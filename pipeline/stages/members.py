@@ -197,7 +197,8 @@ def _fit(task, folder, images, labels, held):
         artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
 
     device = engine.choose_device(task.device)
-    with workers.settled(device, task.threads):
+    locks = None if _dask_worker() else Path(task.folder).parents[1]  # a Dask worker is given its GPU from outside
+    with workers.settled(device, task.threads, locks):
         train, validation = _parts(task.fold, images, labels, held)
         fitted = fitting.fit(
             folder, task.key, train, validation, task.model, task.train, task.affine, device, note, note,

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
-from pipeline import artifacts, digits, metrics, sources
+from pipeline import artifacts, competition, digits, metrics, sources
 
 
 def leave(job, probabilities, evaluated, recipe, weights):
@@ -27,11 +27,11 @@ def leave(job, probabilities, evaluated, recipe, weights):
 
     source = job.manifests["download"]["numbers"]["source"]
     digest = hashlib.sha256(content).hexdigest()
-    basis = _basis(evaluated)
+    expected = expected_score(evaluated, len(labels))
     receipt = {
         "recipe": job.call.recipe.name,
         "source": source,
-        "can_be_submitted": source in sources.COMPETITION,
+        "can_be_submitted": source in sources.COMPETITION and len(labels) == competition.TEST_ROWS,
         "rows": len(labels),
         "sha256": {
             "submission.csv": digest,
@@ -43,13 +43,8 @@ def leave(job, probabilities, evaluated, recipe, weights):
             name: evaluated.get(name)
             for name in ("accuracy", "interval_95", "rows", "chosen_on_these_rows", "rests_on", "why_none")
         },
-        "expected_score": basis
-        and {
-            "estimate": basis["accuracy"],
-            "interval_95": metrics.expected_score(basis["right"], basis["rows"], len(labels)),
-            "rests_on": basis["rests_on"],
-        },
-        "why_no_expected_score": evaluated.get("why_no_estimate", ""),
+        "expected_score": expected,
+        "why_no_expected_score": "" if expected else evaluated["why_no_record"],
         "test_score": None,
         "commit": job.context["commit"],
         "versions": job.context["versions"],
@@ -67,16 +62,46 @@ def leave(job, probabilities, evaluated, recipe, weights):
     artifacts.write_json(job.folder / "submission.json", receipt)
 
 
-def _basis(evaluated):
-    """What the expected score rests on: accuracy, right answers of so many rows, and in words; None for nothing."""
+def expected_score(evaluated, test_rows):
+    """The accuracy to expect on `test_rows` new rows, its 95% prediction interval, and what both rest on; or None.
+
+    evaluated: the content of `metrics.json`: the run's own measurement, the recipe's record, or both.
+    """
+    own = record = None
+    total, population = competition.TRAIN_ROWS, competition.DIGITS
     if evaluated["rows"]:
+        own = evaluated["accuracy"], evaluated["rows"]
         chosen = "; the epoch was chosen on these rows too" if evaluated["chosen_on_these_rows"] else ""
-        return {**evaluated, "rests_on": evaluated["rests_on"] + chosen}
-    recorded = evaluated["estimate"]
-    return recorded and {
-        "accuracy": recorded["accuracy"],
-        "right": round(recorded["accuracy"] * recorded["rows"]),
-        "rows": recorded["rows"],
-        "rests_on": f"the recipe's record of {recorded['date']}: mean of {recorded['seeds']} seeds, deviation "
-        f"{recorded['deviation']:.4f}, {recorded['rows']:,} rows held out of each training",
-    }
+        rests_on = evaluated["rests_on"] + chosen
+    if recorded := evaluated.get("record"):
+        variance = metrics.record_variance(recorded["rows"], recorded["seeds"], total)
+        record = recorded["accuracy"], variance, recorded["same_data"]
+    if own and record and metrics.contradicts(own, record, total, population):
+        record = None
+        rests_on += "; the recipe's record is left out: it is more than four standard errors away"
+    if own and record:
+        accuracy, interval, weight = metrics.combined_score(own, record, test_rows, total, population)
+        rests_on = (
+            f"{rests_on} (weight {weight:.0%}), and on {_record_in_words(recorded)} (weight {1 - weight:.0%}); "
+            "rows that both share count once"
+        )
+    elif own:
+        accuracy, interval = own[0], metrics.expected_score(evaluated["right"], own[1], test_rows)
+    elif record:
+        accuracy, interval = record[0], metrics.recorded_score(record, test_rows, population)
+        rests_on = _record_in_words(recorded)
+    else:
+        return None
+    return {"estimate": accuracy, "interval_95": interval, "rests_on": rests_on}
+
+
+def _record_in_words(record):
+    """What the recipe's record is and where it was measured."""
+    how = (
+        f"mean of {record['seeds']} seeds, standard deviation {record['deviation']:.4f}, "
+        f"{record['rows']:,} rows held out of each training"
+        if record["seeds"] > 1
+        else f"{record['rows']:,} rows out of fold"
+    )
+    where = "on the same data" if record["same_data"] else "on another draw of the same digits"
+    return f"the recipe's record of {record['date']}: {record['accuracy']:.4f}, {how}, measured {where}"

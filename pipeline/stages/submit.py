@@ -28,6 +28,12 @@ def run(job):
     digest = artifacts.sha256(file)
     if digest != receipt["sha256"]["submission.csv"]:
         raise StageError(f"{file} was changed since its receipt was written: run --stage predict again")
+    rows = file.read_bytes().count(b"\n") - 1
+    if rows != competition.TEST_ROWS:
+        raise StageError(
+            f"{file} has {rows:,} rows, but the competition's test set has {competition.TEST_ROWS:,}: it was not made "
+            "from the competition's data and is not sent"
+        )
 
     before = [sent for sent in receipt["sent"] if sent["sha256"] == digest]
     scored = [sent for sent in before if sent["score"] is not None]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline import artifacts
-from pipeline.models import make, save_members, save_weights
+from pipeline.models import require_trainable, save_members, save_weights
 from pipeline.pictures import training as pictures
 from pipeline.recording import ROWS
 from pipeline.stages import comparing, fitting, members, tracking
@@ -21,8 +21,8 @@ def space(job):
     """Bytes that `run` writes at most: weights, and checkpoints of five times their size, old and new."""
     planned = members.plan(job.settings)
     names = [member.model for member in planned] or [job.settings.model.name]
-    with torch.device("meta"):
-        networks = [make(dataclasses.replace(job.settings.model, name=name)) for name in names]
+    batch = job.settings.train.batch
+    networks = [require_trainable(dataclasses.replace(job.settings.model, name=name), batch) for name in names]
     sizes = [4 * sum(part.numel() for part in network.parameters()) for network in networks]
     at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
     losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))

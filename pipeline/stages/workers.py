@@ -3,11 +3,12 @@
 import _thread
 import contextlib
 import functools
-import multiprocessing
 import os
 import signal
 import threading
 import time
+
+from pipeline import artifacts
 
 IDLE = 5  # seconds after which a process that has nothing to do ends
 busy = threading.Lock()  # held while something trains: torch's random numbers and threads are the process's
@@ -30,24 +31,46 @@ def options():
 
 
 @contextlib.contextmanager
-def settled(device, threads):
-    """Train within this on so many threads of the processor, or on a GPU of one's own."""
+def settled(device, threads, folder=None):
+    """Train within this on `threads` threads of the processor, or on a GPU that no other process uses.
+
+    folder: where the processes of this machine lock the GPUs; None: take the first GPU that is visible.
+    """
     import torch
 
     before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(threads)
-    elif device == "cuda":
-        torch.cuda.set_device(_number(multiprocessing.current_process().name) % torch.cuda.device_count())
+    with contextlib.ExitStack() as stack:
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        elif device == "cuda" and folder:
+            torch.cuda.set_device(stack.enter_context(free_gpu(folder, torch.cuda.device_count())))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def free_gpu(folder, count):
+    """The number of a GPU, of `count`, that no other process has locked in `folder`; waits until there is one.
+
+    A lock rather than the process's number: joblib replaces processes, and numbers the new ones anew. The lock of a
+    process that dies is released by the operating system.
+    """
+    while True:
+        for number in range(count):
+            lock = artifacts.Lock(folder / f".gpu{number}.lock")
+            with contextlib.suppress(artifacts.Held):
+                lock.acquire({"gpu": number})
+                break
+        else:
+            time.sleep(0.1)
+            continue
+        break
     try:
-        yield
+        yield number
     finally:
-        torch.set_num_threads(before)
-
-
-def _number(process):
-    """Which of joblib's local processes, so that each takes a GPU of its own; any other takes the first it sees."""
-    return int(process.rpartition("-")[2]) - 1 if process.startswith("LokyProcess-") else 0
+        lock.release()
 
 
 @functools.cache  # one thread a process
