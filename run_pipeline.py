@@ -45,7 +45,7 @@ def parse(words):
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE.toml",
-        help="default: dropout_cnn where CUDA is, quick where not; a,b,c with predict or submit: their blend, "
+        help="default: dropout_cnn on CUDA, quick on other devices; a,b,c with predict or submit: their blend, "
         "with compare: those recipes; the name of a folder of recipes: each of them",
     )
     parser.add_argument(
@@ -149,7 +149,7 @@ def show_status(arguments):
                 if stage.by_name and how == "missing" and not why:
                     continue
                 print(f"  {stage.name:<10}{how:<9}{why}".rstrip())
-        for line in () if blended else comparing.status(call):
+        for line in () if blended else comparing.status(call, known):
             print(f"  {line}")
     return 0
 
@@ -207,7 +207,7 @@ def run(arguments):
 
 
 def _default_recipe(arguments):
-    """The recipe where --recipe names none: it depends on the device that the run will use."""
+    """The default recipe if --recipe is not given: it depends on the device that the run will use."""
     if arguments.stage == "download":  # the same for every recipe; asking for the device would import PyTorch
         return "quick"
     return "dropout_cnn" if engine.choose_device(arguments.device) == "cuda" else "quick"
@@ -272,6 +272,8 @@ def _options(arguments, name):
         options += ["--data", arguments.data]
     for assignment in arguments.set:
         options += ["--set", assignment]
+    if arguments.device != "auto":  # it also selects the default recipe
+        options += ["--device", arguments.device]
     return {
         "named": name if arguments.recipe else "",
         "options": "".join(f" {shlex.quote(word)}" for word in options),

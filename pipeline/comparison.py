@@ -76,7 +76,8 @@ def step(before, after):
     difference = float(after.mean() - before.mean())
     if min(len(before), len(after)) < 2:
         return Step(difference)
-    seeds = [right.mean(1).var(ddof=1) / len(right) for right in (before, after)]
+    counts = [right.sum(1) for right in (before, after)]  # integers, so that equal seeds have no variance at all
+    seeds = [count.var(ddof=1) / before.shape[1] ** 2 / len(count) for count in counts]
     by_row = (after.mean(0) - before.mean(0)).var(ddof=1)
     from_seeds = sum(right.var(0, ddof=1).mean() / len(right) for right in (before, after))
     rows = before.shape[1]
@@ -89,7 +90,7 @@ def step(before, after):
     if any(seeds):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the seeds of one recipe may all be equal
-            p = float(scipy.stats.ttest_ind(after.sum(1), before.sum(1), equal_var=False).pvalue)
+            p = float(scipy.stats.ttest_ind(counts[1], counts[0], equal_var=False).pvalue)
     return Step(difference, difference - half, difference + half, p)
 
 
@@ -137,10 +138,11 @@ def published_steps(rows):
             continue
         theirs = row.published - before.published
         interval = "" if row.step_low is None else f", 95% interval {row.step_low:+.4f} to {row.step_high:+.4f}"
-        text = f"{row.recipe} (published {theirs:+.4f} from {before.recipe}, here {row.step:+.4f}{interval})"
-        if not row.significant:
+        text = f"{row.recipe} (published: {theirs:+.4f} over {before.recipe}; here: {row.step:+.4f}{interval})"
+        # The published figures are of other rows: the interval, which covers new rows, must exclude 0 as well.
+        if not row.significant or row.step_low <= 0 <= row.step_high:
             undecided.append(text)
-        elif theirs * row.step > 0:
+        elif theirs * row.step >= 0:
             confirmed.append(row.recipe)
         else:
             contradicted.append(text)

@@ -117,7 +117,7 @@ def _contradictions(values):
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for one network, not for an ensemble (split.folds, ensemble)"
     if 0 < SECTIONS["explore"](**values["explore"]).rows < 10:
-        yield "explore.rows is less than 10: t-SNE requires 10 rows or more (0 for all rows)"
+        yield "explore.rows must be 0 (all rows) or at least 10, which t-SNE requires"
     models = ensemble.models or (model.name,)
     if train.schedule == "steps" and not train.steps:
         yield "train.schedule is steps, and train.steps names none"

@@ -102,7 +102,8 @@ class Train:
     seed: int = setting(0, low=0, high=2**63 - 1)
     epochs: int = setting(150, low=1, high=10**6)
     batch: int = setting(4096, low=1, high=10**6)
-    # "muon" takes the weights of the inner convolutions, at `muon_rate`, and leaves the rest to adamw.
+    # "muon" updates the weights of all convolutions but the first, at `muon_rate`, and adamw the rest (everything, in a
+    # network with fewer than two convolutions).
     optimizer: str = setting("adam", choices=OPTIMIZERS)
     learning_rate: float = setting(0.0002, above=0)
     # Of sgd.
@@ -119,7 +120,8 @@ class Train:
     # The part of all steps over which the learning rate rises linearly from 0.
     warmup: float = setting(0.0, low=0, below=1)
     label_smoothing: float = setting(0.0, low=0, below=1)
-    # The part of the rows that each epoch after the second works on: mostly those of the greatest loss when last seen.
+    # The fraction of the rows that each epoch after the second uses (at least 8,192 rows, or all): mostly those with
+    # the largest loss when last seen.
     focus: float = setting(1.0, above=0, high=1)
     # The part of all steps, the last ones, over which the weights that are kept are averaged.
     average: float = setting(0.0, low=0, high=1)
@@ -147,9 +149,9 @@ class Predict:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy that was measured for a recipe by holding rows of the competition's 42,000 out; 0 seeds: none.
+    """An accuracy that was measured on held-out rows of the competition's 42,000; seeds = 0 means none.
 
-    It applies to any tables of the competition's size, if the settings are those that it was measured with.
+    It applies to any tables of the competition's size with MNIST's images, with the settings it was measured with.
     """
 
     # The mean over seeds (or over all rows out of fold), and the standard deviation (of folds, where seeds is 1).
@@ -157,9 +159,9 @@ class Estimate:
     deviation: float = setting(0.0, low=0, high=1)
     # Trainings, each with a seed and a split of its own; 1 with `rows` = 42000: all rows out of fold.
     seeds: int = setting(0, low=0)
-    # Held out for each seed.
+    # Number of rows held out per seed.
     rows: int = setting(0, low=0)
-    # On which each network was trained; the record does not apply to a run that trains on fewer.
+    # Number of rows that each network was trained on; the record does not apply to a run that trains on fewer.
     training_rows: int = setting(0, low=0)
     date: str = ""
     # As in `metrics.json` under "measured_with".

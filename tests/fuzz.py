@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer over the readers: `pip install -r requirements-fuzz.txt && python -m tests.fuzz csv 60`.
+"""A coverage-guided fuzzer over the readers: `pip install -r requirements/fuzz.txt && python -m tests.fuzz csv 60`.
 
 The second word is the reader (csv, idx, recipe), the third the seconds. It ends with an error at the first input that
 is misread, or refused otherwise than in one line; what it finds becomes a case of tests/test_fuzzed.py.

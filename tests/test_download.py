@@ -1,6 +1,7 @@
 """download: each source, what a person put into data/raw, and what is refused."""
 
 import gzip
+import hashlib
 import shutil
 import struct
 import sys
@@ -52,6 +53,23 @@ def test_sample_is_mnists_digits_as_competition_tables(download, raw):
     assert sorted(map(tuple, written)) == sorted(map(tuple, np.column_stack([labels, pixels]).astype(int)))
     assert np.bincount(train[:, 0]).tolist() == [375] * 10 and np.bincount(answers[:, 1]).tolist() == [125] * 10
     assert (np.diff(train[:, 0]) < 0).any()  # not sorted, as the package's are
+
+
+def test_the_sample_of_an_earlier_version_is_replaced(download, command, raw):
+    """Its manifest names no sample: it consisted of other digits."""
+    download()
+    before = (raw / "train.csv").read_bytes()
+    (raw / "train.csv").write_text("label\n1\n")
+
+    def older(manifest):
+        del manifest["numbers"]["sample"]
+        manifest["outputs"]["train.csv"] = hashlib.sha256(b"label\n1\n").hexdigest()
+
+    forge(raw, older)
+    status = command("--status", "--recipe", "quick", "--workspace", raw.parents[1]).out
+    assert "download  stale    it is the sample of an earlier version" in status
+    assert download().code == 0
+    assert (raw / "train.csv").read_bytes() == before
 
 
 def test_without_its_package_the_sample_is_one_line(download, monkeypatch):

@@ -228,7 +228,7 @@ def test_dask_that_is_not_installed_is_named(tmp_path, tables, command, monkeypa
     write_tables(tmp_path / "data" / "raw", tables)
     words = ("--set", "ensemble.seeds=2", "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
     run = command("--stage", "all", *SHORT, *words)
-    assert run.code == 2 and "requirements-dask.txt" in run.err
+    assert run.code == 2 and "requirements/dask.txt" in run.err
 
 
 def test_one_network_needs_no_engine(tmp_path, command):

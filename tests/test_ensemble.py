@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -298,10 +299,14 @@ def test_processes_take_different_gpus_also_after_one_was_killed(tmp_path):
     """Of two GPUs, a process that is started anew takes the one that is free, whichever that is."""
 
     def hold():
-        command = [sys.executable, "-c", HOLD, tmp_path]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        file = tmp_path / f"process {len(processes)}"
+        process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=file.open("w"), cwd=ROOT)
         processes.append(process)
-        return int(process.stdout.readline())
+        end = time.monotonic() + 30
+        while not file.read_text():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        return int(file.read_text())
 
     processes = []
     try:
@@ -316,7 +321,6 @@ def test_processes_take_different_gpus_also_after_one_was_killed(tmp_path):
         for process in processes:
             process.kill()
             process.wait()
-            process.stdout.close()
 
 
 def test_a_worker_whose_parent_is_gone_stops():

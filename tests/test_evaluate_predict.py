@@ -100,10 +100,16 @@ def test_submission_is_ordered_and_is_what_the_network_says(command, finished):
     said = run.lines()
     assert f"validation accuracy {validation['accuracy']:.4f} (95% interval" in run.out
     assert any(line.startswith("submission: ") and line.endswith("submission.csv (100 rows)") for line in said)
-    # After quick, the next useful step is named last, with the recorded estimates.
+    assert said[-1] == "it cannot be sent: the competition's test set has 28,000 rows"
+
+
+def test_the_last_line_names_the_next_step(command, sendable):
+    """After quick on tables of the competition's size: what scores more, by the recorded accuracies, and pictures."""
+    *_, send, last = command("--stage", "all", *SHORT, "--workspace", sendable).lines()
+    assert send.startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
     more = [f"{recipe.load(name).estimate.accuracy:.4f}" for name in ("standard", "best")]
-    assert said[-1].startswith("next: --recipe standard ") and all(one in said[-1] for one in more)
-    assert "--stage inspect" in said[-1]
+    assert last.startswith("next: for a higher score, try --recipe standard ") and all(one in last for one in more)
+    assert "run --stage inspect" in last
 
 
 def test_the_same_bytes_again(command, finished):

@@ -189,4 +189,4 @@ def test_the_same_data_give_the_same_pictures(command, explored):
 def test_too_few_rows_for_tsne_are_refused(command, finished, rows, code):
     run = command("--stage", "explore", *SHORT, "--set", f"explore.rows={rows}", "--workspace", finished)
     assert run.code == code and run.err.count("\n") == (code > 0)
-    assert not code or "explore.rows is less than 10" in run.err
+    assert not code or "explore.rows must be 0 (all rows) or at least 10" in run.err

@@ -1,5 +1,6 @@
 """metrics: counts by hand, and intervals against statsmodels' printed values or their own definition."""
 
+import itertools
 import math
 
 import numpy as np
@@ -93,9 +94,8 @@ def test_a_record_of_other_digits_is_told_by_its_distance():
     assert metrics.contradicts((0.0, 100), record, 42_000, 70_000)
 
 
-@pytest.mark.parametrize("correlation", [0.6, 0.75, 0.9])
-@pytest.mark.parametrize("basis", ["own", "record", "both"])
-@pytest.mark.parametrize("same_rows", [True, False])
+@pytest.mark.parametrize("correlation", [0.6, 0.9])
+@pytest.mark.parametrize(("basis", "same_rows"), [("own", True), *itertools.product(("record", "both"), (True, False))])
 def test_expected_scores_cover_95_of_100(correlation, basis, same_rows, scale=20, runs=1500):
     """The competition in small: 70,000 / scale digits, each with its own probability of an error, are drawn into train
     and test; a recipe's record is measured on the same train rows, or on those of another draw.

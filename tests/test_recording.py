@@ -192,7 +192,7 @@ def test_event_files_of_an_ensemble_are_one_a_network(command, tmp_path, tables)
 def test_a_tracker_that_is_not_there_or_has_nothing_to_show(command, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     run = command("--stage", "all", *WORDS, "--tracker", "tensorboard", "--workspace", tmp_path)
-    assert run.code == 2 and "requirements-tensorboard.txt" in run.err
+    assert run.code == 2 and "requirements/tensorboard.txt" in run.err
     with pytest.raises(SystemExit) as stop:
         command("--stage", "predict", *WORDS, "--tracker", "tensorboard", "--workspace", tmp_path)
     assert stop.value.code == 2

@@ -8,7 +8,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path.name for path in ROOT.glob("requirements*.txt") if path.name != "requirements-lock.txt")
+LOCK = "requirements/lock.txt"
+FILES = ["requirements.txt", "requirements-dev.txt"]
+FILES += sorted(f"requirements/{path.name}" for path in (ROOT / "requirements").iterdir() if path != ROOT / LOCK)
 
 
 def lines(name):
@@ -30,7 +32,7 @@ def test_each_is_bounded_and_has_a_reason(name):
 def locked():
     """Of the lock file: by name, the versions and how many hashes stand with each."""
     found = {}
-    for block in re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements-lock.txt").read_text()):
+    for block in re.split(r"\n(?=[a-z0-9])", (ROOT / LOCK).read_text()):
         if match := re.match(r"([a-z0-9.-]+)==([^\s;\\]+)", block):
             found.setdefault(match[1], []).append(
                 (Version(match[2]), len(re.findall(r"--hash=sha256:[0-9a-f]{64}", block)))

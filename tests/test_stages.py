@@ -344,6 +344,8 @@ def test_a_signal_stops_and_the_next_run_goes_on(finished, command, number, code
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # Not inherited: a shell ignores it in its background jobs, where the tests may run.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (partial / "history.csv").exists():
         time.sleep(0.02)

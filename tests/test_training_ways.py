@@ -253,7 +253,7 @@ class TestFitAll:
         receipt = json.loads((workspace / "submissions/quick/submission.json").read_text())
         assert receipt["expected_score"] is None and receipt["validation"]["accuracy"] is None
         assert "validation accuracy: none, trained on all rows" in outcome.out
-        assert "expected score: none, the recipe's was measured with other settings" in outcome.out
+        assert "expected score: none, the recipe's recorded accuracy was measured with different" in outcome.out
         assert receipt["message"] == "quick, no row held out"
 
     def test_and_back_brings_the_pictures_back(self, command, run):

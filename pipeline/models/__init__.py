@@ -29,7 +29,7 @@ def make(settings: Model, images=None):
 
 
 def require_trainable(settings: Model, batch):
-    """Build the network without memory. Raises RecipeError if its layers do not fit or cannot train on `batch` rows."""
+    """Build the network on the meta device. Raises RecipeError if its layers do not fit, or need a larger batch."""
     with torch.device("meta"):
         network = make(settings)
         if batch > 1:
@@ -38,7 +38,7 @@ def require_trainable(settings: Model, batch):
             network.train()(torch.zeros(batch, 1, 28, 28))
         except ValueError:  # PyTorch's "Expected more than 1 value per channel when training"
             raise RecipeError(
-                "train.batch is 1, but batch normalization after a dense layer or a global pool requires at least 2"
+                "train.batch is 1, but batch normalization requires at least 2 where one value per channel is left"
             ) from None
     return network
 

@@ -78,10 +78,10 @@ def curves(histories, keep):
 
 def _validation_label(history):
     """The legend's entry, which says from which epoch on the averaged weights were validated, if not always."""
-    averaged = [row["epoch"] for row in history if row.get("averaged_weights")]
+    averaged = [row["epoch"] for row in history if row.get("averaged_weights") == 1]
     if len(averaged) == len(history) or "averaged_weights" not in history[0]:
         return "validation"
-    return f"validation (averaged weights from epoch {averaged[0]})" if averaged else "validation (before averaging)"
+    return f"validation (averaged from epoch {averaged[0]})" if averaged else "validation (not averaged yet)"
 
 
 def confusion(counts):

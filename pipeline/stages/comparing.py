@@ -48,10 +48,10 @@ class Run:
         own = dataclasses.replace(self.recipe, name=name, train=train)
         return engine.Call(_stages(own), self.workspace, own, device=self.device, **about)
 
-    def state(self):
+    def state(self, known=None):
         """("fresh" | "stale" | "missing", why)"""
         call = self.call()
-        return engine.state(call, call.stages[RUN])
+        return engine.state(call, call.stages[RUN], known)
 
     def can_resume(self):
         call = self.call()
@@ -123,8 +123,12 @@ def has_test_labels(call):
 FOLDER = re.compile(r"seed(\d+)(-[0-9a-f]{12})?(?:\.partial)?")  # a run's, below data/runs/<recipe>/
 
 
-def status(call):
-    """A line for each run of the call's recipe that a comparison left, with these settings."""
+def status(call, known):
+    """A line for each run of the call's recipe that a comparison left, with these settings.
+
+    known: the states of the call's stages, as `engine.state` keeps them.
+    """
+    shared = {name: known[name] for name in ("download", "prepare") if name in known}
     chosen, others = as_trained(call.recipe, has_test_labels(call)), set()
     suffix, seeds = suffixes([call.recipe])[call.recipe.name], set()
     for path in (call.workspace / "data/runs" / chosen.name).glob("seed*"):
@@ -134,11 +138,11 @@ def status(call):
             else:
                 others.add(path.name.removesuffix(".partial"))
     for seed in sorted(seeds):
-        how, why = Run(chosen, seed, suffix, call.workspace, call.device).state()
+        how, why = Run(chosen, seed, suffix, call.workspace, call.device).state(dict(shared))
         yield f"{f'seed {seed}':<10}{how:<9}{why}".rstrip()
     if others:
-        runs = "run of a comparison has" if len(others) == 1 else "runs of comparisons have"
-        yield f"{len(others)} more {runs} other settings (--set)"
+        runs = "comparison run uses" if len(others) == 1 else "comparison runs use"
+        yield f"{len(others)} more {runs} different settings (--set)"
 
 
 def resumable(workspace, path, assignments):
@@ -155,7 +159,7 @@ def resumable(workspace, path, assignments):
             for fit_all in (True, False):
                 chosen = dataclasses.replace(one, train=dataclasses.replace(one.train, fit_all=fit_all))
                 run = Run(chosen, int(match[1]), suffix, workspace, "cpu")
-                if artifacts.beside(run.place)[0] == path and run.can_resume():
+                if artifacts.beside(run.place)[0] == path.resolve() and run.can_resume():
                     return True
         except (RecipeError, KeyError, TypeError, AttributeError):  # a recipe that is gone, a file that is damaged
             continue

@@ -43,7 +43,7 @@ def run(job):
     if data == "auto" and not earlier:
         data = "kaggle" if competition.has_credentials() else "sample"
     elif data == "auto":
-        current = earlier["version"] == job.key["version"]
+        current = earlier["version"] == job.key["version"] and not sources.is_old_sample(earlier)
         if current and not artifacts.changed_outputs(raw, earlier) and not job.call.force:
             return  # nothing to mend
         data = (

@@ -136,19 +136,22 @@ def _training_rows(job, abouts, folds):
 
 
 def _recorded(job, measured_with, training_rows):
-    """The recipe's recorded estimate, with whether it was measured on these very data, and "", or None and why not."""
+    """The recipe's recorded estimate, with whether it was measured on the same data, and "", or None and why not."""
     estimate, sizes = job.settings.estimate, job.manifests["prepare"]["numbers"]
     if not estimate.seeds:
-        return None, "the recipe records none"
+        return None, "the recipe has no recorded accuracy"
     if estimate.settings != measured_with["settings"]:
-        return None, "the recipe's was measured with other settings"
+        return None, "the recipe's recorded accuracy was measured with different settings"
     if (sizes["train_rows"], sizes["test_rows"]) != (competition.TRAIN_ROWS, competition.TEST_ROWS):
         return None, (
-            f"the recipe's is for tables of {competition.TRAIN_ROWS:,} and {competition.TEST_ROWS:,} rows, not of "
-            f"{sizes['train_rows']:,} and {sizes['test_rows']:,}"
+            f"the recipe's recorded accuracy applies only to {competition.TRAIN_ROWS:,} training and "
+            f"{competition.TEST_ROWS:,} test rows; this data set has {sizes['train_rows']:,} and {sizes['test_rows']:,}"
         )
     if training_rows < estimate.training_rows:
-        return None, f"the recipe's was measured after training on {estimate.training_rows:,} rows or more"
+        return None, f"the recipe's recorded accuracy requires at least {estimate.training_rows:,} training rows"
+    mean = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r").mean()
+    if abs(mean - competition.MEAN_PIXEL) > competition.MEAN_PIXEL_TOLERANCE:
+        return None, f"the images are not MNIST's: their mean pixel is {mean:.2f}, not {competition.MEAN_PIXEL:.2f}"
     names = ("accuracy", "deviation", "seeds", "rows", "training_rows", "date")
     same = estimate.data == measured_with["data"]
     return {name: getattr(estimate, name) for name in names} | {"same_data": same}, ""

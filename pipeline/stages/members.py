@@ -100,6 +100,7 @@ def train(job, members, arrays, engine, done):
             job.call.device if job.call.engine == "local" else job.call.asked,
             job.settings.ensemble.threads,
             str(artifacts.beside(place)[0]),
+            str(base / "data"),
             key,
             os.getpid(),
         )
@@ -132,6 +133,7 @@ class Task:
     device: str  # or "auto": what the machine that trains has
     threads: int
     folder: str  # the unit's .partial, where this process can see it
+    locks: str  # the folder of the GPUs' locks
     key: dict
     parent: int  # process id
 
@@ -156,7 +158,7 @@ def _dask(engine, arrays):
     try:
         from distributed import Client
     except ImportError:
-        raise StageError("--engine dask=...: install it first: pip install -r requirements-dask.txt") from None
+        raise StageError("--engine dask=...: install it first: pip install -r requirements/dask.txt") from None
     address = engine.removeprefix("dask=")
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=True)
@@ -197,7 +199,7 @@ def _fit(task, folder, images, labels, held):
         artifacts.write(folder / LOG, f"{time.strftime('%H:%M:%S')} {text}\n".encode(), append=True)
 
     device = engine.choose_device(task.device)
-    locks = None if _dask_worker() else Path(task.folder).parents[1]  # a Dask worker is given its GPU from outside
+    locks = None if _dask_worker() else Path(task.locks)  # a Dask worker's GPU is set by whoever starts it
     with workers.settled(device, task.threads, locks):
         train, validation = _parts(task.fold, images, labels, held)
         fitted = fitting.fit(

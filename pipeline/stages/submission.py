@@ -76,14 +76,16 @@ def expected_score(evaluated, test_rows):
     if recorded := evaluated.get("record"):
         variance = metrics.record_variance(recorded["rows"], recorded["seeds"], total)
         record = recorded["accuracy"], variance, recorded["same_data"]
+    if own and record and record[2] and own[1] >= total:
+        record = None  # measured on the same rows, all of which the run has measured itself
     if own and record and metrics.contradicts(own, record, total, population):
         record = None
         rests_on += "; the recipe's record is left out: it is more than four standard errors away"
     if own and record:
         accuracy, interval, weight = metrics.combined_score(own, record, test_rows, total, population)
         rests_on = (
-            f"{rests_on} (weight {weight:.0%}), and on {_record_in_words(recorded)} (weight {1 - weight:.0%}); "
-            "rows that both share count once"
+            f"two measurements, with their overlap taken into account: {weight:.0%} on {rests_on}; {1 - weight:.0%} on "
+            f"{_record_in_words(recorded)}"
         )
     elif own:
         accuracy, interval = own[0], metrics.expected_score(evaluated["right"], own[1], test_rows)

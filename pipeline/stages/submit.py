@@ -32,7 +32,7 @@ def run(job):
     if rows != competition.TEST_ROWS:
         raise StageError(
             f"{file} has {rows:,} rows, but the competition's test set has {competition.TEST_ROWS:,}: it was not made "
-            "from the competition's data and is not sent"
+            "from the competition's data. Nothing was sent"
         )
 
     before = [sent for sent in receipt["sent"] if sent["sha256"] == digest]

@@ -44,16 +44,17 @@ def show_result(call):
 
 
 def suggest_next(call):
-    """After `quick` on real data: what scores more, with the recorded estimates, and how to see what the network does.
+    """After `quick` on the competition's data: recipes that score more, with their recorded accuracies, and `inspect`.
 
-    On the sample, the warning that follows says how to get real data.
+    On the sample, the warning that follows says how to get the competition's data.
     """
-    if call.recipe.name != "quick" or _is_sample(call):
+    receipt = artifacts.read_json(call.place(call.stages["predict"]) / "submission.json")
+    if call.recipe.name != "quick" or not receipt["can_be_submitted"]:
         return
     more = {name: recipe.load(name).estimate.accuracy for name in ("standard", "best")}
     call.say(
-        f"next: --recipe standard scores more in minutes (about {more['standard']:.4f}), --recipe best in about an "
-        f"hour ({more['best']:.4f}); --stage inspect shows in pictures what this network has learned"
+        f"next: for a higher score, try --recipe standard (about {more['standard']:.4f}, some minutes) or --recipe "
+        f"best (about {more['best']:.4f}, an hour on 2 cores); for pictures of this network, run --stage inspect"
     )
 
 
@@ -66,9 +67,9 @@ def warn_of_sample(call):
     if _is_sample(call):
         bar = "*" * 78
         call.say(
-            f"{bar}\nTHIS IS SAMPLE DATA: 5,000 digits of MNIST, not the competition's 70,000. Training on\n"
-            "all of them scores higher, and no submission made from the sample can be sent.\n"
-            f"For the real data, {sources.HOW_TO_GET_REAL_DATA}\n{bar}"
+            f"{bar}\nTHIS IS SAMPLE DATA: 5,000 digits of MNIST. Training on the competition's 42,000 gives a\n"
+            "higher score. A submission made from the sample cannot be sent to Kaggle.\n"
+            f"For the competition's data, {sources.HOW_TO_GET_REAL_DATA}\n{bar}"
         )
 
 

@@ -15,7 +15,7 @@ TRACKERS = ("none", "tensorboard")
 def require(tracker):
     """Raise StageError where a tracker is asked for and not installed."""
     if tracker == "tensorboard" and not importlib.util.find_spec("tensorboard"):
-        raise StageError("--tracker tensorboard: install it first: pip install -r requirements-tensorboard.txt")
+        raise StageError("--tracker tensorboard: install it first: pip install -r requirements/tensorboard.txt")
 
 
 class Tracker:

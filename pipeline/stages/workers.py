@@ -32,7 +32,7 @@ def options():
 
 @contextlib.contextmanager
 def settled(device, threads, folder=None):
-    """Train within this on `threads` threads of the processor, or on a GPU that no other process uses.
+    """Context manager: train with `threads` CPU threads, or on a GPU that no other process uses.
 
     folder: where the processes of this machine lock the GPUs; None: take the first GPU that is visible.
     """
@@ -48,13 +48,15 @@ def settled(device, threads, folder=None):
             yield
         finally:
             torch.set_num_threads(before)
+            if device == "cuda":
+                torch.cuda.empty_cache()  # the next training of this process may be on another GPU
 
 
 @contextlib.contextmanager
 def free_gpu(folder, count):
     """The number of a GPU, of `count`, that no other process has locked in `folder`; waits until there is one.
 
-    A lock rather than the process's number: joblib replaces processes, and numbers the new ones anew. The lock of a
+    A lock rather than the process's number: joblib replaces processes and renumbers them. The lock of a
     process that dies is released by the operating system.
     """
     while True:
