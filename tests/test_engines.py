@@ -170,7 +170,7 @@ def test_a_worker_without_the_parents_disk_gives_the_same(tmp_path):
     key = {"stage": "member"}
     artifacts.write_json(tmp_path / "here" / artifacts.STARTED, key)
     task = members.Task(
-        made.model, made.train, made.affine, 1, "cpu", 1, str(tmp_path / "here"), key, os.getpid()
+        made.model, made.train, made.affine, 1, "cpu", 1, str(tmp_path / "here"), str(tmp_path), key, os.getpid()
     )  # fmt: skip
     elsewhere = dataclasses.replace(task, folder=str(tmp_path / "not" / "here"))
     fold = (np.arange(100) % 2).astype(np.uint8)
@@ -189,7 +189,9 @@ def test_a_checkpoint_of_other_settings_or_inputs_is_not_gone_on_from(tmp_path):
     for inputs in ("these", "others", "others"):
         key = {"stage": "member", "inputs": inputs}
         artifacts.write_json(tmp_path / artifacts.STARTED, key)
-        task = members.Task(made.model, made.train, made.affine, None, "cpu", 1, str(tmp_path), key, os.getpid())
+        task = members.Task(
+            made.model, made.train, made.affine, None, "cpu", 1, str(tmp_path), str(tmp_path), key, os.getpid()
+        )
         members._train(task, images, labels, None)
     said = (tmp_path / "log.txt").read_text()
     assert said.count("epoch 1,") == 2 and said.count("going on after epoch") == 1

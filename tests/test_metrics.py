@@ -68,7 +68,7 @@ def test_expected_score_covers_95_of_100():
 def test_a_record_alone_by_hand():
     """Five seeds of 10,500 of 42,000 rows: the m of a row is binomial, with the sum of squares over the sum of 2."""
     variance = metrics.record_variance(10_500, 5, 42_000)
-    assert variance == pytest.approx((0.75 * 2 + 0.25) / 52_500)
+    assert variance == pytest.approx((0.72 * 2 + 0.28) / 52_500)
     assert metrics.record_variance(42_000, 1, 42_000) == pytest.approx(1 / 42_000)
     low, high = metrics.recorded_score((0.996, variance, True), 28_000, 70_000)
     half = 1.96 * math.sqrt(0.996 * 0.004 * (variance + 1 / 28_000))
