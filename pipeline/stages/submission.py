@@ -77,7 +77,7 @@ def expected_score(evaluated, test_rows):
         variance = metrics.record_variance(recorded["rows"], recorded["seeds"], total)
         record = recorded["accuracy"], variance, recorded["same_data"]
     if own and record and record[2] and own[1] >= total:
-        record = None  # measured on the same rows, all of which the run has measured itself
+        record = None  # the run has measured all rows of the record itself
     if own and record and metrics.contradicts(own, record, total, population):
         record = None
         rests_on += "; the recipe's record is left out: it is more than four standard errors away"
