@@ -78,7 +78,7 @@ def recorded_score(record, test_rows, population):
 def contradicts(own, record, total, population):
     """Whether two measurements, as for `combined_score`, are more than four standard errors apart.
 
-    Four, because the validation rows of the default split are harder than most: `quick` is 2.8 below its record there.
+    Four, because the validation rows of the default split are harder than most: `quick` is 2.6 below its record there.
     """
     p = min(max(own[0], 1 / own[1]), 1 - 1 / own[1])
     shared = ROW_CORRELATION / (total if record[2] else population)
