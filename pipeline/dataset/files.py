@@ -1,0 +1,198 @@
+"""Locate and open the competition's tables and MNIST's idx files, and refuse damaged or malicious ones."""
+
+import gzip
+import io
+import lzma
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from pipeline.errors import UserError
+
+TABLES = ("train", "test", "sample_submission")
+TABLE_FILES = {f"{table}.csv{suffix}": table for table in TABLES for suffix in ("", ".gz", ".zip")}
+TEST_LABELS = "test_labels.csv"  # next to the tables if the source knows the labels of the test rows
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MAX_BYTES = 1 << 29  # of a file, and of an uncompressed table; all of MNIST as one CSV has 130 MB
+MAX_COMPRESSION = 100  # of a zipped table larger than MIN_SUSPECT_BYTES; the competition's tables shrink 10 times
+MIN_SUSPECT_BYTES = 1 << 23
+GZIP_FACTOR = 16  # estimated uncompressed size of a gzip file; the competition's tables shrink 8 times
+
+ByteStream = io.RawIOBase | io.BufferedIOBase
+
+
+class SourceError(UserError):
+    """A source of data is missing, incomplete, damaged or malicious."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """The location of a table: a CSV file, a gzip-compressed CSV file, or a member of a zip file."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.member})" if self.member else f"{self.path}"
+
+    def estimate_bytes(self) -> int:
+        """Approximate uncompressed size; 0 if the file cannot be read, which `open` reports."""
+        try:
+            if self.member:
+                with zipfile.ZipFile(self.path) as archive:
+                    return archive.getinfo(self.member).file_size
+            return self.path.stat().st_size * (GZIP_FACTOR if self.path.suffix == ".gz" else 1)
+        except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):
+            return 0
+
+    @contextmanager
+    def open(self) -> Iterator[ByteStream]:
+        """The uncompressed bytes as a stream. Raises SourceError, also for errors while the stream is read."""
+        try:
+            if self.member:
+                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                    yield cast(ByteStream, stream)
+            elif self.path.suffix == ".gz":
+                with gzip.open(self.path) as stream:
+                    yield stream
+            else:
+                with open(self.path, "rb", buffering=0) as stream:
+                    yield stream
+        except FileNotFoundError:
+            raise SourceError(f"{self}: the file does not exist") from None
+        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise SourceError(f"{self}: the file is damaged ({error}); get it again") from None
+        except (RuntimeError, NotImplementedError) as error:  # an encrypted zip, or an unknown compression method
+            raise SourceError(f"{self}: cannot be decompressed ({error})") from None
+        except OSError as error:
+            raise _unreadable(self, error) from None
+
+
+def find_tables(files: Iterable[Path]) -> dict[str, TableFile]:
+    """The competition's tables among `files`, by table name.
+
+    Separate files (`train.csv`, `train.csv.gz`, `train.csv.zip`) take precedence over zips of several tables. Raises
+    SourceError if a zip is damaged or a table occurs twice.
+    """
+    separate: dict[str, TableFile] = {}
+    zipped: dict[str, TableFile] = {}
+    for path in sorted(files):
+        table = TABLE_FILES.get(path.name)
+        if path.suffix == ".zip":
+            contained = {name: TableFile(path, member) for name, member in _find_members(path).items()}
+        else:
+            contained = {table: TableFile(path)} if table else {}
+        if table and table not in contained:
+            raise SourceError(f"{path}: contains no {table}.csv")
+        known = separate if table else zipped
+        for name in [table] if table else contained:
+            if name in known:
+                raise SourceError(
+                    f"{path.parent}: both {known[name].path.name} and {path.name} contain {name}.csv: keep one of them"
+                )
+            known[name] = contained[name]
+    return zipped | separate
+
+
+def require_tables(location: Path | str, tables: Iterable[str]) -> None:
+    """Raise SourceError unless `tables` names all three tables."""
+    missing = [f"{table}.csv" for table in TABLES if table not in tables]
+    if missing:
+        raise SourceError(
+            f"{location}: {' and '.join(missing)} not found (plain, .gz, .zip, or in the competition's zip)"
+        )
+
+
+def find_idx_files(files: Iterable[Path]) -> dict[str, Path]:
+    """MNIST's four idx files among `files`, by their names in IDX_FILES; empty if none is among them.
+
+    The distributed names vary: "train-images.idx3-ubyte", with or without ".gz". Raises SourceError if only some of
+    the four are there.
+    """
+    by_name = {path.name.removesuffix(".gz").replace(".idx", "-idx"): path for path in files}
+    paths = {name: by_name[name] for name in IDX_FILES if name in by_name}
+    missing = [name for name in IDX_FILES if name not in paths]
+    if paths and missing:
+        present = next(iter(paths.values()))
+        raise SourceError(f"{present.parent}: {missing[0]} (or .gz) is missing; {present.name} is there")
+    return paths
+
+
+def list_table_files(folder: Path) -> list[Path]:
+    """The files in a folder that contain tables (CSVs, plain or compressed, and zips of CSVs), sorted."""
+    return [
+        require_readable(path)
+        for path in list_folder(folder)
+        if path.name in TABLE_FILES or (path.suffix == ".zip" and path.is_file() and _find_members(path))
+    ]
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted; empty if the folder does not exist. Raises SourceError."""
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def require_readable(path: Path) -> Path:
+    """Return `path`, or raise SourceError if it is not a readable file of at most MAX_BYTES."""
+    if not path.is_file():  # opening a pipe would block
+        raise SourceError(f"{path}: not a file (but a folder, a pipe, or a broken link)")
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if size > MAX_BYTES:
+        raise SourceError(f"{path}: {size:,} bytes, expected at most {MAX_BYTES:,}")
+    return path
+
+
+def _find_members(path: Path) -> dict[str, str]:
+    """The names of a zip's members that are tables, by table name. Raises SourceError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that cannot be decoded
+        raise SourceError(f"{path}: not a zip file, or damaged ({error}); get it again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    tables: dict[str, zipfile.ZipInfo] = {}
+    for member in members:
+        table = TABLE_FILES.get(member.filename.rsplit("/", 1)[-1])
+        if table and member.filename.endswith(".csv") and "__MACOSX" not in member.filename:
+            if table in tables:
+                raise SourceError(f"{path}: contains {table}.csv more than once")
+            tables[table] = member
+    if tables:
+        _refuse_malicious(path, members, tables.values())
+    return {table: member.filename for table, member in tables.items()}
+
+
+def _refuse_malicious(path: Path, members: Iterable[zipfile.ZipInfo], tables: Iterable[zipfile.ZipInfo]) -> None:
+    """Raise SourceError if a member's name leads outside the zip, or a table is a zip bomb.
+
+    Nothing is ever extracted under a member's name, but such a zip does not come from the competition.
+    """
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        outside = not parts[0] or ".." in parts or parts[0].endswith(":")
+        if outside or stat.S_ISLNK(member.external_attr >> 16):
+            raise SourceError(f"{path}: refused: its member {member.filename!r} is a link or leads outside the zip")
+    for member in tables:
+        compressed, size = member.compress_size, member.file_size
+        if size > min(MAX_BYTES, max(MIN_SUSPECT_BYTES, MAX_COMPRESSION * compressed)):
+            raise SourceError(
+                f"{path}: refused: {member.filename} would grow from {compressed:,} to {size:,} bytes, more than any "
+                "such table"
+            )
+
+
+def _unreadable(location: object, error: OSError) -> SourceError:
+    return SourceError(f"{location}: cannot be read ({error.strerror or error})")

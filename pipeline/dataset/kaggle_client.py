@@ -1,0 +1,157 @@
+"""Download the competition's data, send submissions and list them, through the official `kaggle` client.
+
+Importing the client already authenticates; it has no time limits, prints to stdout, and reports a failed upload by
+returning normally. Each call therefore runs in a short-lived child process (`kaggle_process.py`) with a time limit.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.errors import PipelineError
+
+SLUG = "digit-recognizer"
+PAGE = f"https://www.kaggle.com/competitions/{SLUG}"
+TOKEN_PAGE = "https://www.kaggle.com/settings"
+TRAIN_ROWS, TEST_ROWS = 42_000, 28_000
+MNIST_ROWS = TRAIN_ROWS + TEST_ROWS  # the competition's two tables were drawn from MNIST's images
+# Mean pixel of MNIST's 70,000 images, and the largest difference of the mean of a random draw of 42,000: seven standard
+# errors of 11.06 / sqrt(42,000) * sqrt(1 - 42,000 / 70,000) = 0.034, where 11.06 is the standard deviation of the
+# images' means.
+MEAN_PIXEL, MEAN_PIXEL_TOLERANCE = 33.386, 0.24
+
+# Every failure is reported within 100 s: two attempts without a reply take 2 * TIMEOUT + RETRY_PAUSE; an interrupted
+# download takes at most (1 + MAX_RESUMES) * TIMEOUT and the client's pauses of 2, 4, ... s, and has no second attempt.
+TIMEOUT = 30  # seconds without a reply, or without another byte of a download
+MAX_RESUMES = 2
+RETRY_PAUSE = 3  # seconds before the second attempt after a temporary failure: 429, 5xx, a broken connection
+
+# What happened and what to do, by the error that the child process reports: a word or an HTTP status.
+USER_ERRORS = {
+    "credentials": f"Kaggle credentials are missing or invalid: create a token at {TOKEN_PAGE} and put it into "
+    "~/.kaggle/access_token or KAGGLE_API_TOKEN (which takes precedence over all other credentials)",
+    "package": "the kaggle package cannot be imported: pip install -r requirements.txt",
+    400: "Kaggle rejected the request (400)",
+    401: f"Kaggle rejected the key or token (401): create a new one at {TOKEN_PAGE} (a KAGGLE_API_TOKEN in the "
+    "environment takes precedence over all other credentials)",
+    403: f"Kaggle denied access (403): join the competition and accept its rules at {PAGE}/rules",
+    404: f"Kaggle found no such competition or file (404): see {PAGE}",
+}
+FAILURES = {
+    "timeout": f"Kaggle did not answer for {TIMEOUT} s: try again later",
+    "connection": "Kaggle cannot be reached: check the network",
+    "upload": "Kaggle did not accept the upload, and nothing was submitted: try again later",
+    "reply": "Kaggle's reply cannot be read: it may come from a proxy or a login page",
+    "disk": "the download could not be written",
+    "crash": "the kaggle client failed",
+    429: "Kaggle received too many requests (429): wait some minutes and try again",
+}
+OTHER_SOURCES = "or run with --data sample, or --data PATH for files that you have"
+
+
+class KaggleError(PipelineError):
+    """A request to Kaggle failed; the exit code is 2 if the user can correct it (`user_error`)."""
+
+    def __init__(self, message: str, user_error: bool = False) -> None:
+        super().__init__(message)
+        if user_error:
+            self.exit_code = 2
+
+
+def has_credentials() -> bool:
+    """Whether the client would find credentials, which may be invalid."""
+    if os.environ.get("KAGGLE_API_TOKEN") or (os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")):
+        return True
+    home = Path.home()
+    files = [home / ".kaggle/access_token", home / ".kaggle/kaggle.json", home / ".config/kaggle/kaggle.json"]
+    if os.environ.get("KAGGLE_CONFIG_DIR"):
+        files.append(Path(os.environ["KAGGLE_CONFIG_DIR"]) / "kaggle.json")
+    return any(file.is_file() for file in files)
+
+
+def download_archive(folder: Path) -> Path:
+    """Download the competition's zip into `folder`, and return its path. Raises KaggleError."""
+    return Path(_call("download", download_folder=folder, folder=str(folder))["path"])
+
+
+def send_submission(file: Path, message: str) -> int:
+    """Send a submission file, in a single attempt, and return Kaggle's reference number. Raises KaggleError."""
+    try:
+        return int(_call("submit", retry=False, file=str(file), message=message)["ref"])
+    except KaggleError as error:
+        if error.exit_code == 2 or "nothing was submitted" in str(error):
+            raise
+        message = f"{error}; the submission may have arrived: --stage submit checks this before it sends again"
+        raise KaggleError(message) from None
+
+
+def list_submissions() -> list[dict[str, Any]]:
+    """The account's submissions, newest first. Raises KaggleError.
+
+    Each has ref, date, description, status (PENDING, COMPLETE or ERROR), score (public, as text) and error.
+    """
+    return list(_call("list_submissions")["submissions"])
+
+
+def count_submissions_left() -> int:
+    """Number of submissions that Kaggle accepts today. Raises KaggleError."""
+    return int(_call("count_submissions_left")["left"])
+
+
+def _call(action: str, retry: bool = True, download_folder: Path | None = None, **arguments: str) -> dict[str, Any]:
+    """The child's reply, after a temporary failure that of a second attempt. Raises KaggleError."""
+    request = {"action": action, "competition": SLUG, "max_resumes": MAX_RESUMES, **arguments}
+    reply = _run_child(request, download_folder)
+    if retry and reply.get("temporary"):
+        time.sleep(RETRY_PAUSE)
+        reply = _run_child(request, download_folder)
+    if "error" not in reply:
+        return reply
+    kind, detail = reply["error"], reply.get("detail")
+    message = USER_ERRORS.get(kind) or FAILURES.get(kind) or f"Kaggle failed ({kind}): try again later"
+    message += (f" ({detail})" if detail else "") + (f", {OTHER_SOURCES}" if download_folder else "")
+    raise KaggleError(message, user_error=kind in USER_ERRORS)
+
+
+def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[str, Any]:
+    """The reply of a child process, which is killed after TIMEOUT without a reply or growth of the download."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
+    # Not pipes: a long reply would fill one, and the child would block.
+    with tempfile.TemporaryFile() as request_file, tempfile.TemporaryFile() as reply_file:
+        request_file.write(json.dumps(request).encode())
+        request_file.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("kaggle_process.py"))],
+            stdin=request_file,
+            stdout=reply_file,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        try:
+            size, last_progress = 0, time.monotonic()
+            with tqdm(desc="download", unit="B", unit_scale=True, disable=None if download_folder else True) as bar:
+                while child.poll() is None:
+                    time.sleep(0.05)
+                    zips = download_folder.glob("*.zip") if download_folder else ()
+                    new_size = sum(path.stat().st_size for path in zips)
+                    if new_size > size:
+                        bar.update(new_size - size)
+                        size, last_progress = new_size, time.monotonic()
+                    if time.monotonic() - last_progress > TIMEOUT:
+                        return {"error": "timeout"}
+        finally:
+            child.kill()
+            child.wait()
+        reply_file.seek(0)
+        try:
+            reply = dict(json.loads(reply_file.read().splitlines()[-1]))
+        except (ValueError, TypeError, IndexError):
+            return {"error": "crash", "detail": f"exit code {child.returncode}"}
+        return {**reply, "temporary": reply.get("temporary") and not size}

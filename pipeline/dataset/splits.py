@@ -1,0 +1,60 @@
+"""Stratified validation splits and folds, and a count of images that occur in both tables."""
+
+import math
+
+import numpy as np
+
+from pipeline.config import Split
+from pipeline.dataset.tables import DataError
+from pipeline.shapes import Int64, UInt8
+
+
+def split_rows(
+    labels: UInt8[np.ndarray, " n"], settings: Split
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " validation"]]:
+    """Training rows and validation rows (from 0, ascending), stratified by label. Raises DataError.
+
+    With folds, both contain every row, and `assign_folds` determines which rows each network holds out.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(labels))
+    if settings.folds:
+        return rows, rows
+    counts = np.bincount(labels, minlength=10)
+    n_validation = math.ceil(len(labels) * settings.fraction)
+    n_classes = np.count_nonzero(counts)
+    if 1 in counts:
+        label = counts.tolist().index(1)
+        raise DataError(f"train.csv: label {label} occurs in only one row, but the split requires two rows per label")
+    if n_validation < n_classes or len(labels) - n_validation < n_classes:
+        raise DataError(
+            f"train.csv: split.fraction {settings.fraction} holds out {n_validation} of {len(labels)} rows, but both "
+            f"parts require at least {n_classes} rows, one per label"
+        )
+    parts = train_test_split(rows, test_size=settings.fraction, stratify=labels, random_state=settings.seed)
+    train, validation = (np.sort(part) for part in parts)
+    return train, validation
+
+
+def assign_folds(labels: UInt8[np.ndarray, " n"], settings: Split) -> UInt8[np.ndarray, " n"]:
+    """The fold, from 0 to `settings.folds` - 1, that holds out each row, stratified by label. Raises DataError."""
+    from sklearn.model_selection import StratifiedKFold
+
+    for label, count in enumerate(np.bincount(labels)):
+        if 0 < count < settings.folds:
+            raise DataError(
+                f"train.csv: label {label} occurs in only {count} rows, but split.folds {settings.folds} requires one "
+                "row per fold"
+            )
+    splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
+    folds = np.empty(len(labels), np.uint8)
+    for fold, (_, validation) in enumerate(splitter.split(labels, labels)):
+        folds[validation] = fold
+    return folds
+
+
+def count_overlap(train_images: UInt8[np.ndarray, "n 28 28"], test_images: UInt8[np.ndarray, "m 28 28"]) -> int:
+    """Number of test images that also occur, pixel for pixel, among the training images."""
+    train = {image.tobytes() for image in train_images}
+    return sum(image.tobytes() in train for image in test_images)
