@@ -1,0 +1,40 @@
+"""The dropout CNN of the published recipe."""
+
+from torch import Tensor, nn
+
+from pipeline.config import Model
+from pipeline.nn.models.dropout import Dropout
+from pipeline.shapes import Float
+
+
+class DropoutCNN(nn.Module):
+    """Two convolutions and three dense layers, with dropout after each except the last; 1,805,130 parameters.
+
+    ReLU follows dropout and pooling, where it processes a quarter of the values. The function is that of the published
+    order, since relu(max(m x)) = max(m relu(x)) for m >= 0.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 64, 5),
+            Dropout(model.dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Conv2d(64, 256, 3),
+            Dropout(model.dropout),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256 * 5 * 5, 256),
+            Dropout(model.dropout),
+            nn.ReLU(),
+            nn.Linear(256, 64),
+            Dropout(model.dropout),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, images: Float[Tensor, "n 1 28 28"]) -> Float[Tensor, "n 10"]:
+        logits: Tensor = self.layers(images)
+        return logits
