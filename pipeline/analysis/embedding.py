@@ -1,0 +1,117 @@
+"""Points in few dimensions: PCA, t-SNE, and how well the digits are separated in them."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipeline.shapes import Float, Float32, Float64, UInt8
+
+N_COMPONENTS = 50  # of PCA, before t-SNE and nearest neighbours: 83% of the variance in a sixteenth of the pixels
+# Above this number of columns, PCA uses random projections: the 50 components of 3,000 x 21,632 features take four
+# seconds instead of a minute and a half.
+MAX_COLUMNS = 1_000
+
+MAX_ROWS_SCIKIT_LEARN = 5_000  # for t-SNE without openTSNE: scikit-learn takes hours for 42,000 rows
+# openTSNE's approximations are slower for few rows. On 2 cores, 3,000 rows take 15 s with Fourier transforms and 4 s
+# without, 10,000 rows 26 and 16 s; up to 2,000 rows, one thread is faster than two.
+MIN_ROWS_APPROXIMATE = 10_000
+MIN_ROWS_THREADS = 2_000
+EARLY_STEPS, LATE_STEPS = 250, 500  # of t-SNE, with and without early exaggeration
+PROGRESS_STEPS = 25  # steps between two calls of `on_progress`
+
+
+def fit_pca(values: Float32[np.ndarray, "n d"], solver: str = "full") -> tuple[Any, Float32[np.ndarray, "n c"]]:
+    """A fitted `sklearn.decomposition.PCA` with at most N_COMPONENTS, and the coordinates of the rows.
+
+    solver: scikit-learn's `svd_solver`, for at most MAX_COLUMNS columns.
+    """
+    from sklearn.decomposition import PCA
+
+    solver = solver if values.shape[1] <= MAX_COLUMNS else "randomized"
+    pca = PCA(min(N_COMPONENTS, *values.shape), svd_solver=solver, random_state=0)
+    return pca, pca.fit_transform(values).astype(np.float32)
+
+
+def flatten_pixels(images: UInt8[np.ndarray, "n 28 28"]) -> Float32[np.ndarray, "n 784"]:
+    """Pixels from 0 to 1, a row for each image."""
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def has_open_tsne() -> bool:
+    """Whether openTSNE is installed."""
+    return importlib.util.find_spec("openTSNE") is not None
+
+
+def tsne(
+    points: Float[np.ndarray, "n d"], seed: int, on_progress: Callable[[float], None] = lambda fraction: None
+) -> Float[np.ndarray, "n 2"]:
+    """t-SNE in two dimensions, initialized with the first two principal components.
+
+    on_progress: called with the fraction that is done, up to 1.
+
+    Source of openTSNE: P. Poličar et al., 2019. Without it, scikit-learn's t-SNE is used.
+    """
+    n_rows = len(points)
+    perplexity = min(30, (n_rows - 1) / 3)
+    if not has_open_tsne():
+        from sklearn.manifold import TSNE as ScikitLearnTSNE
+
+        model = ScikitLearnTSNE(init="pca", perplexity=perplexity, random_state=seed, n_jobs=-1)
+        coordinates: Float[np.ndarray, "n 2"] = model.fit_transform(points)
+        return coordinates
+    from openTSNE import TSNE
+
+    steps_done = 0
+
+    def report(iteration: int, error: float, embedding: Any) -> None:
+        nonlocal steps_done
+        steps_done += PROGRESS_STEPS
+        on_progress(min(steps_done / (EARLY_STEPS + LATE_STEPS), 1.0))
+
+    approximate = n_rows > MIN_ROWS_APPROXIMATE
+    model = TSNE(
+        early_exaggeration_iter=EARLY_STEPS,
+        n_iter=LATE_STEPS,
+        perplexity=perplexity,
+        neighbors="annoy" if approximate else "exact",
+        negative_gradient_method="fft" if approximate else "bh",
+        callbacks=report,
+        callbacks_every_iters=PROGRESS_STEPS,
+        random_state=seed,
+        n_jobs=-1 if n_rows > MIN_ROWS_THREADS else 1,
+    )
+    return np.asarray(model.fit(points))
+
+
+def digit_spread(points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n"]) -> Float64[np.ndarray, " 10"]:
+    """The root mean squared distance of each digit's points from their mean; NaN for a digit without points."""
+    spread = np.full(10, np.nan)
+    for digit in np.unique(labels):
+        spread[digit] = np.sqrt(points[labels == digit].var(0).sum())
+    return spread
+
+
+def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"], neighbours: int = 5) -> float:
+    """The accuracy of predicting each point's digit from its nearest neighbours.
+
+    The most frequent digit wins; if several are equally frequent, that of the nearest of these neighbours.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    neighbours = min(neighbours, len(points) - 1)
+    indices = NearestNeighbors(n_neighbors=neighbours, n_jobs=-1).fit(points).kneighbors(return_distance=False)
+    votes = labels[indices]
+    n_votes = (votes[:, :, None] == votes[:, None]).sum(2)  # for each neighbour, how many have its digit
+    winner = n_votes.argmax(1)  # the first, that is, the nearest, of those with the most votes
+    return float(np.mean(votes[np.arange(len(votes)), winner] == labels))
+
+
+def silhouette(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"]) -> float | None:
+    """scikit-learn's mean silhouette of the digits, from -1 to 1; None if there are fewer than two digits."""
+    from sklearn.metrics import silhouette_score
+
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return None
+    return float(silhouette_score(points, labels))

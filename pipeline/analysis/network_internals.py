@@ -1,0 +1,232 @@
+"""What happens inside a trained network: layer outputs, weights and their history, and the saliency of pixels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.analysis.metrics import most_confident_errors
+from pipeline.config import Model
+from pipeline.nn.inference import as_input
+from pipeline.nn.models import Pixels, make_network
+from pipeline.nn.models.layers import SqueezeExcite
+from pipeline.nn.training_loop import seed_everything
+from pipeline.shapes import Float, Float32, Float64, Int64, Integer, UInt8
+
+BATCH_SIZE = 512  # images
+OCCLUSION_SIZE = 5  # pixels: the side of the square that occlusion paints over
+MAX_CASES = 10  # correct predictions, and errors, whose saliency is computed
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)  # of the weights of a layer
+
+
+def flatten_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network in order: every model in `pipeline.nn.models` is a sequence of layers."""
+    if isinstance(network, nn.Sequential):
+        return [layer for part in network for layer in flatten_layers(part)]
+    layers = getattr(network, "layers", None)
+    return flatten_layers(layers) if isinstance(layers, nn.Sequential) else [network]
+
+
+DESCRIPTIONS: dict[type[nn.Module], str] = {
+    nn.BatchNorm1d: "batch norm",
+    nn.BatchNorm2d: "batch norm",
+    nn.AdaptiveAvgPool2d: "global average",
+    nn.ReLU: "ReLU",
+    nn.Tanh: "tanh",
+    Pixels: "scaled pixels",
+    SqueezeExcite: "squeeze, excite",
+}
+
+
+def describe_layer(layer: nn.Module) -> str:
+    """A layer in one to three words; "" for layers that change nothing in evaluation mode (dropout, flattening)."""
+    match layer:
+        case nn.Conv2d():
+            return f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}, {layer.out_channels}"
+        case nn.Linear():
+            return f"dense {layer.out_features}"
+        case nn.MaxPool2d() | nn.AvgPool2d():
+            return f"{'max' if isinstance(layer, nn.MaxPool2d) else 'average'} pool {layer.kernel_size}"
+    return DESCRIPTIONS.get(type(layer), "")
+
+
+def make_untrained(network: nn.Module, model: Model, seed: int, device: str) -> nn.Module:
+    """The network before its first training step, with the pixel scaling of the trained network."""
+    seed_everything(seed)
+    # The memory format affects rounding only, to which t-SNE is sensitive.
+    untrained: nn.Module = make_network(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for before, after in zip(flatten_layers(untrained), flatten_layers(network), strict=True):
+        if isinstance(before, Pixels):
+            before.load_state_dict(after.state_dict())
+    return untrained
+
+
+@torch.no_grad()
+def layer_outputs(network: nn.Module, image: UInt8[Tensor, "28 28"]) -> list[tuple[str, Float32[np.ndarray, "..."]]]:
+    """The description and the output of each layer for one image: (channels, height, width) or (values,)."""
+    network.eval()
+    values, outputs = _to_input(network, image[None]), []
+    for layer in flatten_layers(network):
+        values = layer(values)
+        if description := describe_layer(layer):
+            outputs.append((description, values[0].float().cpu().numpy()))
+    return outputs
+
+
+@torch.no_grad()
+def last_layer_inputs(network: nn.Module, images: UInt8[Tensor, "n 28 28"]) -> Float32[np.ndarray, "n d"]:
+    """The features that the last layer classifies."""
+    network.eval()
+    features = nn.Sequential(*flatten_layers(network)[:-1])
+    batches = [
+        features(_to_input(network, batch)).flatten(1).float().cpu() for batch in torch.split(images, BATCH_SIZE)
+    ]
+    return torch.cat(batches).numpy()
+
+
+def first_layer_filters(network: nn.Module) -> Float32[np.ndarray, "outputs height width"]:
+    """The weights of the first convolution or dense layer as images; its input has one channel."""
+    layer = next(layer for layer in flatten_layers(network) if isinstance(layer, (nn.Conv2d, nn.Linear)))
+    weights = _to_numpy(layer.weight)
+    side = math.isqrt(weights.shape[1])
+    return weights[:, 0] if weights.ndim == 4 else weights.reshape(len(weights), side, side)
+
+
+def last_layer_weights(network: nn.Module) -> Float32[np.ndarray, "10 d"]:
+    """The weights of the last layer, which is dense."""
+    layer = flatten_layers(network)[-1]
+    assert isinstance(layer, nn.Linear)
+    return _to_numpy(layer.weight)
+
+
+def layer_weights(network: nn.Module) -> dict[str, tuple[str, Float32[np.ndarray, " _"]]]:
+    """By parameter name: number and description, and flat weights of each convolution and dense layer, in order."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    modules = [module for layer in flatten_layers(network) for module in layer.modules()]
+    layers = [module for module in modules if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return {
+        names[id(layer.weight)]: (f"{number}: {describe_layer(layer)}", _to_numpy(layer.weight).ravel())
+        for number, layer in enumerate(layers, 1)
+    }
+
+
+@dataclass(frozen=True)
+class LayerHistory:
+    """The recorded weights and gradients of a layer after each recorded epoch."""
+
+    description: str
+    counts: Int64[np.ndarray, "epochs bins"]  # histogram of the weights, in bins between -limit and limit
+    limits: Float64[np.ndarray, " epochs"]
+    quantiles: Float64[np.ndarray, "epochs quantiles"]  # QUANTILES of the weights
+    gradient_means: list[float]  # of the absolute gradients, without epochs before the first step
+    gradient_maxima: list[float]
+
+
+def layer_histories(record: Sequence[Mapping[str, Any]], descriptions: Mapping[str, str]) -> list[LayerHistory]:
+    """The history of each layer.
+
+    record: the rows of `nn.recorder.Recorder`.
+    descriptions: by parameter name.
+    """
+    histories = []
+    for name, description in descriptions.items():
+        epochs = [row["layers"][name] for row in record]
+        counts, limits = (np.array([epoch[key] for epoch in epochs]) for key in ("counts", "limit"))
+        quantiles = np.array([histogram_quantiles(*epoch) for epoch in zip(counts, limits, strict=True)])
+        trained = [epoch for epoch in epochs if epoch["gradient_mean"] is not None]
+        means, maxima = ([epoch[key] for epoch in trained] for key in ("gradient_mean", "gradient_max"))
+        histories.append(LayerHistory(description, counts, limits, quantiles, means, maxima))
+    return histories
+
+
+def histogram_quantiles(counts: Int64[np.ndarray, " bins"], limit: float) -> Float64[np.ndarray, " quantiles"]:
+    """QUANTILES of values whose histogram has equal bins between -limit and limit, by linear interpolation."""
+    edges = np.linspace(-limit, limit, len(counts) + 1)
+    cumulative = np.concatenate([[0], np.cumsum(counts)]) / np.sum(counts)
+    return np.interp(QUANTILES, cumulative, edges)
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """Which pixels the prediction for an image depends on."""
+
+    image: UInt8[np.ndarray, "28 28"]
+    label: int
+    prediction: int
+    probability: float  # of the prediction
+    input_gradient: Float32[np.ndarray, "28 28"]
+    occlusion: Float32[np.ndarray, "28 28"]
+
+
+def select_cases(
+    probabilities: Float32[np.ndarray, "n 10"], labels: UInt8[np.ndarray, " n"]
+) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Indices of the first correct prediction of each digit ("correct"), and of the most confident errors ("wrong")."""
+    correct = np.flatnonzero(probabilities.argmax(1) == labels)
+    _, first = np.unique(labels[correct], return_index=True)
+    return {"correct": correct[first], "wrong": most_confident_errors(probabilities, labels, MAX_CASES)}
+
+
+def saliency(
+    network: nn.Module,
+    images: UInt8[Tensor, "n 28 28"],
+    labels: UInt8[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n 10"],
+) -> list[Saliency]:
+    """Input gradient and occlusion of each image, for its predicted digit."""
+    predictions = probabilities.argmax(1)
+    gradients = input_gradients(network, images, predictions)
+    return [
+        Saliency(
+            image=image.numpy(),
+            label=int(label),
+            prediction=int(prediction),
+            probability=float(probability),
+            input_gradient=gradient,
+            occlusion=occlusion(network, image, int(prediction)),
+        )
+        for image, label, prediction, probability, gradient in zip(
+            images, labels, predictions, probabilities.max(1), gradients, strict=True
+        )
+    ]
+
+
+def input_gradients(
+    network: nn.Module, images: UInt8[Tensor, "n 28 28"], digits: Integer[np.ndarray, " n"]
+) -> Float[np.ndarray, "n 28 28"]:
+    """The gradient of the logit of each image's digit with respect to its pixels (from 0 to 1)."""
+    network.eval()
+    pixels = _to_input(network, images).requires_grad_()
+    logits = network(pixels).gather(1, torch.from_numpy(digits).long().to(pixels.device)[:, None])
+    (gradient,) = torch.autograd.grad(logits.sum(), pixels)
+    return gradient[:, 0].cpu().numpy()
+
+
+@torch.no_grad()
+def occlusion(network: nn.Module, image: UInt8[Tensor, "28 28"], digit: int) -> Float32[np.ndarray, "28 28"]:
+    """By how much the digit's probability falls if a square of OCCLUSION_SIZE pixels around each pixel is set to 0.
+
+    Source: M. Zeiler and R. Fergus, Visualizing and understanding convolutional networks, ECCV 2014.
+    """
+    network.eval()
+    half = OCCLUSION_SIZE // 2
+    occluded = image.repeat(1 + image.numel(), 1, 1)  # the first remains unchanged
+    for pixel in range(image.numel()):
+        row, column = divmod(pixel, image.shape[1])
+        occluded[1 + pixel, max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1] = 0
+    batches = [network(_to_input(network, batch)).float().softmax(1) for batch in torch.split(occluded, BATCH_SIZE)]
+    probabilities = torch.cat(batches)[:, digit].cpu()
+    return (probabilities[0] - probabilities[1:]).reshape(image.shape).numpy()
+
+
+def _to_input(network: nn.Module, images: UInt8[Tensor, "n 28 28"]) -> Float[Tensor, "n 1 28 28"]:
+    return as_input(images).to(next(network.parameters()).device)
+
+
+def _to_numpy(weights: Float[Tensor, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    array: Float32[np.ndarray, "*shape"] = weights.detach().float().cpu().numpy()
+    return array
