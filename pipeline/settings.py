@@ -1,251 +1,254 @@
-"""The typed settings of a run, and their defaults: this module is the one place for them."""
+"""Settings schema: every setting of a recipe with its type, limits and default."""
 
-import dataclasses
-import re
-from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-# The keys of `pipeline.models.MODELS`, which this module cannot import: `--list` must not wait for torch.
-MODELS = ("dropout_cnn", "small_cnn", "medium_cnn", "layers")
-# What `model.layers` is made of: kind and sizes. A pool's stride is its size; squeeze_excite's number is how many times
-# smaller its middle is.
-LAYER = re.compile(
-    r"conv [1-9]\d{0,3} [1-9]x[1-9]( stride [1-9])?( pad [1-9])?|dense [1-9]\d{0,3}|(max|avg)_pool [2-9]|global_pool"
-    r"|squeeze_excite [1-9]\d?|batch_norm|dropout|relu|tanh"
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+
+# The keys of pipeline.nn.models.MODELS and pipeline.dataset.views.VIEWS, which cannot be imported here: `--list` and
+# `--status` do not import torch.
+ModelName = Literal["dropout_cnn", "small_cnn", "medium_cnn", "layers"]
+ViewName = Literal["plain", "deskewed", "even", "deskewed_even", "wide"]
+MODELS: tuple[str, ...] = get_args(ModelName)
+VIEWS: tuple[str, ...] = get_args(ViewName)
+
+# Kind and sizes. The stride of a pooling layer is its size; squeeze_excite takes its reduction ratio.
+LAYER = (
+    r"^(conv [1-9][0-9]{0,3} [1-9]x[1-9]( stride [1-9])?( pad [1-9])?|dense [1-9][0-9]{0,3}|(max|avg)_pool [2-9]"
+    r"|global_pool|squeeze_excite [1-9][0-9]?|batch_norm|dropout|relu|tanh)$"
 )
-OPTIMIZERS = ("adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta")
-VIEWS = ("plain", "deskewed", "even", "deskewed_even", "wide")  # of pipeline.views.VIEWS, likewise
+
+S = TypeVar("S", bound="Section")  # typing.Self is not supported by beartype in undecorated classes
+T = TypeVar("T")
+U = TypeVar("U")
+
+# The lists of TOML and JSON become tuples. This is the only conversion: all other types are strict.
+TupleOf = Annotated[tuple[T, ...], Strict(False)]
+Pair = Annotated[tuple[T, U], Strict(False)]
+
+Pixels = Annotated[float, Field(ge=-27, le=27)]
+WholePixels = Annotated[int, Field(ge=-27, le=27)]
 
 
-class RecipeError(ValueError):
-    """A mistake in a recipe file or in `--set`; the message is one line."""
+class Section(BaseModel):
+    """Base of all sections: immutable, hashable and strictly validated."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    def replace(self: S, **changes: Any) -> S:
+        """Return a validated copy with some fields changed."""
+        return self.model_validate({**dict(self), **changes})
 
 
-def setting(
-    default, *, choices=None, like=None, low=None, high=None, above=None, below=None, items=0, only_recorded=False
-):
-    """A field with its default and the values it may take (each value of a list of at least `items`).
-
-    only_recorded: no result depends on it, so that changing it makes none stale.
-    """
-    limits = {"choices": choices, "like": like, "low": low, "high": high, "above": above, "below": below}
-    limits |= {"items": items, "only_recorded": only_recorded}
-    return field(default=default, metadata={name: limit for name, limit in limits.items() if limit is not None})
-
-
-@dataclass(frozen=True)
-class Prepare:
-    # Go on although over 1% of the test images also stand in train.
+class Prepare(Section):
+    # Continue although more than 1% of the test images also occur in train.csv.
     allow_overlap: bool = False
 
 
-@dataclass(frozen=True)
-class Split:
-    # The part of train.csv held out for validation, stratified by label; with folds it says nothing.
-    fraction: float = setting(0.25, above=0, below=1)
-    # So many parts of train.csv, stratified by label, each of which is held out once; 0: one part, `fraction`.
-    folds: int = setting(0, low=0, high=100)
-    # Its own seed, so that `train.seed` can vary over the same rows.
-    seed: int = setting(0, low=0, high=2**32 - 1)
+class Split(Section):
+    # Fraction of train.csv held out for validation, stratified by label; ignored when `folds` > 0.
+    fraction: float = Field(default=0.25, gt=0, lt=1)
+    # Number of cross-validation folds, stratified by label; 0 means a single validation split.
+    folds: int = Field(default=0, ge=0, le=100)
+    # Independent of `train.seed`, so that trainings with different seeds can share a split.
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Offline variants of the training rows: each entry adds one copy of them all."""
+class Augment(Section):
+    """Offline augmentation: each entry adds one transformed copy of all training rows."""
 
     # [right, down] in pixels.
-    shifts: tuple[tuple[float, float], ...] = setting((), low=-27, high=27)
-    # Degrees, as scipy.ndimage.rotate counts them.
-    angles: tuple[float, ...] = setting((), low=-360, high=360)
-    # Factors about the centre; 1.1 is 10% larger.
-    zooms: tuple[float, ...] = setting((), low=0.1, high=10)
+    shifts: TupleOf[Pair[Pixels, Pixels]] = ()
+    # Degrees, with the sign convention of scipy.ndimage.rotate.
+    angles: TupleOf[Annotated[float, Field(ge=-360, le=360)]] = ()
+    # Factors about the center; 1.1 enlarges by 10%.
+    zooms: TupleOf[Annotated[float, Field(ge=0.1, le=10)]] = ()
 
 
-@dataclass(frozen=True)
-class Affine:
-    """A random affine map of every training image, drawn anew each epoch; each limit is plus or minus."""
+class Affine(Section):
+    """Random augmentation: a random affine map of each training image in each epoch, drawn from plus or minus these."""
 
-    rotation: float = setting(0.0, low=0, high=180)  # degrees
-    shift: float = setting(0.0, low=0, high=27)  # pixels
-    zoom: float = setting(0.0, low=0, below=1)  # fraction of the size
-    shear: float = setting(0.0, low=0, high=45)  # degrees
-    flip: bool = False  # left to right, half of the images
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str = setting("dropout_cnn", choices=MODELS)
-    dropout: float = setting(0.5, low=0, below=1)
-    # Of the network "layers", in order, before its last, which is dense with 10 outputs: "conv 32 3x3", "relu", ...
-    layers: tuple[str, ...] = setting((), like=LAYER)
-    # From 0 to 1; from -1 to 1; or with the mean 0 and the deviation 1, over all pixels that are trained on.
-    pixels: str = setting("unit", choices=("unit", "centred", "standardised"))
-    # What the network is shown instead of the image: without its slant, of even width, ...
-    view: str = setting("plain", choices=VIEWS)
+    rotation: float = Field(default=0.0, ge=0, le=180)  # degrees
+    shift: float = Field(default=0.0, ge=0, le=27)  # pixels
+    zoom: float = Field(default=0.0, ge=0, lt=1)  # fraction of the size
+    shear: float = Field(default=0.0, ge=0, le=45)  # degrees
+    flip: bool = False  # flip left to right with probability 0.5
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Which networks are trained and averaged: each model on each view with each seed and fold."""
-
-    # Of `model.name`'s choices; empty: that one.
-    models: tuple[str, ...] = setting((), choices=MODELS)
-    # Of `model.view`'s choices; empty: that one.
-    views: tuple[str, ...] = setting((), choices=VIEWS)
-    # From train.seed upwards.
-    seeds: int = setting(1, low=1, high=10**6)
-    # Of the processor, for each of the networks that are trained side by side; their weights depend on it.
-    threads: int = setting(1, low=1, high=1024)
+class Model(Section):
+    name: ModelName = "dropout_cnn"
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    # The layers of the model "layers", in order; a dense layer with 10 outputs is added at the end.
+    layers: TupleOf[Annotated[str, Field(pattern=LAYER)]] = ()
+    # Pixel scaling: to [0, 1], to [-1, 1], or to mean 0 and standard deviation 1 over all training pixels.
+    pixels: Literal["unit", "centred", "standardised"] = "unit"
+    # Fixed transformation of every image before the network, for example deskewing.
+    view: ViewName = "plain"
 
 
-@dataclass(frozen=True)
-class Train:
-    seed: int = setting(0, low=0, high=2**63 - 1)
-    epochs: int = setting(150, low=1, high=10**6)
-    batch: int = setting(4096, low=1, high=10**6)
-    # "muon" updates the weights of all convolutions but the first, at `muon_rate`, and adamw the rest (everything, in a
-    # network with fewer than two convolutions).
-    optimizer: str = setting("adam", choices=OPTIMIZERS)
-    learning_rate: float = setting(0.0002, above=0)
-    # Of sgd.
-    momentum: float = setting(0.0, low=0, below=1)
-    muon_rate: float = setting(0.02, above=0)
-    # Decoupled in adamw and muon; L2 in the gradient of the others.
-    weight_decay: float = setting(0.0, low=0)
-    # Of the learning rate over the steps that follow the warm-up; linear after a warm-up is known as one-cycle.
-    schedule: str = setting("constant", choices=("constant", "linear", "cosine", "exponential", "steps"))
-    # What the rate is multiplied with after each epoch of an exponential schedule.
-    decay: float = setting(1.0, above=0)
-    # Of the schedule "steps", [epoch, factor] each: from this epoch on (the first is 1), so many times the rate.
-    steps: tuple[tuple[int, float], ...] = setting((), above=0)
-    # The part of all steps over which the learning rate rises linearly from 0.
-    warmup: float = setting(0.0, low=0, below=1)
-    label_smoothing: float = setting(0.0, low=0, below=1)
-    # The fraction of the rows that each epoch after the second uses (at least 8,192 rows, or all): mostly those with
-    # the largest loss when last seen.
-    focus: float = setting(1.0, above=0, high=1)
-    # The part of all steps, the last ones, over which the weights that are kept are averaged.
-    average: float = setting(0.0, low=0, high=1)
-    # The weight of what was averaged before, against each new step's; 0: all steps count alike.
-    average_decay: float = setting(0.0, low=0, below=1)
-    # Train on the validation rows too; no epoch can be chosen then, and nothing is left to evaluate on.
+class Ensemble(Section):
+    """The networks of an ensemble: every model on every view with every seed, and with every fold of the split."""
+
+    # Empty means `model.name` alone.
+    models: TupleOf[ModelName] = ()
+    # Empty means `model.view` alone.
+    views: TupleOf[ViewName] = ()
+    # Number of consecutive seeds, the first of which is `train.seed`.
+    seeds: int = Field(default=1, ge=1, le=10**6)
+    # CPU threads per network. 0 means automatic: all cores for a recipe of one network, 1 thread for each of several
+    # networks that are trained side by side. Weights trained on a CPU depend on the number of threads.
+    threads: int = Field(default=0, ge=0, le=1024)
+
+
+class Train(Section):
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    epochs: int = Field(default=150, ge=1, le=10**6)
+    batch_size: int = Field(default=4096, ge=1, le=10**6)
+    # "muon" updates the weights of all convolutions except the first with `muon_learning_rate`, and the other
+    # parameters with AdamW. A network with fewer than two convolutions is updated by AdamW alone.
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta"] = "adam"
+    learning_rate: float = Field(default=0.0002, gt=0)
+    # Used by "sgd" only.
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    # Used by "muon" only.
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    # Decoupled in "adamw" and "muon", an L2 penalty in the other optimizers.
+    weight_decay: float = Field(default=0.0, ge=0)
+    # Learning rate schedule after the warm-up; "linear" with a warm-up is known as the one-cycle policy.
+    schedule: Literal["constant", "linear", "cosine", "exponential", "steps"] = "constant"
+    # Factor of the learning rate after each epoch of the schedule "exponential".
+    lr_gamma: float = Field(default=1.0, gt=0)
+    # Used by the schedule "steps": [epoch, factor] multiplies the learning rate from that epoch on, counted from 1.
+    steps: TupleOf[Pair[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]]] = ()
+    # Fraction of all steps over which the learning rate rises linearly from 0.
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    # Fraction of the rows that each epoch from the third on uses (at least 8,192 rows, or all if there are fewer),
+    # mainly the rows with the largest loss when they were last used.
+    hard_example_fraction: float = Field(default=1.0, gt=0, le=1)
+    # Fraction of all steps, at the end of the training, whose weights are averaged.
+    swa_fraction: float = Field(default=0.0, ge=0, le=1)
+    # Decay of an exponential moving average over these steps; 0 means an equal-weight average.
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    # Train on the validation rows too: no epoch can be selected by validation loss, and `evaluate` has no rows.
     fit_all: bool = False
-    # A fault of the published code, kept for comparison: softmax before CrossEntropyLoss, which applies it again.
+    # An error of the published code, kept for comparison: softmax before CrossEntropyLoss, which applies it again.
     softmax_before_loss: bool = False
-    # Which epoch's weights are kept: that of the least validation loss, or the last.
-    keep: str = setting("best", choices=("best", "last"))
-    # Of the convolutions and products; "auto" takes bf16 where the processor has instructions for it.
-    precision: str = setting("auto", choices=("auto", "fp32", "bf16"))
-    # The same weights bit for bit also on CUDA, where it costs time; on a CPU they always are.
+    # The epoch whose weights are kept: the one with the lowest validation loss, or the last.
+    checkpoint_selection: Literal["best", "last"] = "best"
+    # Of convolutions and matrix products; "auto" uses bf16 if the processor has instructions for it.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Equal weights bit for bit on CUDA too, which is slower. On a CPU they always are.
     deterministic: bool = False
-    # Keep each epoch's weights as histograms, and the size of gradients, for `inspect`; the weights are the same.
-    record: bool = setting(False, only_recorded=True)
+    # Record weight histograms and gradient norms after each epoch, for `inspect`. The weights are the same.
+    record: bool = False
 
 
-@dataclass(frozen=True)
-class Predict:
-    # Probabilities are averaged over copies of each image shifted by [right, down] whole pixels.
-    shifts: tuple[tuple[int, int], ...] = setting(((0, 0),), low=-27, high=27, items=1)
+class Predict(Section):
+    # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
+    shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """An accuracy that was measured on held-out rows of the competition's 42,000; seeds = 0 means none.
+class Estimate(Section):
+    """An accuracy measured on held-out rows of the competition's 42,000 training rows; `seeds` = 0 means none.
 
-    It applies to any tables of the competition's size with MNIST's images, with the settings it was measured with.
+    It applies to all tables of the competition's size with MNIST's images, for the settings it was measured with.
     """
 
-    # The mean over seeds (or over all rows out of fold), and the standard deviation (of folds, where seeds is 1).
-    accuracy: float = setting(0.0, low=0, high=1)
-    deviation: float = setting(0.0, low=0, high=1)
-    # Trainings, each with a seed and a split of its own; 1 with `rows` = 42000: all rows out of fold.
-    seeds: int = setting(0, low=0)
+    # Mean over seeds, or over all rows out of fold.
+    accuracy: float = Field(default=0.0, ge=0, le=1)
+    # Standard deviation over seeds, or over folds if `seeds` is 1.
+    std: float = Field(default=0.0, ge=0, le=1)
+    # Number of trainings, each with its own seed and split; 1 with `rows` = 42000 means all rows out of fold.
+    seeds: int = Field(default=0, ge=0)
     # Number of rows held out per seed.
-    rows: int = setting(0, low=0)
-    # Number of rows that each network was trained on; the record does not apply to a run that trains on fewer.
-    training_rows: int = setting(0, low=0)
+    rows: int = Field(default=0, ge=0)
+    # Number of rows that each network was trained on. The estimate does not apply to a run that trains on fewer.
+    training_rows: int = Field(default=0, ge=0)
     date: str = ""
-    # As in `metrics.json` under "measured_with".
+    # `data` and `settings` of "measured_with" in the `metrics.json` of the measurement: a SHA-256 of the training data,
+    # and the result of `accuracy_settings`.
     data: str = ""
-    settings: str = ""
+    settings: dict[str, JsonValue] = {}
+
+    def __hash__(self) -> int:
+        return hash((self.accuracy, self.std, self.date, self.data))  # `settings` is not hashable
 
 
-@dataclass(frozen=True)
-class Explore:
-    # In t-SNE, the first ones; 0: all.
-    rows: int = setting(0, low=0)
-    # Of t-SNE.
-    seed: int = setting(0, low=0, high=2**31 - 1)
+class Explore(Section):
+    # Number of rows shown by t-SNE, from the first one on; 0 means all.
+    rows: int = Field(default=0, ge=0)
+    # Seed of t-SNE.
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
 
-@dataclass(frozen=True)
-class Inspect:
-    # The row of train.csv whose way through the network is shown; the first under the header is 1.
-    image: int = setting(1, low=1)
-    # Of an ensemble, which network.
-    member: int = setting(1, low=1)
-    # In t-SNE, the first ones that were held out.
-    rows: int = setting(3000, low=10)
-    # Of t-SNE.
-    seed: int = setting(0, low=0, high=2**31 - 1)
+class Inspect(Section):
+    # Row of train.csv whose activations are shown, counted from 1 without the header.
+    image: int = Field(default=1, ge=1)
+    # Number of the ensemble's network that is inspected, counted from 1.
+    network: int = Field(default=1, ge=1)
+    # Number of validation rows shown by t-SNE, from the first one on.
+    rows: int = Field(default=3000, ge=10)
+    # Seed of t-SNE.
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
 
-@dataclass(frozen=True)
-class Submit:
-    # Shown on Kaggle beside the score; empty: recipe and validation accuracy.
+class Compare(Section):
+    # Number of trainings of each recipe, each with its own seed.
+    seeds: int = Field(default=5, ge=1, le=1000)
+    # Also measure the mean of the predictions of all seeds.
+    ensemble: bool = False
+
+
+class Submit(Section):
+    # Description of the submission on Kaggle; empty means the recipe and its validation accuracy.
     message: str = ""
     # Wait for the score.
     wait: bool = True
 
 
-@dataclass(frozen=True)
-class Published:
-    """What a recipe's source says of it, for `compare` to set beside our own figure; 0: nothing."""
+class Published(Section):
+    """Accuracy that the source of a recipe reports, which `compare` shows next to the measured one; 0 means none."""
 
-    accuracy: float = setting(0.0, low=0, high=1)
-    # Of the network before training.
-    untrained: float = setting(0.0, low=0, high=1)
-    # Whether it was measured on images distorted as in training, as some published figures were.
+    accuracy: float = Field(default=0.0, ge=0, le=1)
+    # Accuracy of the network before training.
+    untrained: float = Field(default=0.0, ge=0, le=1)
+    # The published accuracy was measured on test images distorted like the training images.
     distorted: bool = False
-    # Whose figure it is, and of what.
+    # Author or document, data set, and number of runs.
     source: str = ""
 
 
-@dataclass(frozen=True)
-class Recipe:
+class RecipeTable(Section):
+    """Content of a recipe file."""
+
+    about: str = ""
+    # Position among the recipes of a folder.
+    order: int = 0
+    # Name of the recipe that this one is a change of; `compare` measures the effect of the change.
+    baseline: str = ""
+    prepare: Prepare = Prepare()
+    split: Split = Split()
+    augment: Augment = Augment()
+    affine: Affine = Affine()
+    model: Model = Model()
+    ensemble: Ensemble = Ensemble()
+    train: Train = Train()
+    predict: Predict = Predict()
+    estimate: Estimate = Estimate()
+    published: Published = Published()
+    explore: Explore = Explore()
+    inspect: Inspect = Inspect()
+    compare: Compare = Compare()
+    submit: Submit = Submit()
+
+
+class Recipe(RecipeTable):
     name: str
-    about: str
-    # Among the recipes of its folder.
-    order: int
-    # The recipe that it is a change of, if any: `compare` tells what the change brings.
-    after: str
-    prepare: Prepare
-    split: Split
-    augment: Augment
-    affine: Affine
-    model: Model
-    ensemble: Ensemble
-    train: Train
-    predict: Predict
-    estimate: Estimate
-    published: Published
-    explore: Explore
-    inspect: Inspect
-    submit: Submit
-    file: str = ""  # where it is no built-in one
+    file: str = ""  # absolute path; empty for a built-in recipe
 
 
-SECTIONS = {f.name: f.type for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.type)}
-
-
-def as_plain(section):
-    """A section's settings as they read back from JSON (lists for tuples), for manifests and comparison.
-
-    Without those that are only recorded.
-    """
-
-    def plain(value):
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    kept = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
-    left_out = {f.name for f in kept if f.metadata.get("only_recorded")}
-    return {name: plain(value) for name, value in vars(section).items() if name not in left_out}
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in RecipeTable.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}

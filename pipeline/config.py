@@ -1,0 +1,358 @@
+"""Recipe loading (the defaults, then a recipe file, then `--set`), and comparison of settings with recorded ones."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import UserError
+
+# isort: off
+# Re-exported: other modules import all settings from here.
+from pipeline.settings import (
+    MODELS as MODELS,
+    SECTIONS as SECTIONS,
+    VIEWS as VIEWS,
+    Affine as Affine,
+    Augment as Augment,
+    Compare as Compare,
+    Ensemble as Ensemble,
+    Estimate as Estimate,
+    Explore as Explore,
+    Inspect as Inspect,
+    Model as Model,
+    Predict as Predict,
+    Prepare as Prepare,
+    Published as Published,
+    Recipe as Recipe,
+    RecipeTable,
+    Section as Section,
+    Split as Split,
+    Submit as Submit,
+    Train as Train,
+)
+# isort: on
+
+M = TypeVar("M", bound=BaseModel)
+
+RECIPES = Path(__file__).parent / "recipes"
+MAX_RECIPE_BYTES = 1 << 20
+MAX_VALUE_CHARACTERS = 80  # of a name or a value in an error message
+MAX_CHANGE_CHARACTERS = 40  # of a value in `changed_settings`
+
+# Settings that no result depends on: changing one makes nothing stale.
+OBSERVATIONAL = frozenset({"train.record"})
+
+# Sections that the accuracy on other rows depends on, and the settings in them that it does not depend on.
+ACCURACY_SETTINGS = ("augment", "affine", "model", "ensemble", "train", "predict")
+_NOT_ACCURACY_SETTINGS = ("train.seed", "train.fit_all", "train.deterministic", "ensemble.threads")
+
+# Setting names of earlier versions.
+RENAMED = {
+    "after": "baseline",
+    "train.batch": "train.batch_size",
+    "train.keep": "train.checkpoint_selection",
+    "train.decay": "train.lr_gamma",
+    "train.muon_rate": "train.muon_learning_rate",
+    "train.focus": "train.hard_example_fraction",
+    "train.average": "train.swa_fraction",
+    "train.average_decay": "train.ema_decay",
+    "estimate.deviation": "estimate.std",
+    "inspect.member": "inspect.network",
+}
+
+# What a setting must be, by the type of the pydantic error.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "too_short": "a list that is not empty",
+    "missing": "lists of 2 numbers",
+    "too_long": "lists of 2 numbers",
+    "dict_type": "a table of settings, [estimate.settings] (earlier versions recorded a hash)",
+    "invalid-json-value": "a table of settings without dates",
+    "model_type": "a section",
+    "literal_error": "one of {expected}",
+    "string_pattern_mismatch": 'a layer such as "conv 32 3x3", "dense 100" or "relu" (see docs/recipes.md)',
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+}
+
+
+class ConfigError(UserError):
+    """A mistake in a recipe file or in `--set`; the message is one line."""
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the built-in recipes in order: their paths below `recipes/` without `.toml`."""
+    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml"))
+
+
+def recipes_in(folder: str) -> list[str]:
+    """Return the names of the built-in recipes in a folder by their `order`; [] if the folder does not exist."""
+    names = [name for name in recipe_names() if name.startswith(f"{folder}/")]
+    return sorted(names, key=lambda name: load_recipe(name).order)
+
+
+def split_argument(argument: str) -> list[str]:
+    """Return the names, and the absolute paths of recipe files, in a value of --recipe such as "quick,mine.toml"."""
+    names = [argument] if Path(argument).is_file() else argument.split(",")
+    return [str(Path(name).absolute()) if name.endswith(".toml") else name for name in names]
+
+
+def expand_recipes(text: str) -> list[str]:
+    """Return the recipes in "a,b,c" without duplicates; the name of a folder is replaced by its recipes."""
+    return list(dict.fromkeys(recipe for name in split_argument(text) for recipe in recipes_in(name) or [name]))
+
+
+def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
+    """Load a built-in recipe, or the file `name` if it ends in .toml, and apply `section.field=value` assignments.
+
+    Raises ConfigError, which lists all mistakes.
+    """
+    path, file = RECIPES / f"{name}.toml", ""
+    if name.endswith(".toml"):
+        path, name, file = Path(name), Path(name).stem, str(Path(name).absolute())
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ConfigError(f"{path}: the name of a recipe consists of letters, digits, - and _: rename the file")
+        if name in recipe_names() or recipes_in(name):
+            raise ConfigError(f"{path}: {name} is a built-in recipe or a folder of built-in recipes: rename the file")
+    elif name not in recipe_names():
+        raise ConfigError(
+            f"unknown recipe {_shorten(repr(name), MAX_VALUE_CHARACTERS)}{_nearest(name, recipe_names())}; see `--list`"
+        )
+
+    table = _read_toml(path)
+    mistakes = [f"{path.name}: {mistake}" for mistake in _remove_mistakes(table)]
+    for assignment in assignments:
+        changes = _parse_assignment(assignment)
+        if not changes:
+            mistakes.append(f"--set {_printable(assignment)}: expected section.field=value")
+        mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
+        for section, values in changes.items():
+            table.setdefault(section, {}).update(values)
+    recipe = Recipe(name=name, file=file, **table)
+    source = f"{path.name} with --set" if assignments else path.name
+    mistakes += [f"{source}: {contradiction}" for contradiction in _contradictions(recipe)]
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+    return recipe
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():  # opening a named pipe would block
+        raise ConfigError(f"{path}: not a file")
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MAX_RECIPE_BYTES + 1)
+        if len(content) > MAX_RECIPE_BYTES:
+            raise ConfigError(f"{path}: not a recipe: larger than {MAX_RECIPE_BYTES:,} bytes")
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: the file does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def _parse_assignment(assignment: str) -> dict[str, dict[str, Any]]:
+    """Return {section: {field: value}}; {} if the assignment has another form."""
+    name, equals, text = assignment.partition("=")
+    section, dot, field = name.strip().partition(".")
+    if not equals or not dot:
+        return {}
+    value: Any = text.strip()
+    with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):  # a bare word: `train.schedule=cosine`
+        value = tomllib.loads(f"value = {value}")["value"]
+    kind = SECTIONS.get(section, Section).model_fields.get(field)
+    if kind and kind.annotation is str and not isinstance(value, str):
+        value = text  # a message that consists of digits
+    return {section: {field: value}}
+
+
+def _remove_mistakes(table: dict[str, Any]) -> list[str]:
+    """Remove the settings that the schema rejects from `table`; returns a message for each."""
+    try:
+        RecipeTable.model_validate(table)
+        return []
+    except ValidationError as error:
+        first_errors: dict[tuple[str, ...], ErrorDetails] = {}
+        for details in error.errors(include_url=False, include_input=False):  # of a list, one for each wrong item
+            first_errors.setdefault(tuple(str(part) for part in details["loc"][:2]), details)
+    messages = []
+    for (section, *field), details in first_errors.items():
+        value = table[section].pop(field[0]) if field else table.pop(section)
+        messages.append(_describe(details, ".".join([section, *field]), value))
+    return messages
+
+
+def _describe(details: ErrorDetails, name: str, value: Any) -> str:
+    """Return the message for an error of pydantic in the setting `name`."""
+    if details["type"] != "extra_forbidden":
+        context = details.get("ctx", {}).items()
+        limits = {key: f"{limit:g}" if isinstance(limit, float) else limit for key, limit in context}
+        expected = _EXPECTED.get(details["type"], details["msg"]).format(**limits)
+        return f"{name} is {_shorten(repr(value), MAX_VALUE_CHARACTERS)}, expected {expected}"
+    if name in RENAMED:
+        return f"{name} is now called {RENAMED[name]}"
+    if len(details["loc"]) == 1:
+        return f"unknown section [{_printable(name)}]{_nearest(name, RecipeTable.model_fields)}"
+    section, _, field = name.partition(".")
+    return f"unknown setting {section}.{_printable(field)}{_nearest(field, SECTIONS[section].model_fields)}"
+
+
+def _printable(text: str) -> str:
+    """Return a name from a file or the command line, shortened and with control characters escaped."""
+    return _shorten(text if text.isprintable() and text else repr(text), MAX_VALUE_CHARACTERS)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name[:MAX_VALUE_CHARACTERS], list(known), n=1)
+    return f" (nearest: {matches[0]})" if matches else f" (known: {', '.join(known)})"
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for settings that exclude each other, and for each one that has no effect because of another."""
+    split, model, ensemble, train = recipe.split, recipe.model, recipe.ensemble, recipe.train
+    estimate, models = recipe.estimate, recipe.ensemble.models or (recipe.model.name,)
+    if train.fit_all and train.checkpoint_selection == "best":
+        yield "train.fit_all leaves no rows to select an epoch by: set train.checkpoint_selection to last"
+    if split.folds == 1:
+        yield "split.folds is 1, which leaves no rows to train on: set it to 2 or more, or to 0 for a single split"
+    if split.folds and train.fit_all:
+        yield "train.fit_all trains on all rows, and split.folds holds out each row once: set one of them only"
+    for name, values in (("models", ensemble.models), ("views", ensemble.views)):
+        if len(set(values)) < len(values):
+            yield f"ensemble.{name} contains a name twice: ensemble.seeds trains several networks of each"
+    if estimate.seeds and not (estimate.rows and estimate.training_rows and estimate.settings):
+        yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
+    if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
+        yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
+    if 0 < recipe.explore.rows < 10:
+        yield "explore.rows must be 0 (all rows) or at least 10, which t-SNE requires"
+    if train.schedule == "steps" and not train.steps:
+        yield "train.schedule is steps, but train.steps is empty"
+    if train.schedule == "exponential" and train.lr_gamma == 1:
+        yield "train.schedule is exponential, but train.lr_gamma is 1, which changes nothing"
+    has_dropout = models != ("layers",) or "dropout" in model.layers
+    for name, is_set, condition, holds in (
+        ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
+        ("train.lr_gamma", train.lr_gamma != 1, "train.schedule is exponential", train.schedule == "exponential"),
+        ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
+        ("train.ema_decay", train.ema_decay, "train.swa_fraction is more than 0", train.swa_fraction > 0),
+        ("model.layers", model.layers, "model.name is layers", "layers" in models),
+        ("model.dropout", "dropout" in model.model_fields_set, "model.layers contains dropout", has_dropout),
+    ):
+        if is_set and not holds:
+            yield f"{name} has an effect only if {condition}"
+
+
+def flatten(recipe: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return resolved settings as {"section.field": value}, with values as they read back from JSON.
+
+    recipe: a recipe, or another object that has the named sections as attributes.
+    names: sections ("train") or single settings ("train.fit_all", "baseline"); those in OBSERVATIONAL are left out.
+    """
+    settings: dict[str, Any] = {}
+    for name in names:
+        section, dot, field = name.partition(".")
+        value = getattr(recipe, section)
+        if not isinstance(value, BaseModel):
+            settings[name] = value
+            continue
+        values = value.model_dump(mode="json")
+        settings |= {f"{section}.{key}": values[key] for key in ([field] if dot else values)}
+    return {name: value for name, value in settings.items() if name not in OBSERVATIONAL}
+
+
+def select_settings(recipe: Recipe, names: Iterable[str]) -> Recipe:
+    """Return the recipe with only the named sections ("train") and settings ("train.fit_all") as attributes."""
+    sections: dict[str, Any] = {}
+    for name in names:
+        section, dot, field = name.partition(".")
+        values = getattr(recipe, section)
+        if dot:
+            values = _with_attributes(values, {**dict(sections.get(section, ())), field: getattr(values, field)})
+        sections[section] = values
+    return _with_attributes(recipe, sections)
+
+
+def _with_attributes(model: M, values: Mapping[str, Any]) -> M:
+    """Return an instance of the same class that has these attributes and no others."""
+    instance = type(model).model_construct()
+    object.__setattr__(instance, "__dict__", dict(values))
+    return instance
+
+
+DEFAULTS: dict[str, Any] = {
+    f"{section}.{field}": value
+    for section, kind in SECTIONS.items()
+    for field, value in kind().model_dump(mode="json").items()
+} | {"baseline": ""}
+
+
+def _default(name: str) -> Any:
+    """Return the default of a setting, whose name may follow the name of a recipe: "quick: train.epochs"."""
+    return DEFAULTS.get(name.rpartition(": ")[2])
+
+
+def changed_settings(recorded: Any, current: dict[str, Any]) -> list[str]:
+    """Return the differences between two results of `flatten`, such as "train.epochs 12 -> 20", in order.
+
+    recorded: as read from a file, which may be damaged. A setting that it lacks, because the setting is newer, counts
+    as equal while its current value is the default.
+    """
+    recorded = {str(name): value for name, value in recorded.items()} if isinstance(recorded, dict) else {}
+    changes = []
+    for name in sorted(recorded.keys() | current.keys()):
+        before = recorded.get(name, _default(name))
+        if name not in current:
+            changes.append(f"{_printable(name)} {_as_json(before)} -> (removed)")
+        elif before != current[name]:
+            changes.append(f"{name} {_as_json(before)} -> {_as_json(current[name])}")
+    return changes
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return _shorten(json.dumps(value), MAX_CHANGE_CHARACTERS)
+    except (TypeError, ValueError, RecursionError):  # of a damaged file
+        return f"({type(value).__name__})"
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Return 12 hexadecimal digits that identify the settings that differ from their defaults.
+
+    A new setting with a neutral default changes no digest.
+    """
+    changed = {name: value for name, value in settings.items() if value != _default(name)}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def accuracy_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the flattened settings that the accuracy on other rows depends on: neither the split nor the seed."""
+    settings = flatten(recipe, ACCURACY_SETTINGS)
+    return {name: value for name, value in settings.items() if name not in _NOT_ACCURACY_SETTINGS}
+
+
+def estimate_difference(recipe: Recipe) -> str:
+    """Return the first difference between the settings of the recipe's estimate and its own; "" if there is none."""
+    return next(iter(changed_settings(recipe.estimate.settings, accuracy_settings(recipe))), "")
