@@ -1,35 +1,71 @@
 """augment: offline variants of the training rows, and a contact sheet of them."""
 
-import numpy as np
-from tqdm import tqdm
+from __future__ import annotations
 
-from pipeline import artifacts, augmentation, digits
-from pipeline.pictures import training as pictures
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline import store
+from pipeline.config import digest, flatten
+from pipeline.declarations import Stage, StageContext
+from pipeline.workflow import Workflow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.shapes import UInt8
 
 
-def space(job):
-    """Bytes that `run` writes at most."""
-    rows = len(np.load(job.paths["prepare/train_labels.npy"], mmap_mode="r"))
-    return len(augmentation.variants(job.settings.augment)) * rows * (digits.SIDE**2 + 1)
+def run(context: StageContext) -> dict[str, Any]:
+    import numpy as np
+    from tqdm import tqdm
 
+    from pipeline.dataset import transforms
+    from pipeline.reports import training_figures
 
-def run(job):
-    rows = np.load(job.paths["prepare/train_rows.npy"])
-    if job.settings.train.fit_all:
-        rows = slice(None)
-    images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
-    labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
-    variants = augmentation.variants(job.settings.augment)
+    files = context.files
+    rows = slice(None) if context.settings.train.fit_all else np.load(files["prepare/train_rows.npy"])
+    images = np.load(files["prepare/train_images.npy"], mmap_mode="r")[rows]
+    labels = np.load(files["prepare/train_labels.npy"])[rows]
+    variants = transforms.list_variants(context.settings.augment)
 
-    def pieces():
+    def batches() -> Iterator[UInt8[np.ndarray, "n 28 28"]]:
         for variant in tqdm(variants, desc="augment", unit="variant", disable=None):
-            yield from augmentation.batches(images, variant)
+            yield from transforms.transform_images(images, variant)
 
-    count = len(variants) * len(images)
-    artifacts.write_array(job.folder / "images.npy", (count, *images.shape[1:]), np.uint8, pieces())
-    artifacts.write_array(job.folder / "labels.npy", (count,), np.uint8, [labels] * len(variants))
+    n_rows = len(variants) * len(images)
+    path = context.output_dir / "images.npy"
+    store.write_array_chunks(path, (n_rows, *images.shape[1:]), np.dtype(np.uint8), batches())
+    store.write_array(context.output_dir / "labels.npy", np.tile(labels, len(variants)))
 
-    made = np.load(job.folder / "images.npy", mmap_mode="r").reshape(len(variants), *images.shape)
+    augmented = np.load(path, mmap_mode="r").reshape(len(variants), *images.shape)
     first = [int(np.flatnonzero(labels == digit)[0]) for digit in np.unique(labels)]
-    artifacts.write(job.folder / "contact_sheet.png", pictures.contact_sheet(made[:, first], variants))
-    return {"rows": count, "variants": len(variants)}
+    store.write(context.output_dir / "contact_sheet.png", training_figures.contact_sheet(augmented[:, first], variants))
+    return {"rows": n_rows, "variants": len(variants)}
+
+
+def _disk_space(context: StageContext) -> int:
+    """A row of each variant: its pixels and its label."""
+    import numpy as np
+
+    from pipeline.dataset import transforms
+
+    n_rows = len(np.load(context.files["prepare/train_labels.npy"], mmap_mode="r"))
+    return len(transforms.list_variants(context.settings.augment)) * n_rows * (28 * 28 + 1)
+
+
+def _folder(workflow: Workflow) -> str:
+    return f"data/augmented/{digest(flatten(workflow.recipe, ['split', 'augment', 'train.fit_all']))}"
+
+
+STAGE = Stage(
+    name="augment",
+    run=run,
+    folder=_folder,
+    settings=("augment", "train.fit_all"),
+    inputs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
+    outputs=("images.npy", "labels.npy", "contact_sheet.png"),
+    code=("dataset.transforms", "stages.augment"),
+    per_recipe=True,
+    disk_space=_disk_space,
+)

@@ -1,166 +1,400 @@
-"""compare: what the runs of several recipes and seeds are worth, in a table and in pictures (see `comparing`)."""
+"""compare: train several recipes, each with several seeds, and compare them in a table and in pictures.
 
-import numpy as np
-import pandas as pd
-import torch
+If the source has test labels, a recipe that keeps its last epoch trains on all rows of train.csv and is measured on
+test.csv, as published figures are. Otherwise each row of train.csv is predicted by the networks that did not see it.
+"""
 
-from pipeline import artifacts, comparison, inference, page, sources, training
-from pipeline.augmentation import random_affine
-from pipeline.models import load_weights, make
-from pipeline.pictures import comparison as pictures
-from pipeline.settings import Predict, Published
-from pipeline.stages import comparing
-from pipeline.views import view
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config, networks, store
+from pipeline.config import Predict, Published, Recipe
+from pipeline.dataset import files
+from pipeline.dataset.files import TableFile
+from pipeline.declarations import Stage, StageContext, StageInputs
+from pipeline.errors import StageError
+from pipeline.networks import Request, TrainedNetwork
+from pipeline.workflow import Workflow
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.analysis.significance import Row
+    from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
+    from pipeline.training_task import TrainingArrays
+
+TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
+MAX_TITLE = 80  # characters of a comparison's name
 
 
-def run(base, runs, failed, ensemble, folder, say):
-    """Score the runs and leave the table and the page in the folder; returns it.
+# Which recipes are compared
 
-    base: of each recipe, the call in which it was prepared. runs: in the order of the table.
-    failed: why, by run, of those that have no result.
-    """
-    rows, series, rights, where = [], {}, {}, {}
-    for one, call in base.items():
-        mine = [run for run in runs if run.recipe == one]
-        images, labels, words = held_rows(call, one)
-        where.setdefault(words, []).append(one.name)
-        done = [run for run in mine if run not in failed]
-        row = comparison.Row(one.name, epochs=one.train.epochs, seeds=len(done))
-        if one.published.untrained:
-            rows.append(_untrained(call, one, mine, images, labels))
-        if done:
-            rights[one.name] = words, _score(row, one, done, labels, series)
-            distorted = _look_again(row, one, done, images, labels, ensemble)
-            comparison.against_published(row, one.published, distorted)
-        row.note = "; ".join(f"seed {run.seed}: {failed[run]}" for run in mine if run in failed)
+
+def load_recipes(argument: str, assignments: Sequence[str]) -> list[Recipe]:
+    """The recipes of a comparison in order. Raises StageError if one of them cannot be compared."""
+    recipes = [config.load_recipe(name, assignments) for name in config.expand_recipes(argument)]
+    names = [recipe.name for recipe in recipes]
+    for recipe in recipes:
+        if recipe.train.record:
+            raise StageError(f"--stage compare: {recipe.name}: omit train.record, which is for --stage inspect")
+        if names.count(recipe.name) > 1:
+            raise StageError(f"--stage compare: two recipes have the name {recipe.name}: rename the file of one")
+    return recipes
+
+
+def check_networks(recipes: Sequence[Recipe]) -> None:
+    """Raise ConfigError if the layers of a recipe do not fit each other: better now than after hours of training."""
+    from pipeline.nn.models import require_trainable
+
+    for recipe in recipes:
+        for model, _, _ in networks.variants(recipe):
+            try:
+                require_trainable(model, recipe.train.batch_size)
+            except config.ConfigError as error:
+                raise config.ConfigError(f"{recipe.name}: {error}") from None
+
+
+def adapt_to_data(workflow: Workflow) -> tuple[Recipe, ...]:
+    """The recipes as the comparison trains them: on all rows if test rows have labels and the last epoch is kept."""
+    manifest = workflow.manifest("download")
+    has_test_labels = bool(manifest) and files.TEST_LABELS in (manifest or {})["outputs"]
+    return tuple(
+        recipe.replace(
+            train=recipe.train.replace(
+                fit_all=has_test_labels and recipe.train.checkpoint_selection == "last" and not recipe.split.folds
+            )
+        )
+        for recipe in workflow.recipes
+    )
+
+
+def make_title(argument: str, assignments: Sequence[str]) -> str:
+    """The folder name of a comparison. It does not depend on the number of seeds."""
+    assignments = [assignment for assignment in assignments if not assignment.startswith("compare.")]
+    parts = [Path(name).stem if name.endswith(".toml") else name.replace("/", "-") for name in argument.split(",")]
+    title = "+".join(parts)
+    if not assignments and len(title) <= MAX_TITLE:
+        return title
+    text = "\n".join([argument, *sorted(assignments)])
+    return f"{title[:MAX_TITLE]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+# Training and measuring
+
+
+@dataclass
+class Measurement:
+    """The rows that the runs of a recipe are measured on, and the results."""
+
+    part: StageInputs
+    source: str  # of the data
+    runs: list[list[TrainedNetwork]] = field(default_factory=list)  # the networks of each seed
+    # Of the runs without errors:
+    correct: list[Bool[np.ndarray, " n"]] = field(default_factory=list)
+    probabilities: list[Float32[np.ndarray, "n 10"]] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.part.recipe
+
+    @property
+    def on_test_rows(self) -> bool:
+        """Whether the rows are those of test.csv, whose labels the source has."""
+        trains_on_all = self.recipe.train.fit_all or bool(self.recipe.split.folds)
+        last = self.recipe.train.checkpoint_selection == "last"
+        return f"download/{files.TEST_LABELS}" in self.part.files and trains_on_all and last
+
+    @functools.cached_property
+    def rows(self) -> Int64[np.ndarray, " n"]:
+        """The numbers of the rows, from 0."""
+        import numpy as np
+
+        if self.on_test_rows:
+            return np.arange(len(self.labels))
+        return np.asarray(np.load(self.part.files["prepare/validation_rows.npy"]))
+
+    @property
+    def images(self) -> UInt8[np.ndarray, "n 28 28"]:
+        import numpy as np
+
+        table = "test" if self.on_test_rows else "train"
+        images: UInt8[np.ndarray, "n 28 28"] = np.load(self.part.files[f"prepare/{table}_images.npy"], mmap_mode="c")
+        return images if self.on_test_rows else images[self.rows]
+
+    @functools.cached_property
+    def labels(self) -> UInt8[np.ndarray, " n"]:
+        import numpy as np
+
+        from pipeline.dataset.tables import read_submission_table
+
+        if self.on_test_rows:
+            path = self.part.files[f"download/{files.TEST_LABELS}"]
+            return read_submission_table(TableFile(path), len(self.images))
+        return np.asarray(np.load(self.part.files["prepare/train_labels.npy"])[self.rows], np.uint8)
+
+    def description(self) -> str:
+        """The rows in words."""
+        sample = " of SAMPLE DATA" if self.source == "sample" else ""
+        n_rows = len(self.labels)
+        if self.on_test_rows:
+            return f"{n_rows:,} test rows{sample}, with all training rows used for training"
+        if self.recipe.split.folds:
+            return f"{n_rows:,} out-of-fold rows{sample} (split seed {self.recipe.split.seed})"
+        chosen = ", by which the epoch was chosen" if self.recipe.train.checkpoint_selection == "best" else ""
+        return f"{n_rows:,} validation rows{sample} (split seed {self.recipe.split.seed}){chosen}"
+
+    def arrays(self) -> TrainingArrays:
+        """The arrays to train with; with the test rows, if these are measured."""
+        arrays = networks.load_arrays(self.part.settings, self.part)
+        if not self.on_test_rows:
+            return arrays
+        return replace(arrays, test_images=self.images, test_labels=self.labels)
+
+    def test_data(self) -> str:
+        """A hash of the test rows, if these are measured."""
+        names = ("prepare/test_images.npy", f"download/{files.TEST_LABELS}") if self.on_test_rows else ()
+        return config.digest({name: self.part.hashes[name] for name in names}) if names else ""
+
+    def predict(self, device: str) -> None:
+        """Predict the rows with the networks of each run that has no errors."""
+        import numpy as np
+        import torch
+
+        from pipeline.nn.held_out import predict_held_out
+        from pipeline.nn.inference import predict_probabilities
+        from pipeline.nn.models import load_networks
+
+        images, labels = self.images, self.labels
+        for run in self.complete_runs():
+            loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
+            if self.on_test_rows:
+                tensor = torch.from_numpy(images)
+                predictions = [predict_probabilities(network, tensor, Predict(), device) for network in loaded]
+                probabilities = np.mean(predictions, axis=0)
+            else:
+                held_out = predict_held_out(loaded, networks.load_training_rows(self.part), Predict(), device)
+                probabilities = held_out.probabilities[self.rows]
+            self.probabilities.append(probabilities)
+            self.correct.append(probabilities.argmax(1) == labels)
+
+    def complete_runs(self) -> list[list[TrainedNetwork]]:
+        return [run for run in self.runs if not any(network.error for network in run)]
+
+    def errors(self) -> list[str]:
+        """A message for each network whose training diverged."""
+        return [f"seed {n.spec.train.seed}: {n.error}" for run in self.runs for n in run if n.error]
+
+    def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
+        """Accuracies (seeds, epochs) of the runs; None for ensembles and without complete runs."""
+        import numpy as np
+
+        runs = self.complete_runs()
+        if not runs or len(runs[0]) > 1:
+            return None
+        column = "test_accuracy" if self.on_test_rows else "validation_accuracy"
+        return np.array([[row[column] for row in network.history()] for (network,) in runs])
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    source = (context.workflow.manifest("download") or {})["numbers"]["source"]
+    measurements = [Measurement(part, source) for part in context.parts]
+    trained = networks.ensure(context, list(_requests(context, measurements)), keep_going=True)
+    remaining = iter(trained)
+    for measurement in measurements:
+        recipe = measurement.part.settings
+        size = len(networks.variants(recipe))
+        measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
+        measurement.predict(context.workflow.device)
+    _write_report(context, measurements)
+    return {"networks": networks.network_summary([network for network in trained if not network.error])}
+
+
+def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Iterator[Request]:
+    """The networks of all recipes and seeds, in order."""
+    pool = networks.make_pool(context)
+    parallel = len(measurements) > 1 or measurements[0].part.settings.compare.seeds > 1
+    for measurement in measurements:
+        recipe, arrays, recipe_name = measurement.part.settings, measurement.arrays(), measurement.recipe.name
+        for number in range(recipe.compare.seeds):
+            for spec in networks.network_specs(recipe, measurement.part, pool, number, parallel):
+                label = f"{recipe_name}, {spec.name}"
+                yield Request(spec, arrays, label=label, test_data=measurement.test_data())
+
+
+# The table and the page
+
+
+def _write_report(context: StageContext, measurements: Sequence[Measurement]) -> None:
+    """Write the table, as CSV and Markdown, and the page with pictures."""
+    from pipeline.analysis import significance
+    from pipeline.reports import comparison_figures, comparison_table, page
+
+    rows, curves, costs = [], {}, {}
+    for measurement in measurements:
+        if measurement.recipe.published.untrained:
+            rows.append(_untrained_row(measurement, context.workflow.device))
+        row = _row(measurement, context.workflow.device)
         rows.append(row)
-    for one in base:
-        before, after = rights.get(one.after), rights.get(one.name)
-        if before and after and before[0] == after[0]:
-            row = next(row for row in rows if row.recipe == one.name)
-            step = comparison.step(before[1], after[1])
-            row.after, row.step, row.step_low, row.step_high = one.after, step.difference, step.low, step.high
-            row.p = step.p
-    comparison.adjust(rows)
-    for row in rows:
-        say(f"compare: {row.recipe}: {_shown(row)}")
-    about = [f"Measured on {words}: {', '.join(names) if len(where) > 1 else 'all'}." for words, names in where.items()]
-    about += [f"Published: {one}." for one in dict.fromkeys(one.published.source for one in base) if one]
-    leave(folder, rows, series, [*about, *comparison.published_steps(rows)])
-    return folder
+        context.say(f"{row.recipe}: {_describe(row)}")
+        if measurement.correct:
+            costs[row.recipe] = row
+            if (accuracies := measurement.accuracy_curves()) is not None:
+                curves[row.recipe] = accuracies
+    _add_steps(rows, measurements)
+    significance.adjust_p_values(rows)
+
+    by_rows: dict[str, list[str]] = {}
+    for measurement in measurements:
+        by_rows.setdefault(measurement.description(), []).append(measurement.recipe.name)
+    about = [
+        f"Measured on {text}: {', '.join(names) if len(by_rows) > 1 else 'all'}." for text, names in by_rows.items()
+    ]
+    sources = dict.fromkeys(measurement.recipe.published.source for measurement in measurements)
+    about += [f"Published: {source}." for source in sources if source]
+    about += comparison_table.describe_published_steps(rows)
+
+    folder = context.output_dir
+    store.write(folder / TABLE, comparison_table.as_csv(rows))
+    text = "\n\n".join([*about, comparison_table.as_markdown(rows).rstrip(), *comparison_table.NOTES])
+    store.write(folder / MARKDOWN, f"{text}\n".encode())
+    parts = [page.paragraph(sentence) for sentence in about]
+    parts += [page.table(*comparison_table.as_texts(rows)), *map(page.paragraph, comparison_table.NOTES)]
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in curves):
+        in_group = {name: values for name, values in curves.items() if name.rpartition("/")[0] == group}
+        parts.append(page.heading(f"Error by epoch{f': {group}' if group else ''}"))
+        parts.append(page.picture(comparison_figures.error_bands(in_group), "error of each recipe by epoch"))
+    if costs:
+        parts.append(page.heading("Cost"))
+        parts.append(
+            page.picture(comparison_figures.costs(costs), "error by training time and by number of parameters")
+        )
+    store.write(folder / PAGE, page.render(f"Comparison: {context.published_dir.name}", parts))
 
 
-def held_rows(call, one):
-    """Images (n, 28, 28) and labels (n,) that a recipe's runs did not see, uint8, and which they are, in words."""
-    arrays = call.place(call.stages["prepare"]) / "../../arrays"
-    raw = call.place(call.stages["download"])
-    source = artifacts.read_manifest(raw)[0]["numbers"]["source"]
-    source = " of SAMPLE DATA" if source == "sample" else ""
-    if one.train.fit_all:
-        labels = pd.read_csv(raw / sources.TEST_LABELS)["Label"].to_numpy()
-        words = f"{len(labels):,} test rows{source}, all training rows being trained on"
-        return np.load(arrays / "test_images.npy"), labels.astype(np.uint8), words
-    rows = np.load(call.place(call.stages["prepare"]) / "validation_rows.npy")
-    words = f"{len(rows):,} validation rows{source} (split seed {one.split.seed})"
-    if one.train.keep == "best":
-        words += ", by which the epoch was chosen"
-    return np.load(arrays / "train_images.npy")[rows], np.load(arrays / "train_labels.npy")[rows], words
+def _row(measurement: Measurement, device: str) -> Row:
+    """The row of a recipe without its step."""
+    import numpy as np
 
+    from pipeline.analysis import significance
 
-def _score(row, one, done, labels, series):
-    """Fill in accuracies and times from what the runs left; returns what was right (seeds, rows)."""
-    answers = np.stack([np.load(run.place / comparing.ANSWERS) for run in done])
-    by_epoch = comparison.accuracies(answers, labels)
-    told = [artifacts.read_manifest(run.place)[0]["numbers"] for run in done]
-    kept = [numbers["kept_epoch"] - 1 for numbers in told]
-    row.accuracy, row.deviation = comparison.mean_and_deviation([by_epoch[k, epoch] for k, epoch in enumerate(kept)])
-    row.parameters = told[0]["parameters"]
-    contexts = [artifacts.read_json(run.place / artifacts.CONTEXT) or {} for run in done]
-    times = [context["training_seconds"] for context in contexts if "training_seconds" in context]
-    row.seconds = float(np.mean(times)) if times else None
-    series[one.name] = {"accuracies": by_epoch, "mean": row.accuracy}
-    series[one.name] |= {"seconds": row.seconds, "parameters": row.parameters}
-    return np.stack([answers[k, epoch] == labels for k, epoch in enumerate(kept)])
-
-
-def _look_again(row, one, done, images, labels, ensemble):
-    """What needs the networks again: the mean of their probabilities; returns each one's accuracy on distorted images,
-    where that is what was published.
-    """
-    device, total, distorted = done[0].device, 0, []
-    for run in done if ensemble or one.published.distorted else ():
-        ((network, about),) = load_weights(run.place / "weights.safetensors", device)
-        held = torch.from_numpy(images)
-        if ensemble:  # without the recipe's shifted copies, as the accuracy beside it
-            total = total + inference.of_file(network, about, held, Predict(), device)
-        if one.published.distorted:
-            said = inference.logits(network, _distorted(held, one, device), device, about["precision"]).argmax(1)
-            distorted.append(float(np.mean(said.cpu().numpy() == labels)))
-    if ensemble and len(done) > 1:
-        row.ensemble = float(np.mean(total.argmax(1) == labels))
-    return distorted
-
-
-def _distorted(images, one, device):
-    """Each image (n, 28, 28) mapped as in training, once; the same for all networks."""
-    training.seed_everything(0)
-    shown = view(images.to(device), one.model.view)
-    parts = [random_affine(inference.as_input(part), one.affine) for part in shown.split(1000)]
-    return torch.cat(parts).squeeze(1).mul(255).round().to(torch.uint8)
-
-
-def _untrained(call, one, mine, images, labels):
-    """The row of a recipe's network before training, with each seed."""
-    found, device = [], mine[0].device
-    arrays = call.place(call.stages["prepare"]) / "../../arrays"
-    trained_on = torch.from_numpy(np.load(arrays / "train_images.npy"))
-    shown = view(torch.from_numpy(images).to(device), one.model.view)
-    for run in mine:
-        training.seed_everything(run.seed)
-        network = make(one.model, trained_on).to(device)
-        said = inference.logits(network, shown, device, "fp32").argmax(1).cpu().numpy()
-        found.append(float(np.mean(said == labels)))
-    row = comparison.Row(f"{one.name}, untrained", epochs=0, seeds=len(mine))
-    row.accuracy, row.deviation = comparison.mean_and_deviation(found)
-    comparison.against_published(row, Published(one.published.untrained))
+    recipe, runs = measurement.recipe, measurement.complete_runs()
+    row = significance.Row(
+        recipe.name, epochs=recipe.train.epochs, seeds=len(runs), note="; ".join(measurement.errors())
+    )
+    if not runs:
+        return row
+    row.accuracy, row.std = significance.mean_and_std([float(correct.mean()) for correct in measurement.correct])
+    row.parameters = sum(network.numbers()["parameters"] for network in runs[0])
+    contexts = [[store.read_json(network.folder / store.CONTEXT) or {} for network in run] for run in runs]
+    seconds = [sum(context.get("training_seconds", np.nan) for context in run) for run in contexts]
+    row.training_seconds = None if np.isnan(seconds).any() else float(np.mean(seconds))
+    if recipe.compare.ensemble and len(runs) > 1:
+        row.ensemble_accuracy = float(
+            np.mean(np.mean(measurement.probabilities, axis=0).argmax(1) == measurement.labels)
+        )
+    distorted = _accuracies_on_distorted_images(measurement, device) if recipe.published.distorted else []
+    significance.compare_with_published(row, recipe.published, distorted)
     return row
 
 
-def _shown(row):
+def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> list[float]:
+    """The accuracy of the first network of each run on images that are distorted as in training, once for all runs."""
+    import numpy as np
+    import torch
+
+    from pipeline.dataset.affine import random_affine
+    from pipeline.dataset.views import apply_view
+    from pipeline.nn.inference import as_input, predict_logits
+    from pipeline.nn.models import load_networks
+    from pipeline.nn.training_loop import seed_everything
+
+    model = measurement.runs[0][0].spec.model
+    seed_everything(0)
+    images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
+    batches = [random_affine(as_input(batch), measurement.recipe.affine) for batch in images.split(1000)]
+    distorted = torch.cat(batches).squeeze(1).mul(255).round().to(torch.uint8)
+    accuracies = []
+    for run in measurement.complete_runs():
+        (loaded,) = load_networks(run[0].folder / "weights.safetensors", device)
+        predictions = predict_logits(loaded.network, distorted, device, loaded.metadata["precision"]).argmax(1)
+        accuracies.append(float(np.mean(predictions.cpu().numpy() == measurement.labels)))
+    return accuracies
+
+
+def _untrained_row(measurement: Measurement, device: str) -> Row:
+    """The row of a recipe's network before training, with each seed."""
+    import numpy as np
+    import torch
+
+    from pipeline.analysis import significance
+    from pipeline.dataset.views import apply_view
+    from pipeline.nn.inference import predict_logits
+    from pipeline.nn.models import make_network
+    from pipeline.nn.training_loop import seed_everything
+
+    recipe, model = measurement.recipe, measurement.runs[0][0].spec.model
+    training_images = torch.from_numpy(np.load(measurement.part.files["prepare/train_images.npy"]))
+    images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
+    accuracies = []
+    for run in measurement.runs:
+        seed_everything(run[0].spec.train.seed)
+        network = make_network(model, training_images).to(device)
+        predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
+        accuracies.append(float(np.mean(predictions == measurement.labels)))
+    row = significance.Row(f"{recipe.name}, untrained", epochs=0, seeds=len(accuracies))
+    row.accuracy, row.std = significance.mean_and_std(accuracies)
+    significance.compare_with_published(row, Published(accuracy=recipe.published.untrained))
+    return row
+
+
+def _add_steps(rows: Sequence[Row], measurements: Sequence[Measurement]) -> None:
+    """Compare each recipe with its baseline, if both are measured on the same rows."""
+    import numpy as np
+
+    from pipeline.analysis.significance import compare_recipes
+
+    measured = {measurement.recipe.name: measurement for measurement in measurements if measurement.correct}
+    by_name = {row.recipe: row for row in rows}
+    for name, after in measured.items():
+        before = measured.get(after.recipe.baseline)
+        if not before or before.on_test_rows != after.on_test_rows or not np.array_equal(before.rows, after.rows):
+            continue
+        row, step = by_name[name], compare_recipes(np.stack(before.correct), np.stack(after.correct))
+        row.baseline, row.step, row.step_low, row.step_high = (
+            after.recipe.baseline,
+            step.difference,
+            step.low,
+            step.high,
+        )
+        row.step_p_value = step.p_value
+
+
+def _describe(row: Row) -> str:
     if row.accuracy is None:
         return row.note
-    deviation = "" if row.deviation is None else f" ± {row.deviation:.4f}"
-    return f"{row.accuracy:.4f}{deviation} ({row.seeds} {'seed' if row.seeds == 1 else 'seeds'})"
+    std = "" if row.std is None else f" ± {row.std:.4f}"
+    return f"{row.accuracy:.4f}{std} ({row.seeds} {'seed' if row.seeds == 1 else 'seeds'})"
 
 
-def leave(place, rows, series, about):
-    """Publish the table and the page."""
-    artifacts.restore(place)
-    partial = artifacts.begin(place)
-    artifacts.write(partial / comparing.TABLE, comparison.as_csv(rows))
-    text = "\n\n".join([*about, comparison.as_markdown(rows).rstrip(), *NOTES])
-    artifacts.write(partial / comparing.MARKDOWN, f"{text}\n".encode())
-    parts = [*(page.text(words) for words in about), page.table(*comparison.as_texts(rows)), *map(page.text, NOTES)]
-    for folder in dict.fromkeys(name.rpartition("/")[0] for name in series):
-        inside = {name: one for name, one in series.items() if name.rpartition("/")[0] == folder}
-        parts.append(page.heading(f"Wrong answers against epochs{f': {folder}' if folder else ''}"))
-        parts.append(page.picture(pictures.bands(inside), "lines and bands of wrong answers against epochs"))
-    timed = {name: one for name, one in series.items() if one["seconds"] is not None}
-    if timed:
-        parts.append(page.heading("What it costs"))
-        parts.append(page.picture(pictures.costs(timed), "wrong answers against training time and parameters"))
-    artifacts.write(partial / comparing.PAGE, page.page(f"Comparison: {place.name}", parts))
-    key = {"stage": "compare", "version": 1, "settings": {}, "inputs": {}}
-    artifacts.write_manifest(partial, key, [comparing.TABLE, comparing.MARKDOWN, comparing.PAGE], {}, {})
-    artifacts.publish(place)
-
-
-NOTES = (
-    "Accuracy: the mean over seeds, each with the epoch that its recipe keeps, without shifted copies of the images, "
-    "and the standard deviation over seeds.",
-    "Step: the accuracy minus that of the recipe that it is a change of. Its p-value is that of Welch's t-test over "
-    f"seeds on these rows; * marks a p-value below {comparison.SIGNIFICANT} after Holm's correction over the steps of "
-    "this table. The 95% interval is wider than the test: it covers new seeds and new rows.",
-    "Seconds: training and validation after each epoch, with several networks trained side by side. Compare them only "
-    "with each other.",
+STAGE = Stage(
+    name="compare",
+    run=run,
+    folder=lambda workflow: f"data/compare/{workflow.title}",
+    settings=("affine", "augment", "baseline", "compare", "ensemble", "model", "published", "split", "train"),
+    inputs={
+        "download": (files.TEST_LABELS,),
+        "prepare": ("train_images.npy", "train_labels.npy", "test_images.npy", "validation_rows.npy", "folds.npy"),
+        "augment": ("images.npy", "labels.npy"),
+    },
+    outputs=(TABLE, MARKDOWN, PAGE),
+    code=lambda recipe: (*networks.training_code(recipe), "analysis.significance", "nn.held_out", "stages.compare"),
+    on_demand=True,
+    resumes=True,
+    disk_space=lambda context: 0,  # `ensure` checks the space
 )

@@ -1,85 +1,119 @@
-"""download: bring raw data into `data/raw`, or take note of the files that a person put there."""
+"""download: fetch raw data into `data/raw`, or register the files that the user put there."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pipeline import artifacts, competition, sources
+from pipeline import store
+from pipeline.dataset import kaggle_client, sources
+from pipeline.dataset.files import SourceError
+from pipeline.declarations import Stage, StageContext
+from pipeline.store import FORMAT, Manifest
+from pipeline.workflow import Workflow
 
-SPACE = {"sample": 16 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes: of 9, 16 and 130 MB
-
-
-def space(job):
-    """Bytes that `run` writes at most: Kaggle's zip, or tables that are made, or a copy."""
-    data = job.call.data
-    if data in ("auto", *sources.NAMED):
-        return 0 if sources.persons_files(job.place) else SPACE.get(data, SPACE["kaggle"])
-    return sources.space(data)
+DISK_SPACE = {"sample": 16 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes; they write 9, 16 and 130 MB
 
 
-def run(job):
-    """Publish what the source gives, with a manifest that records which source it was."""
-    raw, data = job.place, job.call.data
-    mine = sources.persons_files(raw)
-    if mine and data == "auto":
-        tables = sources.require_persons_tables(raw, mine)
-        used = sorted({path.name for path, _ in tables.values()})
-        _remove_earlier_download(raw, mine)
-        artifacts.write_manifest(raw, job.key, used, {"source": "files"}, job.context)
-        return
-    if mine:
-        names = ", ".join(path.name for path in mine)
-        raise sources.SourceError(
-            f"{raw} holds files of your own ({names}), and no download overwrites them: "
-            "move them away, or leave out --data"
-        )
-
-    earlier, _ = artifacts.read_manifest(raw)
-    _require_nothing_else(raw, earlier)
-    source = earlier["numbers"].get("source") if earlier else None
-    if data == "auto" and source == "files":  # the sample in their place would overwrite what was made of them
-        raise sources.SourceError(
-            f"{raw}: your files are gone ({', '.join(sorted(earlier['outputs']))}): put them back, or say with --data "
-            "where data come from"
-        )
-    if data == "auto" and not earlier:
-        data = "kaggle" if competition.has_credentials() else "sample"
-    elif data == "auto":
-        current = earlier["version"] == job.key["version"] and not sources.is_old_sample(earlier)
-        if current and not artifacts.changed_outputs(raw, earlier) and not job.call.force:
-            return  # nothing to mend
-        data = (
-            source if source in sources.NAMED else str((artifacts.read_json(raw / artifacts.CONTEXT) or {}).get("path"))
-        )
-
-    partial = artifacts.begin(raw)
-    if data in sources.NAMED:
-        numbers = {"kaggle": sources.from_kaggle, "openml": sources.from_openml, "sample": sources.from_sample}[data](
-            partial
-        )
+def run(context: StageContext) -> dict[str, Any]:
+    """Publish what the source provides, with a manifest that records the source."""
+    raw = context.published_dir
+    own_files = sources.find_user_files(raw)
+    if own_files:
+        _register(context, raw, own_files)
+        return {}
+    earlier, _ = store.read_manifest(raw)
+    _require_only_downloads(raw, earlier)
+    data = _choose_source(context, raw, earlier)
+    if data is None:
+        return {}
+    staging, inputs = store.create_staging_dir(raw), {}
+    if data in sources.FETCHERS:
+        numbers = sources.FETCHERS[data](staging)
     else:
-        job.key["inputs"] = sources.hash_path(data)
-        numbers = sources.from_path(data, partial)
-        if sources.hash_path(data) != job.key["inputs"]:
-            raise sources.SourceError(f"{data} changed while it was read: nothing was published, run it again")
-        job.context["path"] = str(Path(data).absolute())
-    names = sorted(path.name for path in partial.iterdir())
-    artifacts.write_manifest(partial, job.key, names, numbers, job.context)
-    artifacts.publish(raw)
+        inputs = sources.hash_path(data)
+        numbers = sources.fetch_path(data, staging)
+        if sources.hash_path(data) != inputs:
+            raise SourceError(f"{data} changed while it was read; nothing was published, run the stage again")
+        context.environment["path"] = str(Path(data).absolute())
+    names = sorted(path.name for path in staging.iterdir())
+    store.write_manifest(staging, _key(inputs), names, numbers, context.environment)
+    store.publish(raw)
+    return {}
 
 
-def _require_nothing_else(raw, earlier):
-    """A download replaces `data/raw`: what it would delete there must be a download's. Raises SourceError."""
-    ours = {*(earlier["outputs"] if earlier else ()), artifacts.MANIFEST, artifacts.CONTEXT}
-    others = sorted(path.name for path in raw.glob("*") if path.name not in ours and not path.name.startswith("."))
+def _key(inputs: dict[str, str]) -> dict[str, Any]:
+    return {"format": FORMAT, "stage": "download", "inputs": inputs}
+
+
+def _register(context: StageContext, raw: Path, files: list[Path]) -> None:
+    """Write a manifest for the user's own files. Raises SourceError if --data requests other data."""
+    if context.workflow.data != "auto":
+        names = ", ".join(path.name for path in files)
+        raise SourceError(
+            f"{raw} contains your own files ({names}), which a download does not overwrite: "
+            "move them elsewhere, or omit --data"
+        )
+    tables = sources.require_user_tables(raw, files)
+    used = sorted({table.path.name for table in tables.values()})
+    manifest, _ = store.read_manifest(raw)
+    if manifest and manifest["numbers"].get("source") != "files":
+        # The user's files replace those of an earlier download, which are deleted before its manifest is.
+        for name in set(manifest["outputs"]) - {path.name for path in files}:
+            (raw / Path(name).name).unlink(missing_ok=True)
+    store.write_manifest(raw, _key({}), used, {"source": "files"}, context.environment)
+
+
+def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -> str | None:
+    """The source to fetch from: a name or a path; None if the earlier download is intact."""
+    data = context.workflow.data
+    source = earlier["numbers"].get("source") if earlier else None
+    if data != "auto":
+        return data
+    if source == "files" and earlier:  # a sample in their place would replace what was made from them
+        raise SourceError(
+            f"{raw}: your files are missing ({', '.join(sorted(earlier['outputs']))}): put them back, or choose a "
+            "source with --data"
+        )
+    if not earlier:
+        return "kaggle" if kaggle_client.has_credentials() else "sample"
+    if not (sources.is_outdated_sample(earlier) or store.changed_outputs(raw, earlier) or context.workflow.force):
+        return None
+    if source in sources.FETCHERS:
+        return str(source)
+    path = (store.read_json(raw / store.CONTEXT) or {}).get("path")
+    if not path:
+        raise SourceError(f"{raw}: the path of the data is not recorded any more; pass it with --data")
+    return str(path)
+
+
+def _require_only_downloads(raw: Path, earlier: Manifest | None) -> None:
+    """Raise SourceError if `data/raw`, which a download replaces, contains anything but a download's files."""
+    known = {*(earlier["outputs"] if earlier else ()), store.MANIFEST, store.CONTEXT}
+    others = sorted(path.name for path in raw.glob("*") if path.name not in known and not path.name.startswith("."))
     if others:
-        raise sources.SourceError(
-            f"{raw} holds {others[0]}, which is none of train.csv, test.csv, sample_submission.csv or a zip of them: "
-            "move it elsewhere, and if it is the data, say where with --data"
+        raise SourceError(
+            f"{raw} contains {others[0]}, which is not train.csv, test.csv, sample_submission.csv or a zip of them: "
+            "move it elsewhere; if it is the data, pass its path with --data"
         )
 
 
-def _remove_earlier_download(raw, mine):
-    """A person's files win: what a download left beside them goes, before the manifest that knows it does."""
-    manifest, _ = artifacts.read_manifest(raw)
-    if manifest and manifest["numbers"].get("source") != "files":
-        for name in set(manifest["outputs"]) - {path.name for path in mine}:
-            (raw / Path(name).name).unlink(missing_ok=True)
+def _disk_space(context: StageContext) -> int:
+    data = context.workflow.data
+    if data in ("auto", *sources.FETCHERS):
+        return 0 if sources.find_user_files(context.published_dir) else DISK_SPACE.get(data, DISK_SPACE["kaggle"])
+    return sources.estimate_written_bytes(data)
+
+
+def _stale_reason(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
+    return sources.stale_reason(folder, workflow.data, manifest)
+
+
+STAGE = Stage(
+    name="download",
+    run=run,
+    folder=lambda workflow: "data/raw",
+    publishes_itself=True,
+    stale_reason=_stale_reason,
+    disk_space=_disk_space,
+)

@@ -1,157 +1,221 @@
-"""evaluate: what the kept weights make of the validation rows."""
+"""evaluate: predict every training row with the networks that did not see it, and measure the accuracy."""
+
+from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import torch
+from pipeline import config, networks, store
+from pipeline.dataset.kaggle_client import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
+from pipeline.declarations import Stage, StageContext, StageInputs
 
-from pipeline import artifacts, competition, inference, metrics
-from pipeline.models import load_weights
-from pipeline.pictures import training as pictures
-from pipeline.stages.engine import accuracy_hash
+if TYPE_CHECKING:
+    import numpy as np
 
-SHOWN = 40  # at most so many in a picture
-SUSPECTS = 100  # at most so many rows in the table
+    from pipeline.nn.held_out import HeldOutPredictions
+    from pipeline.shapes import Float32, Int64, UInt8
 
-
-def space(job):
-    """Bytes that `run` writes at most, beside pictures: ten float32 a row."""
-    return 40 * len(np.load(job.paths["prepare/validation_rows.npy"], mmap_mode="r"))
+MAX_IMAGES = 40  # in a picture of errors
+MAX_SUSPECTS = 100  # rows in the table of suspects
 
 
-def run(job):
-    networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
-    measured_with = {"data": _data_hash(job), "settings": accuracy_hash(job.settings)}
-    abouts = [about for _, about in networks]
-    folds = np.load(job.paths["prepare/folds.npy"]) if "prepare/folds.npy" in job.paths else None
-    record, why = _recorded(job, measured_with, _training_rows(job, abouts, folds))
-    recorded = {"record": record, "why_no_record": why, "measured_with": measured_with}
-    if abouts[0]["fit_all"]:
-        reason = "trained on all rows (train.fit_all): nothing is left to evaluate on"
-        numbers = {"rows": 0, "accuracy": None, "why_none": reason}
-        artifacts.write_json(job.folder / "metrics.json", numbers | recorded)
-        job.call.say(f"evaluate: {reason}")
-        return numbers
+def run(context: StageContext) -> dict[str, Any]:
+    import numpy as np
 
-    rows = np.load(job.paths["prepare/validation_rows.npy"])
-    images = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r")[rows]
-    labels = np.load(job.paths["prepare/train_labels.npy"])[rows]
-    probabilities, accuracies = _held_out(job, networks, images, labels, folds)
-    predicted = probabilities.argmax(1)
-    counts = metrics.confusion(predicted, labels)
-    right = int(np.trace(counts))
+    from pipeline.analysis import metrics
+    from pipeline.reports import training_figures
+
+    parts = [_predict(part, context.workflow.device) for part in context.parts]
+    training_rows = networks.load_training_rows(context.parts[0])
+    numbers = _record(context, parts)
+    held_out = np.logical_and.reduce([part.n_networks > 0 for part in parts])
+    rows = np.flatnonzero(held_out)
+    if not len(rows):
+        reason = _why_nothing_is_held_out(context, parts)
+        store.write_json(
+            context.output_dir / "metrics.json", {"rows": 0, "accuracy": None, "why_none": reason} | numbers
+        )
+        context.say(reason)
+        return {"rows": 0, "accuracy": None, "why_none": reason}
+
+    labels = training_rows.labels[rows]
+    probabilities = np.mean([part.probabilities[rows] for part in parts], axis=0)
+    predictions = probabilities.argmax(1)
+    confusion = metrics.confusion(predictions, labels)
+    n_correct = int(np.trace(confusion))
+    metadata = [network for part in parts for network in part.metadata]
     numbers = {
         "rows": len(rows),
-        "right": right,
-        "accuracy": right / len(rows),
-        "interval_95": metrics.wilson(right, len(rows)),
+        "n_correct": n_correct,
+        "accuracy": n_correct / len(rows),
+        "interval_95": metrics.wilson_interval(n_correct, len(rows)),
         "loss": metrics.cross_entropy(probabilities, labels),
-        "classes": metrics.by_class(counts),
-        "kept_epoch": abouts[0]["epoch"] if len(abouts) == 1 else [about["epoch"] for about in abouts],
-        "chosen_on_these_rows": any(about["keep"] == "best" for about in abouts),
-        "rests_on": _rests_on(abouts, len(rows), folds),
-        **recorded,
+        "classes": metrics.class_metrics(confusion),
+        "kept_epoch": metadata[0]["epoch"] if len(metadata) == 1 else [network["epoch"] for network in metadata],
+        "chosen_on_these_rows": any(network["checkpoint_selection"] == "best" for network in metadata),
+        "rows_left_out": int(sum(np.logical_or.reduce([part.n_networks > 0 for part in parts]) & ~held_out)),
+        "rests_on": _rests_on(parts, training_rows.folds, len(rows)),
+        **numbers,
     }
-    if len(networks) > 1:
-        numbers["networks"] = len(networks)
-        numbers["network_accuracy"] = _mean_and_deviation(accuracies)
-    if folds is not None:
-        numbers["folds"] = _mean_and_deviation(
-            [float(np.mean((predicted == labels)[folds == fold])) for fold in range(folds.max() + 1)]
+    if len(metadata) > 1:
+        numbers["networks"] = len(metadata)
+        numbers["network_accuracy"] = _mean_and_std([accuracy for part in parts for accuracy in part.accuracies])
+    if len(parts) == 1 and (folds := training_rows.folds) is not None:
+        correct = predictions == labels
+        numbers["folds"] = _mean_and_std([float(np.mean(correct[folds == fold])) for fold in range(folds.max() + 1)])
+    store.write_json(context.output_dir / "metrics.json", numbers)
+    store.write_array(context.output_dir / "probabilities.npy", probabilities)
+    store.write_array(context.output_dir / "rows.npy", rows)
+    _draw(context, training_rows.images[rows], rows, labels, probabilities)
+    store.write(context.output_dir / "confusion.png", training_figures.confusion(confusion))
+    return {name: numbers[name] for name in ("rows", "n_correct", "accuracy", "interval_95", "chosen_on_these_rows")}
+
+
+def _predict(part: StageInputs, device: str) -> HeldOutPredictions:
+    """The predictions of a recipe's networks for the rows that they did not see."""
+    from pipeline.nn.held_out import predict_held_out
+    from pipeline.nn.models import load_networks
+
+    loaded = load_networks(part.files["train/weights.safetensors"], device)
+    return predict_held_out(loaded, networks.load_training_rows(part), part.settings.predict, device)
+
+
+def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:
+    if len(parts) == 1:
+        return "trained on all rows (train.fit_all), so that no rows are left to evaluate on"
+    fit_all = [
+        inputs.recipe.name for inputs, part in zip(context.parts, parts, strict=True) if part.metadata[0]["fit_all"]
+    ]
+    if fit_all:
+        return f"{', '.join(fit_all)} was trained on all rows, so that no row is held out by every recipe"
+    return "no row is held out by every recipe"
+
+
+def _rests_on(parts: list[HeldOutPredictions], folds: UInt8[np.ndarray, " n"] | None, n_rows: int) -> str:
+    """Which measurement the accuracy is, in words."""
+    if len(parts) > 1:
+        n_networks = sum(len(part.metadata) for part in parts)
+        return (
+            f"{n_rows:,} held-out rows: the mean of {len(parts)} recipes ({n_networks} networks), "
+            "each row predicted by the networks that were not trained on it"
         )
-    artifacts.write_json(job.folder / "metrics.json", numbers)
-    artifacts.write_array(job.folder / "probabilities.npy", probabilities.shape, probabilities.dtype, [probabilities])
-    artifacts.write(job.folder / "confusion.png", pictures.confusion(counts))
-    wrong = metrics.most_confident_errors(probabilities, labels, SHOWN)
-    shown = (images, labels, predicted, probabilities, rows + 1)
-    picture = pictures.mistakes(
-        *(each[wrong] for each in shown),
-        "The most confident mistakes on validation rows (row of train.csv)",
-        "none: every validation row was right",
+    metadata = parts[0].metadata
+    if folds is None:
+        return f"{n_rows:,} validation rows"
+    per_row = len(metadata) // (folds.max() + 1)
+    text = f"{n_rows:,} out-of-fold rows: each by the {per_row} of {len(metadata)} networks that were not trained on it"
+    if any(network["checkpoint_selection"] == "best" for network in metadata):
+        return text
+    return f"{text}; the submission averages all of them, so this is a lower bound on average"
+
+
+def _mean_and_std(values: list[float]) -> dict[str, Any]:
+    import numpy as np
+
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "each": values}
+
+
+def _draw(
+    context: StageContext,
+    images: UInt8[np.ndarray, "n 28 28"],
+    rows: Int64[np.ndarray, " n"],
+    labels: UInt8[np.ndarray, " n"],
+    probabilities: Float32[np.ndarray, "n 10"],
+) -> None:
+    """Write the pictures of errors and suspects, and the table of the rows whose own label is least likely."""
+    import pandas as pd
+
+    from pipeline.analysis import metrics
+    from pipeline.reports import training_figures
+
+    predictions = probabilities.argmax(1)
+
+    def draw_errors(selected: Any, title: str, empty: str) -> bytes:
+        # Rows are counted from 1 in train.csv.
+        return training_figures.errors(
+            images[selected], labels[selected], probabilities[selected], rows[selected] + 1, title, empty
+        )
+
+    wrong = metrics.most_confident_errors(probabilities, labels, MAX_IMAGES)
+    title = "The most confident errors on held-out rows (row of train.csv)"
+    store.write(
+        context.output_dir / "errors.png", draw_errors(wrong, title, "none: every row was classified correctly")
     )
-    artifacts.write(job.folder / "mistakes.png", picture)
-    doubted = metrics.most_doubted(probabilities, labels, SUSPECTS)
-    picture = pictures.mistakes(
-        *(each[doubted[:SHOWN]] for each in shown),
-        "The labels most likely wrong: those of the least probability (row of train.csv)",
-        "none",
-    )
-    artifacts.write(job.folder / "suspects.png", picture)
+    suspects = metrics.least_likely_labels(probabilities, labels, MAX_SUSPECTS)
+    title = "Labels that are most likely wrong: those with the lowest probability (row of train.csv)"
+    store.write(context.output_dir / "suspects.png", draw_errors(suspects[:MAX_IMAGES], title, "none"))
     table = pd.DataFrame(
         {
-            "row": rows[doubted] + 1,  # of train.csv, the first row under the header being 1
-            "label": labels[doubted],
-            "label_probability": probabilities[doubted, labels[doubted]],
-            "prediction": predicted[doubted],
-            "prediction_probability": probabilities[doubted, predicted[doubted]],
+            "row": rows[suspects] + 1,
+            "label": labels[suspects],
+            "label_probability": probabilities[suspects, labels[suspects]],
+            "prediction": predictions[suspects],
+            "prediction_probability": probabilities[suspects, predictions[suspects]],
         }
     )
     text = table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-    artifacts.write(job.folder / "suspects.csv", text.encode())
-    return {name: numbers[name] for name in ("rows", "right", "accuracy", "interval_95", "chosen_on_these_rows")}
+    store.write(context.output_dir / "suspects.csv", text.encode())
 
 
-def _held_out(job, networks, images, labels, folds):
-    """Mean probabilities (n, 10) of the networks that were not trained on a row; and each network's accuracy."""
-    total, seen, accuracies = np.zeros((len(images), 10), np.float32), np.zeros((len(images), 1)), []
-    for network, about in networks:
-        mine = slice(None) if folds is None else folds == about["fold"]
-        shown = torch.from_numpy(images[mine])
-        made = inference.of_file(network, about, shown, job.settings.predict, job.call.device)
-        total[mine] += made
-        seen[mine] += 1
-        accuracies.append(float(np.mean(made.argmax(1) == labels[mine])))
-    return (total / seen).astype(np.float32), accuracies
-
-
-def _rests_on(abouts, rows, folds):
-    """What the accuracy says of the submission, in words."""
-    if folds is None:
-        return f"{rows:,} validation rows"
-    held_by = len(abouts) // (folds.max() + 1)
-    words = f"{rows:,} out-of-fold rows: each by the {held_by} of {len(abouts)} networks that were not trained on it"
-    if any(about["keep"] == "best" for about in abouts):
-        return words
-    return f"{words}; the submission averages all of them, so this is a lower bound on average"
-
-
-def _mean_and_deviation(values):
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "deviation": deviation, "each": values}
-
-
-def _data_hash(job):
-    """SHA-256 over the hashes of the training images and labels."""
+def _record(context: StageContext, parts: list[HeldOutPredictions]) -> dict[str, Any]:
+    """The recipe's recorded accuracy, or why it does not apply to this run, and what this run is measured with."""
+    if len(parts) > 1:
+        return {"record": None, "why_no_record": "a blend has no recorded accuracy"}
+    part, recipe = context.parts[0], context.parts[0].settings
     names = ("prepare/train_images.npy", "prepare/train_labels.npy")
-    return hashlib.sha256("".join(job.key["inputs"][name] for name in names).encode()).hexdigest()
+    data = hashlib.sha256("".join(part.hashes[name] for name in names).encode()).hexdigest()
+    measured_with = {"data": data, "settings": config.accuracy_settings(recipe)}
+    reason = _why_no_record(part, parts[0].metadata)
+    record = None
+    if not reason:
+        fields = ("accuracy", "std", "seeds", "rows", "training_rows", "date")
+        record = {name: getattr(recipe.estimate, name) for name in fields}
+        record["same_data"] = recipe.estimate.data == data
+    return {"record": record, "why_no_record": reason, "measured_with": measured_with}
 
 
-def _training_rows(job, abouts, folds):
-    """The rows of train.csv that each network was trained on; the fewest, where folds differ in size."""
-    sizes = job.manifests["prepare"]["numbers"]
-    if abouts[0]["fit_all"]:
-        return sizes["train_rows"]
-    return sizes["training_rows"] if folds is None else len(folds) - int(np.bincount(folds).max())
+def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
+    """Why the recipe's recorded accuracy does not apply to this run, or ""."""
+    import numpy as np
 
-
-def _recorded(job, measured_with, training_rows):
-    """The recipe's recorded estimate, with whether it was measured on the same data, and "", or None and why not."""
-    estimate, sizes = job.settings.estimate, job.manifests["prepare"]["numbers"]
-    if not estimate.seeds:
-        return None, "the recipe has no recorded accuracy"
-    if estimate.settings != measured_with["settings"]:
-        return None, "the recipe's recorded accuracy was measured with different settings"
-    if (sizes["train_rows"], sizes["test_rows"]) != (competition.TRAIN_ROWS, competition.TEST_ROWS):
-        return None, (
-            f"the recipe's recorded accuracy applies only to {competition.TRAIN_ROWS:,} training and "
-            f"{competition.TEST_ROWS:,} test rows; this data set has {sizes['train_rows']:,} and {sizes['test_rows']:,}"
+    recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
+    if not recipe.estimate.seeds:
+        return "the recipe has no recorded accuracy"
+    if difference := config.estimate_difference(recipe):
+        return f"the recipe's recorded accuracy was measured with different settings ({difference})"
+    if (sizes["train_rows"], sizes["test_rows"]) != (TRAIN_ROWS, TEST_ROWS):
+        return (
+            f"the recipe's recorded accuracy applies only to {TRAIN_ROWS:,} training and {TEST_ROWS:,} test rows; "
+            f"this data set has {sizes['train_rows']:,} and {sizes['test_rows']:,}"
         )
-    if training_rows < estimate.training_rows:
-        return None, f"the recipe's recorded accuracy requires at least {estimate.training_rows:,} training rows"
-    mean = np.load(job.paths["prepare/train_images.npy"], mmap_mode="r").mean()
-    if abs(mean - competition.MEAN_PIXEL) > competition.MEAN_PIXEL_TOLERANCE:
-        return None, f"the images are not MNIST's: their mean pixel is {mean:.2f}, not {competition.MEAN_PIXEL:.2f}"
-    names = ("accuracy", "deviation", "seeds", "rows", "training_rows", "date")
-    same = estimate.data == measured_with["data"]
-    return {name: getattr(estimate, name) for name in names} | {"same_data": same}, ""
+    training_rows = sizes["train_rows"] if metadata[0]["fit_all"] else sizes["training_rows"]
+    if folds := part.files.get("prepare/folds.npy"):
+        training_rows -= int(np.bincount(np.load(folds)).max())
+    if training_rows < recipe.estimate.training_rows:
+        return f"the recipe's recorded accuracy requires at least {recipe.estimate.training_rows:,} training rows"
+    mean = np.load(part.files["prepare/train_images.npy"], mmap_mode="r").mean()
+    if abs(mean - MEAN_PIXEL) > MEAN_PIXEL_TOLERANCE:
+        return f"the images are not MNIST's: their mean pixel is {mean:.2f} instead of {MEAN_PIXEL:.2f}"
+    return ""
+
+
+STAGE = Stage(
+    name="evaluate",
+    run=run,
+    folder=lambda workflow: f"data/runs/{workflow.name}/evaluate",
+    settings=("estimate", *config.ACCURACY_SETTINGS),
+    inputs={
+        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
+        "train": ("weights.safetensors",),
+    },
+    outputs=("metrics.json",),
+    # None of these if all rows were trained on.
+    optional_outputs=("probabilities.npy", "rows.npy", "suspects.csv", "confusion.png", "errors.png", "suspects.png"),
+    code=lambda recipe: (
+        *networks.inference_code(recipe),
+        "analysis.metrics",
+        "nn.held_out",
+        "stages.evaluate",
+    ),
+)

@@ -1,28 +1,117 @@
-"""predict: the ordered submission, its probabilities and its receipt."""
+"""predict: average the networks over the test rows, and write the ordered submission and its receipt."""
 
-import numpy as np
-import torch
+from __future__ import annotations
 
-from pipeline import artifacts, inference
-from pipeline.models import load_weights
-from pipeline.stages import submission
-from pipeline.stages.engine import recipe_hash
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config, networks, store
+from pipeline.dataset import files, sources
+from pipeline.dataset.files import TableFile
+from pipeline.dataset.kaggle_client import TEST_ROWS
+from pipeline.declarations import Stage, StageContext, StageInputs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.shapes import Float32
+
+# Sections that the content of a submission does not depend on.
+NOT_IN_SUBMISSION = ("compare", "estimate", "explore", "inspect", "published", "submit")
 
 
-def space(job):
-    """Bytes that `run` writes at most: ten float32 a row, and a line of text."""
-    return 48 * len(np.load(job.paths["prepare/test_images.npy"], mmap_mode="r"))
+def run(context: StageContext) -> dict[str, Any]:
+    import numpy as np
+
+    from pipeline.dataset import tables
+
+    parts = [_predict(part, context.workflow.device) for part in context.parts]
+    probabilities = np.mean(parts, axis=0)
+    labels = probabilities.argmax(1).astype(np.uint8)
+    rows = b"".join(b"%d,%d\n" % row for row in enumerate(labels.tolist(), 1))
+    content = b"ImageId,Label\n" + rows
+    path = context.output_dir / "submission.csv"
+    store.write(path, content)
+    # prepare checks sample_submission.csv in the same way: ids from 1 in order, as many as test.csv has rows.
+    if not np.array_equal(tables.read_submission_table(TableFile(path), len(labels)), labels):
+        raise OSError(f"{path}: the file that was read back differs from what was written")
+    store.write_array(context.output_dir / "probabilities.npy", probabilities)
+
+    test_score = None
+    if truth := context.parts[0].files.get(f"download/{files.TEST_LABELS}"):
+        test_score = float(np.mean(tables.read_submission_table(TableFile(truth), len(labels)) == labels))
+    receipt = _receipt(context, hashlib.sha256(content).hexdigest(), len(labels))
+    store.write_json(context.output_dir / "submission.json", receipt | {"test_score": test_score})
+    return {"rows": len(labels)}
 
 
-def run(job):
-    images = np.load(job.paths["prepare/test_images.npy"])
-    networks = load_weights(job.paths["train/weights.safetensors"], job.call.device)
-    probabilities = inference.average(networks, torch.from_numpy(images), job.settings.predict, job.call.device)
-    submission.leave(
-        job,
-        probabilities,
-        artifacts.read_json(job.paths["evaluate/metrics.json"]),
-        recipe_hash(job.call.recipe),
-        job.key["inputs"]["train/weights.safetensors"],
-    )
-    return {"rows": len(images)}
+def _predict(part: StageInputs, device: str) -> Float32[np.ndarray, "n 10"]:
+    """The mean probabilities of a recipe's networks for the test rows."""
+    import numpy as np
+    import torch
+
+    from pipeline.nn.inference import predict_probabilities
+    from pipeline.nn.models import load_networks
+
+    images = torch.from_numpy(np.load(part.files["prepare/test_images.npy"]))
+    loaded = load_networks(part.files["train/weights.safetensors"], device)
+    predictions = [predict_probabilities(network, images, part.settings.predict, device) for network in loaded]
+    mean: Float32[np.ndarray, "n 10"] = np.mean(predictions, axis=0)
+    return mean
+
+
+def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
+    """What is recorded with a submission: where it comes from, what score to expect, what was sent to Kaggle."""
+    from pipeline.analysis.expected_score import estimate_score
+
+    workflow = context.workflow
+    evaluation = json.loads(context.parts[0].files["evaluate/metrics.json"].read_bytes())
+    expected = estimate_score(evaluation, n_rows)
+    download = workflow.manifest("download") or {}
+    source = download["numbers"]["source"]
+    sections = [section for section in config.SECTIONS if section not in NOT_IN_SUBMISSION]
+    settings = {recipe.name: config.flatten(recipe, sections) for recipe in workflow.recipes}
+    weights = [part.hashes["train/weights.safetensors"] for part in context.parts]
+    accuracy = f"validation {evaluation['accuracy']:.4f}" if evaluation["rows"] else "no row held out"
+    previous = store.read_json(context.published_dir / "submission.json") or {}
+    validation = ("accuracy", "interval_95", "rows", "chosen_on_these_rows", "rests_on", "why_none", "rows_left_out")
+    return {
+        "recipe": workflow.name,
+        "source": source,
+        "can_be_submitted": source in sources.COMPETITION_SOURCES and n_rows == TEST_ROWS,
+        "rows": n_rows,
+        "sha256": {
+            "submission.csv": digest,
+            "weights.safetensors": weights[0] if len(weights) == 1 else weights,
+            "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+            "data": download["outputs"],
+        },
+        "validation": {name: evaluation.get(name) for name in validation},
+        "expected_score": expected,
+        "why_no_expected_score": "" if expected else evaluation["why_no_record"],
+        "commit": context.environment["commit"],
+        "versions": context.environment["versions"],
+        # The tag identifies this file in Kaggle's list of submissions, even if it is sent by hand.
+        "message": f"{workflow.name}, {accuracy}",
+        "tag": f"[{digest[:12]}]",
+        # What was sent to Kaggle from this folder is kept when the prediction is repeated.
+        "sent": previous.get("sent", []),
+    }
+
+
+STAGE = Stage(
+    name="predict",
+    run=run,
+    folder=lambda workflow: f"submissions/{workflow.name}",
+    settings=("predict",),
+    inputs={
+        "download": (files.TEST_LABELS,),
+        "prepare": ("test_images.npy",),
+        "train": ("weights.safetensors",),
+        "evaluate": ("metrics.json",),
+    },
+    outputs=("submission.csv", "probabilities.npy"),
+    receipt="submission.json",
+    code=lambda recipe: (*networks.inference_code(recipe), "analysis.expected_score", "stages.predict"),
+)

@@ -1,68 +1,102 @@
-"""prepare: check and read the CSVs into uint8 arrays (once; the splits share them), and split off validation rows."""
+"""prepare: check the CSVs and read them into uint8 arrays, which all splits share, and split off validation rows."""
 
-import numpy as np
-from tqdm import tqdm
+from __future__ import annotations
 
-from pipeline import artifacts, digits, sources
+from typing import Any
 
-MOST_OVERLAP = 0.01  # of the test rows; MNIST itself has none
+from pipeline import store
+from pipeline.config import digest, flatten
+from pipeline.dataset import files
+from pipeline.declarations import Stage, StageContext
+from pipeline.workflow import Workflow
+
+MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv; in MNIST none does
+ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy")
+ARRAYS_DIR = "../../arrays/"  # seen from the folder of a split
 
 
-def space(job):
-    """Bytes that `run` writes at most: a pixel takes one, and two or more in a CSV."""
-    return sum(digits.Table(*where).size() for where in sources.find_tables(job.paths.values()).values()) // 2
+def run(context: StageContext) -> dict[str, Any]:
+    import numpy as np
 
+    from pipeline.dataset import splits
+    from pipeline.dataset.tables import DataError
 
-def run(job):
-    arrays = job.place.parent.parent / "arrays"
-    key = {**job.key, "settings": {}}
-    artifacts.restore(arrays)
-    manifest, _ = artifacts.read_manifest(arrays)
-    same = manifest and all(manifest[name] == value for name, value in key.items())
-    if job.call.force or not same or artifacts.changed_outputs(arrays, manifest):
-        _read(job, arrays, key)
-        manifest, _ = artifacts.read_manifest(arrays)
-
-    found = manifest["numbers"]
-    share = found["overlap"] / found["test_rows"]
-    if share > MOST_OVERLAP and not job.settings.prepare.allow_overlap:
-        raise digits.DataError(
-            f"{found['overlap']} of the {found['test_rows']} images of test.csv also stand in train.csv ({share:.1%}): "
-            "a network can know them by heart, so its score would say nothing about new digits; "
-            "--set prepare.allow_overlap=true goes on all the same"
+    settings = context.settings
+    arrays = context.published_dir.parent.parent / "arrays"
+    numbers = _read_tables_once(context, arrays)
+    share = numbers["overlap"] / numbers["test_rows"]
+    if share > MAX_OVERLAP and not settings.prepare.allow_overlap:
+        raise DataError(
+            f"{numbers['overlap']} of the {numbers['test_rows']} images of test.csv also occur in train.csv "
+            f"({share:.1%}): a network can memorize them, so that its score would say nothing about new digits; "
+            "--set prepare.allow_overlap=true continues anyway"
         )
     labels = np.load(arrays / "train_labels.npy")
-    train, validation = digits.split(labels, job.settings.split)
-    for name, rows in (("train_rows", train), ("validation_rows", validation)):
-        artifacts.write_array(job.folder / f"{name}.npy", rows.shape, rows.dtype, [rows])
-    if job.settings.split.folds:
-        folds = digits.folds(labels, job.settings.split)
-        artifacts.write_array(job.folder / "folds.npy", folds.shape, folds.dtype, [folds])
-    return {**found, "training_rows": len(train), "validation_rows": len(validation)}
+    training_rows, validation_rows = splits.split_rows(labels, settings.split)
+    store.write_array(context.output_dir / "train_rows.npy", training_rows)
+    store.write_array(context.output_dir / "validation_rows.npy", validation_rows)
+    if settings.split.folds:
+        store.write_array(context.output_dir / "folds.npy", splits.assign_folds(labels, settings.split))
+    return {**numbers, "training_rows": len(training_rows), "validation_rows": len(validation_rows)}
 
 
-def _read(job, arrays, key):
-    """Read and check all three tables, and publish the arrays."""
-    tables = {
-        name: digits.Table(*where)
-        for name, where in sources.find_tables(job.paths.values()).items()  # download saw to it that all are there
-    }
-    with tqdm(total=len(tables), desc="prepare", unit="table", disable=None) as bar:
-        images, labels = digits.read_train(tables["train"])
-        bar.update()
-        test_images = digits.read_test(tables["test"])
-        bar.update()
-        digits.read_submission(tables["sample_submission"], len(test_images))
-        bar.update()
+def _read_tables_once(context: StageContext, arrays: Any) -> dict[str, Any]:
+    """Publish the arrays of all three tables, unless they exist; returns the numbers of their manifest."""
+    # The same for all splits: without settings.
+    key = {**context.key, "settings": {}}
+    store.restore(arrays)
+    manifest = store.read_matching_manifest(arrays, key)
+    if not manifest or context.workflow.force or store.changed_outputs(arrays, manifest):
+        _read_tables(context, arrays, key)
+        manifest = store.read_matching_manifest(arrays, key)
+    numbers: dict[str, Any] = (manifest or {})["numbers"]
+    return numbers
+
+
+def _read_tables(context: StageContext, folder: Any, key: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
+    from pipeline.dataset import splits, tables
+
+    csvs = files.find_tables(context.files.values())  # download has checked that all three exist
+    with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:
+        images, labels = tables.read_train_table(csvs["train"])
+        progress.update()
+        test_images = tables.read_test_table(csvs["test"])
+        progress.update()
+        tables.read_submission_table(csvs["sample_submission"], len(test_images))
+        progress.update()
     numbers = {
         "train_rows": len(images),
         "test_rows": len(test_images),
-        "overlap": digits.overlap(images, test_images),
+        "overlap": splits.count_overlap(images, test_images),
     }
-    partial = artifacts.begin(arrays)
-    made = {"train_images.npy": images, "train_labels.npy": labels, "test_images.npy": test_images}
-    for name, array in made.items():
-        artifacts.write_array(partial / name, array.shape, array.dtype, [array])
-    job.check_inputs()  # the engine will too, but then these arrays would stand published
-    artifacts.write_manifest(partial, key, list(made), numbers, job.context)
-    artifacts.publish(arrays)
+    staging = store.create_staging_dir(folder)
+    for name, array in zip(ARRAYS, (images, labels, test_images), strict=True):
+        store.write_array(staging / name, array)
+    context.check_inputs()  # also done when the stage is published, but these arrays are published before
+    store.write_manifest(staging, key, ARRAYS, numbers, context.environment)
+    store.publish(folder)
+
+
+def _disk_space(context: StageContext) -> int:
+    """A pixel takes one byte in an array, and two or more in a CSV."""
+    return sum(table.estimate_bytes() for table in files.find_tables(context.files.values()).values()) // 2
+
+
+def _folder(workflow: Workflow) -> str:
+    return f"data/prepared/splits/{digest(flatten(workflow.recipe, ['split']))}"
+
+
+STAGE = Stage(
+    name="prepare",
+    run=run,
+    folder=_folder,
+    settings=("prepare", "split"),
+    inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.zip")},
+    outputs=(*(f"{ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
+    optional_outputs=("folds.npy",),
+    code=("dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
+    per_recipe=True,
+    disk_space=_disk_space,
+)

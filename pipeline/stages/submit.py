@@ -1,106 +1,143 @@
-"""submit: send a submission through the official client, once, and write its score into the receipt."""
+"""submit: send a submission through the official client, once, and record its score in the receipt."""
+
+from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from pipeline import artifacts, competition, sources
-from pipeline.stages.engine import StageError
+from pipeline import store
+from pipeline.dataset import kaggle_client, sources
+from pipeline.dataset.kaggle_client import KaggleError
+from pipeline.declarations import Stage, StageContext
+from pipeline.errors import StageError
 
-POLL = 5  # seconds between two looks at the list of submissions
-LONGEST_WAIT = 600  # seconds; scoring takes Kaggle some ten seconds
-
-
-def space(job):
-    """Bytes that `run` writes at most, beside the receipt."""
-    return 0
+POLL_INTERVAL = 5  # seconds between two requests for the list of submissions
+MAX_WAIT = 600  # seconds; Kaggle takes about ten to score a submission
 
 
-def run(job):
-    folder = job.call.place(job.call.stages["predict"])
-    file, place = folder / "submission.csv", folder / "submission.json"
-    receipt, say = artifacts.read_json(place), job.call.say
-    if not receipt or not isinstance(receipt.get("sent"), list) or "sha256" not in receipt:
-        raise StageError(f"{place}: the receipt is damaged; run --stage predict again")
-    if receipt.get("source") not in sources.COMPETITION:
-        raise StageError(
-            f"{file} was made from {receipt.get('source')} data, not the competition's, and cannot be submitted: "
-            + sources.HOW_TO_GET_REAL_DATA
-        )
-    digest = artifacts.sha256(file)
-    if digest != receipt["sha256"]["submission.csv"]:
-        raise StageError(f"{file} was changed since its receipt was written: run --stage predict again")
-    rows = file.read_bytes().count(b"\n") - 1
-    if rows != competition.TEST_ROWS:
-        raise StageError(
-            f"{file} has {rows:,} rows, but the competition's test set has {competition.TEST_ROWS:,}: it was not made "
-            "from the competition's data. Nothing was sent"
-        )
+@dataclass
+class Submission:
+    """A submission file with its receipt, which records what was sent."""
 
-    before = [sent for sent in receipt["sent"] if sent["sha256"] == digest]
-    scored = [sent for sent in before if sent["score"] is not None]
-    if scored:
-        say(f"submit: this very file was sent on {scored[0]['date']} and scored {scored[0]['score']}; not sent again")
-        return
-    tag = receipt["tag"]
-    message = f"{job.settings.submit.message or receipt['message']} {tag}"
-    entry = before[0] if before else None
-    listed = _listed(tag)
-    if listed and listed["status"] == "ERROR":
-        if not job.call.force:
-            raise competition.CompetitionError(
-                f"Kaggle could not score this very file ({listed['error']}): --force sends it again"
+    file: Path
+    receipt_file: Path
+    receipt: dict[str, Any]
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Submission:
+        """Load a submission. Raises StageError if it is edited, or not made from the competition's data."""
+        file, receipt_file = folder / "submission.csv", folder / "submission.json"
+        receipt = store.read_json(receipt_file)
+        if not receipt or not isinstance(receipt.get("sent"), list) or "sha256" not in receipt:
+            raise StageError(f"{receipt_file}: the receipt is damaged; run --stage predict again")
+        if receipt.get("source") not in sources.COMPETITION_SOURCES:
+            raise StageError(
+                f"{file} was made from {receipt.get('source')} data, not from the competition's, and cannot be "
+                "submitted: " + sources.HOW_TO_GET_REAL_DATA
             )
+        digest = store.sha256(file)
+        if digest != receipt["sha256"]["submission.csv"]:
+            raise StageError(f"{file} was changed after its receipt was written: run --stage predict again")
+        n_rows = file.read_bytes().count(b"\n") - 1
+        if n_rows != kaggle_client.TEST_ROWS:
+            raise StageError(
+                f"{file} has {n_rows:,} rows, but the competition's test set has {kaggle_client.TEST_ROWS:,}: it was "
+                "not made from the competition's data. Nothing was sent"
+            )
+        return cls(file, receipt_file, receipt, digest)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The receipt's records of this file."""
+        return [entry for entry in self.receipt["sent"] if entry["sha256"] == self.digest]
+
+    def add_entry(self, **fields: Any) -> dict[str, Any]:
+        """The record of this file, created if there is none, with these fields."""
+        entry = next(iter(self.entries()), None)
+        if entry is None:
+            entry = {"sha256": self.digest}
+            self.receipt["sent"].append(entry)
+        entry |= fields
+        self.save()
+        return entry
+
+    def save(self) -> None:
+        store.write_json(self.receipt_file, self.receipt)
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    submission = Submission.load(context.workflow.published_dir("predict"))
+    for entry in submission.entries():
+        if entry["score"] is not None:
+            context.say(f"this file was sent on {entry['date']} and scored {entry['score']}; it is not sent again")
+            return {}
+    tag = submission.receipt["tag"]
+    listed = next((item for item in kaggle_client.list_submissions() if tag in item["description"]), None)
+    if listed and listed["status"] == "ERROR":
+        if not context.workflow.force:
+            raise KaggleError(f"Kaggle could not score this file ({listed['error']}); --force sends it again")
         listed = None
-    if listed is None:
-        left = competition.submissions_left()
-        say(f"submit: {left} submissions left today")
-        if left < 1:
-            raise competition.CompetitionError("no submission is left today: try again tomorrow (UTC)")
-        if entry is None:
-            entry = {"sha256": digest}
-            receipt["sent"].append(entry)
-        entry |= {"message": message, "date": time.strftime("%Y-%m-%d %H:%M:%S%z"), "ref": None, "score": None}
-        artifacts.write_json(place, receipt)  # before sending: if this process dies now, the next asks Kaggle first
-        entry["ref"] = competition.submit(file, message)
-        artifacts.write_json(place, receipt)
-        say(f"submit: sent {file} as {message!r}")
+    if listed:
+        fields = {"message": listed["description"], "date": listed["date"]} if not submission.entries() else {}
+        entry = submission.add_entry(**{"score": None, **fields, "ref": listed["ref"]})
+        context.say(f"Kaggle has had this file since {listed['date']}; it is not sent again")
     else:
-        if entry is None:
-            entry = {"sha256": digest, "message": listed["description"], "date": listed["date"], "score": None}
-            receipt["sent"].append(entry)
-        entry["ref"] = listed["ref"]
-        artifacts.write_json(place, receipt)
-        say(f"submit: Kaggle has this very file since {listed['date']}; not sent again")
-    if job.settings.submit.wait:
-        _await_score(entry, receipt, place, say)
+        entry = _send(
+            context, submission, f"{context.parts[0].settings.submit.message or submission.receipt['message']} {tag}"
+        )
+    if context.parts[0].settings.submit.wait:
+        _wait_for_score(context, submission, entry)
     else:
-        say("submit: not waiting for the score; --stage submit again fetches it")
+        context.say("not waiting for the score; run --stage submit again to fetch it")
+    return {}
 
 
-def _listed(tag):
-    """The newest submission in Kaggle's list whose description carries the tag, or None."""
-    return next((one for one in competition.submissions() if tag in one["description"]), None)
+def _send(context: StageContext, submission: Submission, message: str) -> dict[str, Any]:
+    left = kaggle_client.count_submissions_left()
+    context.say(f"{left} submissions left today")
+    if left < 1:
+        raise KaggleError("no submission is left today: try again tomorrow (UTC)")
+    # Recorded before sending: if this process dies now, the next one asks Kaggle first.
+    date = time.strftime("%Y-%m-%d %H:%M:%S%z")
+    entry = submission.add_entry(message=message, date=date, ref=None, score=None)
+    entry["ref"] = kaggle_client.send_submission(submission.file, message)
+    submission.save()
+    context.say(f"sent {submission.file} as {message!r}")
+    return entry
 
 
-def _await_score(entry, receipt, place, say):
-    """Look at Kaggle's list until the submission is scored; the score goes into the receipt."""
-    since = time.monotonic()
+def _wait_for_score(context: StageContext, submission: Submission, entry: dict[str, Any]) -> None:
+    """Request Kaggle's list until the submission is scored; the score is recorded in the receipt."""
+    start = time.monotonic()
     while True:
         try:
-            listed = competition.submissions()
-        except competition.CompetitionError as error:
-            raise competition.CompetitionError(f"it was sent, but: {error}; submit again fetches the score") from None
-        mine = [one for one in listed if one["ref"] == entry["ref"]]
-        status = mine[0]["status"] if mine else "PENDING"
-        if status == "ERROR":
-            raise competition.CompetitionError(f"Kaggle could not score the submission: {mine[0]['error']}")
-        if status == "COMPLETE":
-            if not mine[0]["score"]:
-                say("submit: Kaggle has scored it and shows no score yet; submit again fetches it")
+            submissions = kaggle_client.list_submissions()
+        except KaggleError as error:
+            raise KaggleError(f"the file was sent, but: {error}; run --stage submit again to fetch the score") from None
+        listed = next((item for item in submissions if item["ref"] == entry["ref"]), {"status": "PENDING"})
+        if listed["status"] == "ERROR":
+            raise KaggleError(f"Kaggle could not score the submission: {listed['error']}")
+        if listed["status"] == "COMPLETE":
+            if not listed["score"]:
+                context.say("Kaggle has scored it but shows no score yet; run --stage submit again to fetch it")
                 return
-            entry["score"] = float(mine[0]["score"])
-            artifacts.write_json(place, receipt)
-            say(f"submit: public score {entry['score']:.5f}")
+            entry["score"] = float(listed["score"])
+            submission.save()
+            context.say(f"public score {entry['score']:.5f}")
             return
-        if time.monotonic() - since > LONGEST_WAIT:
-            raise competition.CompetitionError("Kaggle has not scored it yet: --stage submit again fetches the score")
-        time.sleep(POLL)
+        if time.monotonic() - start > MAX_WAIT:
+            raise KaggleError("Kaggle has not scored it yet: run --stage submit again to fetch the score")
+        time.sleep(POLL_INTERVAL)
+
+
+STAGE = Stage(
+    name="submit",
+    run=run,
+    settings=("submit",),
+    inputs={"download": (), "predict": ("submission.csv",)},
+    on_demand=True,
+    publishes_itself=True,
+    disk_space=lambda context: 0,
+)

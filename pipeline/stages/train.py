@@ -1,131 +1,136 @@
-"""train: fit the recipe's network, or the members of its ensemble, each keeping a checkpoint of its last epoch."""
+"""train: fit the networks of the recipe, and collect their weights in one file."""
 
-import dataclasses
-import json
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from pipeline import networks, store
+from pipeline.declarations import Stage, StageContext
+from pipeline.workflow import Workflow
 
-from pipeline import artifacts
-from pipeline.models import require_trainable, save_members, save_weights
-from pipeline.pictures import training as pictures
-from pipeline.recording import ROWS
-from pipeline.stages import comparing, fitting, members, tracking
+if TYPE_CHECKING:
+    from pipeline.networks import NetworkSpec, TrainedNetwork
+    from pipeline.reports.event_files import EventWriter
+    from pipeline.training_task import History, TrainingTask
 
-DRAWING = 0.1  # the most that drawing the curves may take of the time: each epoch of 1.1 s is drawn, in 0.11 s
-
-
-def space(job):
-    """Bytes that `run` writes at most: weights, and checkpoints of five times their size, old and new."""
-    planned = members.plan(job.settings)
-    names = [member.model for member in planned] or [job.settings.model.name]
-    batch = job.settings.train.batch
-    networks = [require_trainable(dataclasses.replace(job.settings.model, name=name), batch) for name in names]
-    sizes = [4 * sum(part.numel() for part in network.parameters()) for network in networks]
-    at_once = sorted(sizes)[-(os.cpu_count() or 1) :]
-    losses = 8 * len(at_once) * len(np.load(job.paths["augment/labels.npy"], mmap_mode="r"))
-    history = 1024 * job.settings.train.epochs * len(sizes)
-    if job.settings.train.record:  # at most a KB a layer, in two checkpoints and for itself
-        history += 3 * 1024 * (ROWS + 2) * sum(len(part.shape) > 1 for part in networks[0].parameters())
-    if job.key["stage"] == comparing.RUN:  # in two checkpoints, and for itself
-        test = job.paths.get("prepare/test_images.npy", job.paths["prepare/validation_rows.npy"])
-        history += 3 * job.settings.train.epochs * len(np.load(test, mmap_mode="r"))
-    return (2 * sum(sizes) if planned else 0) + 11 * sum(at_once) + losses + history
+# The largest share of the time that drawing the curves after an epoch may take. Drawing takes 0.11 s, so that the
+# curves are drawn after each epoch of 1.1 s or more.
+DRAWING_SHARE = 0.1
 
 
-def run(job):
-    images = np.load(job.paths["augment/images.npy"], mmap_mode="c")
-    labels = np.load(job.paths["augment/labels.npy"])
-    planned = members.plan(job.settings)
-    if planned:
-        numbers, content, histories = _ensemble(job, planned, images, labels)
-    else:
-        numbers, content, histories = _single(job, images, labels)
-    job.context["threads"] = job.settings.ensemble.threads if planned else torch.get_num_threads()
-    rows = [{**({"member": name} if planned else {}), **row} for name, history in histories.items() for row in history]
-    artifacts.write(job.folder / "history.csv", fitting.as_csv(rows))
-    artifacts.write(job.folder / "curves.png", pictures.curves(list(histories.values()), job.settings.train.keep))
-    artifacts.write(job.folder / "weights.safetensors", content)
-    return numbers
+def run(context: StageContext) -> dict[str, Any]:
+    import pandas as pd
 
+    recipe = context.settings
+    specs = networks.network_specs(recipe, context.only, networks.make_pool(context))
+    arrays = networks.load_arrays(recipe, context.only)
+    requests = [networks.Request(spec, arrays, recipe.train.record) for spec in specs]
+    monitor = _Monitor(context, single=len(specs) == 1)
+    start = time.monotonic()
+    trained = networks.ensure(context, requests, monitor.on_epoch, monitor.on_trained)
+    context.environment |= {"training_seconds": round(time.monotonic() - start, 3), "threads": specs[0].threads}
 
-def _held(job):
-    """Images and labels of the validation rows, or None where they are trained on."""
-    if job.settings.train.fit_all:
-        return None
-    rows = np.load(job.paths["prepare/validation_rows.npy"])
-    return tuple(np.load(job.paths[f"prepare/train_{name}.npy"], mmap_mode="r")[rows] for name in ("images", "labels"))
-
-
-def _single(job, images, labels):
-    settings, call, tracker = job.settings.train, job.call, tracking.Tracker(job.call)
-    began, drawing = time.monotonic(), 0.0
-
-    def look(history):
-        nonlocal drawing
-        tracker.show(history)
-        now = time.monotonic()
-        if drawing <= DRAWING * (now - began) and not compared:
-            artifacts.write(job.folder / "curves.png", pictures.curves([history], settings.keep))
-            drawing += time.monotonic() - now
-
-    held, watched = _held(job), None
-    compared = job.key["stage"] == comparing.RUN
-    if compared:
-        test = job.paths.get("prepare/test_images.npy")
-        watched = np.load(test) if test else held[0]
-    fitted = fitting.fit(
-        job.folder,
-        job.key,
-        (images, labels),
-        held,
-        job.settings.model,
-        settings,
-        job.settings.affine,
-        call.device,
-        lambda text: call.say(f"train: {text}"),
-        lambda text: call.note(f"train: {text}"),
-        look,
-        not compared,  # several are trained side by side, and no one of them has the screen
-        watched,
+    histories = {network.spec.name: _without_test_accuracy(network.history()) for network in trained}
+    monitor.finish(histories)
+    rows = [
+        {**({"network": name} if len(trained) > 1 else {}), **row}
+        for name, history in histories.items()
+        for row in history
+    ]
+    store.write(
+        context.output_dir / "history.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode()
     )
-    if compared:
-        made = np.stack(fitted.answers)
-        artifacts.write_array(job.folder / comparing.ANSWERS, made.shape, made.dtype, [made])
-    if fitted.record:
-        artifacts.write(job.folder / "record.json", json.dumps({"rows": fitted.record}).encode())
-    kept = fitting.kept_row(fitted.history, settings.keep)
-    numbers = {
-        "precision": fitted.about["precision"],
-        "kept_epoch": fitted.about["epoch"],
-        "parameters": sum(tensor.numel() for name, tensor in fitted.tensors.items() if not _is_statistic(name)),
-    } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    job.context["training_seconds"] = round(fitted.seconds, 3)
-    return numbers, save_weights(fitted.tensors, fitted.about), {"": fitted.history}
+    if recipe.train.record:
+        store.write(context.output_dir / "record.json", (trained[0].folder / "record.json").read_bytes())
+    store.write(context.output_dir / "weights.safetensors", _collect_weights(trained))
+    return {"networks": networks.network_summary(trained)}
 
 
-def _ensemble(job, planned, images, labels):
-    folds, began = job.paths.get("prepare/folds.npy"), time.monotonic()
-    held = np.load(folds) if folds else _held(job)
-    tracker, trained = tracking.Tracker(job.call), []
+def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
+    """The weights of all networks as one file; that of a single network as it is."""
+    from pipeline.nn.models import serialize_networks
 
-    def done(name, history):
-        tracker.show(history, name)
-        trained.append(history)
-        picture = pictures.curves(trained, job.settings.train.keep)
-        artifacts.write(job.folder / "curves.png", picture)
-
-    units = members.train(job, planned, (images, labels, held), job.call.engine, done)
-    job.context["training_seconds"] = round(time.monotonic() - began, 3)  # of this call, several at once
-    histories, weights = {}, {}  # of all, in their order
-    for member, folder, _ in units:
-        histories[member.name] = fitting.from_csv((folder / "history.csv").read_bytes())
-        weights[member.name] = ({"fold": member.fold, "seed": member.seed}, folder / "weights.safetensors")
-    names = {member.name: {"folder": folder.name, **numbers} for member, folder, numbers in units}
-    return {"members": names}, save_members(weights), histories
+    paths = [network.folder / "weights.safetensors" for network in trained]
+    if len(paths) == 1:
+        return paths[0].read_bytes()
+    return serialize_networks({network.spec.name: path for network, path in zip(trained, paths, strict=True)})
 
 
-def _is_statistic(name):
-    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked", "mean", "deviation")
+def _without_test_accuracy(history: History) -> History:
+    """The history of a network that `compare` trained, without the column that only `compare` measures."""
+    return [{name: value for name, value in row.items() if name != "test_accuracy"} for row in history]
+
+
+class _Monitor:
+    """Draws the curves and writes the tracker's event files while networks are trained."""
+
+    def __init__(self, context: StageContext, single: bool) -> None:
+        self.context, self.single = context, single
+        self.start, self.drawing_seconds = time.monotonic(), 0.0
+        self.finished: list[History] = []
+        self.writer: EventWriter | None = None
+        if context.workflow.tracker == "tensorboard":
+            from pipeline.reports.event_files import EventWriter
+
+            run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            folder = context.workflow.workspace / "data/logs/tensorboard" / context.workflow.name / run_name
+            self.writer = EventWriter(folder)
+            context.say(f"event files for TensorBoard in {folder}")
+
+    def on_epoch(self, task: TrainingTask, history: History) -> None:
+        """Called after each epoch of a network that is trained in this process."""
+        if self.single:
+            self._track("", history)
+        self._draw([*self.finished, history])
+
+    def on_trained(self, spec: NetworkSpec, history: History) -> None:
+        """Called with each network that was trained."""
+        self.finished.append(history)
+        if not self.single:
+            self._track(spec.name, history)
+            self._draw(self.finished)
+
+    def finish(self, histories: dict[str, History]) -> None:
+        """Draw the curves of all networks, and track those that existed already."""
+        self._draw(list(histories.values()), final=True)
+        for name, history in histories.items():
+            self._track("" if self.single else name, history)
+
+    def _draw(self, histories: Sequence[History], final: bool = False) -> None:
+        """Draw the curves, if that takes no more than DRAWING_SHARE of the time."""
+        from pipeline.reports import training_figures
+
+        now = time.monotonic()
+        if final or self.drawing_seconds <= DRAWING_SHARE * (now - self.start):
+            selection = self.context.settings.train.checkpoint_selection
+            store.write(self.context.output_dir / "curves.png", training_figures.curves(histories, selection))
+            self.drawing_seconds += time.monotonic() - now
+
+    def _track(self, network: str, history: History) -> None:
+        if self.writer:
+            self.writer.write(history, network)
+
+
+def _folder(workflow: Workflow) -> str:
+    return f"data/runs/{workflow.name}/train"
+
+
+STAGE = Stage(
+    name="train",
+    run=run,
+    folder=_folder,
+    settings=("affine", "augment", "ensemble", "model", "split", "train"),
+    inputs={
+        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
+        "augment": ("images.npy", "labels.npy"),
+    },
+    outputs=("weights.safetensors", "history.csv", "curves.png"),
+    optional_outputs=("record.json",),
+    code=networks.training_code,
+    per_recipe=True,
+    resumes=True,
+    disk_space=lambda context: 0,  # `ensure` checks the space, since it depends on which networks are missing
+)

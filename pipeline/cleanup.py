@@ -1,0 +1,103 @@
+"""Files in the workspace that nothing uses any more: cached data, networks, and what interrupted runs left."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, store
+from pipeline.config import ConfigError
+from pipeline.declarations import Stage
+from pipeline.workflow import Workflow
+
+
+def recipes_with_runs(workspace: Path) -> list[str]:
+    """The recipes that have a run, in order: names, paths of recipe files, or "a,b" for blends."""
+    runs = workspace / "data" / "runs"
+    arguments: dict[str, str] = {}
+    for folder in ("train", "train.partial", "evaluate"):
+        for path in sorted(runs.rglob(f"{folder}/{store.CONTEXT}")):
+            name, context = path.parent.parent.relative_to(runs).as_posix(), store.read_json(path) or {}
+            argument = context.get("recipe") if "+" in name else context.get("recipe_file")
+            arguments.setdefault(name, argument if isinstance(argument, str) and argument else name)
+    return [arguments[name] for name in sorted(arguments)]
+
+
+def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> list[Path]:
+    """Files and folders that `--clean` removes, in order: no finished run, nothing that can resume, no submission.
+
+    assignments: the values of --set: data that the recipes use with these settings counts as used.
+    """
+    used = _used_by_recipes(workspace, stages, assignments)
+    data, submissions = workspace.resolve() / "data", workspace.resolve() / "submissions"
+    for name in _referenced_networks(data):
+        for ending in ("", ".partial", ".previous", ".lock"):
+            used.add((data / "networks" / f"{name}{ending}").resolve())
+    cached = [path for name in ("prepared/splits", "augmented", "networks") for path in (data / name).glob("*")]
+    interrupted = [
+        path
+        for folder in (data, submissions)
+        for path in folder.rglob("*.partial")
+        if path.name != "train.partial" and path.parent != data / "compare"
+    ]
+    temporary = [path for folder in (data, submissions) for path in folder.rglob(".*.tmp")]
+    # Networks of earlier versions of the pipeline.
+    obsolete = [*data.glob("members"), *(path for path in data.glob("runs/**/seed*") if path.is_dir())]
+    unused = sorted({path for path in (*cached, *interrupted, *temporary, *obsolete) if path.resolve() not in used})
+    return [path for path in unused if not any(parent in unused for parent in path.parents)]
+
+
+def _used_by_recipes(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> set[Path]:
+    """The folders of all stages for the built-in recipes and those with runs, with and without `assignments`.
+
+    Links in the paths are resolved.
+    """
+    used = set()
+    arguments = {name for argument in recipes_with_runs(workspace) for name in config.split_argument(argument)}
+    changed = {(name, tuple(changes)) for name in {*config.recipe_names(), *arguments} for changes in ((), assignments)}
+    for name, changes in changed | set(_compared_recipes(workspace)):
+        try:
+            workflow = Workflow(stages, workspace, (config.load_recipe(name, changes),))
+        except ConfigError:  # a file that is gone, or a setting that contradicts this recipe
+            continue
+        for stage in stages.values():
+            if stage.folder:
+                used |= {workflow.folder(stage), store.published_dir(workflow.folder(stage))}
+    return used
+
+
+def _compared_recipes(workspace: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The recipes of the comparisons in the workspace, with the values of --set, also as trained on all rows."""
+    for path in (workspace / "data" / "compare").glob(f"*/{store.CONTEXT}"):
+        context = store.read_json(path) or {}
+        if isinstance(context.get("recipe"), str) and isinstance(context.get("assignments"), list):
+            changes = tuple(map(str, context["assignments"]))
+            for name in config.expand_recipes(context["recipe"]):
+                yield from ((name, changes), (name, (*changes, "train.fit_all=true")))
+
+
+def _referenced_networks(data: Path) -> set[str]:
+    """The folder names of the networks that a training or a comparison refers to, finished or interrupted."""
+    names = set()
+    for pattern in ("runs/**/train*", "compare/*"):
+        for folder in data.glob(pattern):
+            manifest, _ = store.read_manifest(folder)
+            names |= _folder_names((manifest or {}).get("numbers"))
+            names |= _folder_names(store.read_json(folder / store.REFERENCES))
+    return names
+
+
+def _folder_names(references: Any) -> set[str]:
+    """The network folders in a manifest's numbers or in a file of references."""
+    if not isinstance(references, dict):
+        return set()
+    entries = [network.get("folder") for network in references.get("networks", ()) if isinstance(network, dict)]
+    return {name for name in (*entries, *references.get("folders", ())) if isinstance(name, str)}
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,393 @@
+"""The command line: arguments, what is printed, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from pipeline import cleanup, config, networks, pool, store, summary
+from pipeline.config import ConfigError, Recipe
+from pipeline.declarations import State
+from pipeline.errors import PipelineError, StageError
+from pipeline.stages import COMPARISON_STAGES, STAGES
+from pipeline.stages import compare as comparison
+from pipeline.workflow import Workflow
+
+HOME = Path(__file__).resolve().parent.parent
+TRACKERS = ("none", "tensorboard")
+DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect")
+
+
+class Terminated(BaseException):
+    """SIGTERM was received."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked as far as that is possible without reading files."""
+    parser = _Parser(
+        prog="run_pipeline.py",
+        allow_abbrev=False,
+        description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
+        epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
+        "explore, inspect, compare. `all` runs what is missing or stale; a stage that is requested by name always "
+        "runs. `compare` trains several recipes, each with several seeds, and writes a table and pictures.",
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")
+    action.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
+    action.add_argument("--list", action="store_true", help="show the recipes")
+    action.add_argument(
+        "--clean", action="store_true", help="list the files that nothing uses; with --yes, delete them"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE.toml|FOLDER|a,b",
+        help="default: dropout_cnn on CUDA, quick on other devices; a,b: the mean of several recipes' networks (with "
+        "--stage compare: the recipes to compare); a folder of recipes: each of them in turn",
+    )
+    parser.add_argument(
+        "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where the data come from"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="the device to use")
+    parser.add_argument(
+        "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where several networks are trained"
+    )
+    parser.add_argument(
+        "--tracker", default="none", choices=TRACKERS, help="with --stage train or all: also write event files"
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="with --stage compare: trainings of each recipe (compare.seeds)"
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="with --stage compare: also average each recipe's seeds (compare.ensemble)",
+    )
+    parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
+    parser.add_argument("--force", action="store_true", help="start over: use no cached and no interrupted result")
+    parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
+    parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    if options.tracker != "none" and options.stage not in ("all", "train"):
+        parser.error(f"--tracker {options.tracker} requires --stage all or --stage train")
+    if options.stage != "compare" and (options.seeds is not None or options.ensemble):
+        parser.error("--seeds and --ensemble require --stage compare")
+    if options.stage == "compare" and not options.recipe:
+        parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
+    if options.ensemble and options.seeds == 1:
+        parser.error("--ensemble averages seeds and requires --seeds 2 or more")
+    if options.stage == "submit" and options.recipe and config.recipes_in(options.recipe):
+        parser.error(f"--stage submit --recipe {options.recipe}: send one recipe at a time, or a,b,c for their mean")
+    if options.seeds is not None and not 1 <= options.seeds <= 1000:
+        parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        if options.list:
+            show_recipes()
+        elif options.status:
+            show_status(options)
+        elif options.clean:
+            clean(options)
+        elif options.stage == "compare":
+            compare(options)
+        else:
+            for argument in config.recipes_in(options.recipe or "") or [options.recipe]:
+                run(options, argument)
+        return 0
+    except (KeyboardInterrupt, Terminated) as stop:
+        if options.debug:
+            traceback.print_exc()
+        without = " without --force" if options.force else ""
+        print(f"stopped: finished work is kept; the same command{without} continues from there", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, PipelineError) else 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    message = " ".join(str(error).split())
+    explained = isinstance(error, PipelineError | ValueError) and message
+    return message if explained else f"{type(error).__name__}: {message}"
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+# --list, --status, --clean
+
+
+def show_recipes() -> None:
+    """Print a line for each built-in recipe."""
+    recipes = [config.load_recipe(name) for name in config.recipe_names()]
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        print(f"{recipe.name:<{width}}  {recipe.about}")
+
+
+def show_status(options: argparse.Namespace) -> None:
+    """Print a table for the requested recipe, or for every recipe that has runs; and a line for each comparison."""
+    with_runs = [] if options.recipe else cleanup.recipes_with_runs(options.workspace)
+    requested = config.recipes_in(options.recipe) or [options.recipe] if options.recipe else with_runs
+    for argument in requested or ["quick"]:
+        try:
+            workflow = _workflow(options, argument)
+        except ConfigError as error:
+            if options.recipe:
+                raise
+            print(f"a recipe that has runs cannot be read: {error}")
+            continue
+        print(f"recipe {workflow.name}" + ("" if requested else " (no recipe has runs yet)"))
+        known: dict[tuple[str, str], State] = {}
+        for stage in STAGES.values():
+            if stage.folder:
+                state = workflow.state(stage, known)
+                if not stage.on_demand or state.status != "missing" or state.reason:
+                    print(f"  {stage.name:<10}{state.status:<9}{state.reason}".rstrip())
+    if not options.recipe:
+        for line in _comparison_status(options):
+            print(line)
+
+
+def _comparison_status(options: argparse.Namespace) -> Iterator[str]:
+    """A line for each comparison in the workspace: fresh, stale (and why) or interrupted."""
+    contexts = {
+        path.parent.name.removesuffix(".partial"): path
+        for path in sorted((options.workspace / "data/compare").glob(f"*/{store.CONTEXT}"), reverse=True)
+    }
+    for title, path in sorted(contexts.items()):
+        context = store.read_json(path) or {}
+        try:
+            recipes = comparison.load_recipes(context["recipe"], context["assignments"])
+            workflow = _comparison(options, recipes, context["recipe"], context["assignments"])
+            state = workflow.state(comparison.STAGE)
+            yield f"comparison {title}: {state}"
+        except (KeyError, TypeError, AttributeError, ConfigError, StageError) as error:
+            yield f"comparison {title}: cannot be read ({error})"
+
+
+def clean(options: argparse.Namespace) -> None:
+    """List the files that nothing uses, or delete them."""
+    with _lock(options, "clean") if options.yes else contextlib.nullcontext():
+        unused = cleanup.find_unused(options.workspace, STAGES, options.set)
+        for path in unused:
+            print(f"{'deleting' if options.yes else 'unused:'} {path}")
+            if options.yes:
+                cleanup.remove(path)
+        if not unused:
+            print("nothing is unused")
+        elif not options.yes:
+            print("--clean --yes deletes them")
+
+
+# --stage
+
+
+def run(options: argparse.Namespace, argument: str | None) -> None:
+    """Run one stage, or all that are missing or stale, for a recipe or a blend."""
+    workflow = _workflow(options, argument)
+    requested = STAGES.get(options.stage)
+    stages = [requested] if requested else [stage for stage in STAGES.values() if not stage.on_demand]
+    _check_options(options, workflow)
+    if options.stage in DEVICE_STAGES:
+        workflow.device = pool.choose_device(options.device)
+    with _running(options) as attach:
+        attach(workflow)
+        if argument or options.stage != "download":
+            hint = "" if argument else " (--recipe chooses another)"
+            about = (
+                workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
+            )
+            workflow.say(f"recipe {workflow.name}: {about}{hint}")
+        workflow.restore()
+        start = time.time()
+        for stage in stages:
+            if requested:
+                workflow.require_inputs(stage)
+            workflow.ensure_fresh(stage, requested=bool(requested))
+        if stages[-1].name == "predict":
+            summary.show_result(workflow)
+        _note_missing_observations(workflow, start)
+        summary.warn_about_sample(workflow)
+
+
+def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
+    """Raise StageError for options that do not go together."""
+    several = len(workflow.recipes) > 1
+    if several and options.stage in ("explore", "inspect"):
+        raise StageError(f"--stage {options.stage} --recipe {workflow.recipe_argument}: choose one recipe")
+    pool.check_engine(options.engine)
+    if options.engine != "local" and not several and len(networks.variants(workflow.recipe)) == 1:
+        raise StageError(
+            f"--engine {options.engine}: {workflow.name} trains a single network, and only several are trained there"
+        )
+    if options.tracker == "tensorboard":
+        from pipeline.reports.event_files import require_tensorboard
+
+        require_tensorboard()
+
+
+def _note_missing_observations(workflow: Workflow, start: float) -> None:
+    """Say if a training is fresh and lacks the record or the event files that this run requests."""
+    for part in (workflow.for_recipe(recipe) for recipe in workflow.recipes):
+        folder = part.published_dir("train")
+        if folder.exists() and folder.stat().st_mtime < start:
+            missing = ["record"] if part.recipe.train.record and not (folder / "record.json").exists() else []
+            missing += ["event files"] if workflow.tracker != "none" else []
+            if missing:
+                command = f"--stage train{part.arguments}"
+                workflow.say(f"note: the training is fresh and has no {' and no '.join(missing)}: {command} adds them")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Train each recipe with each seed where that is missing, and write the table of the comparison."""
+    if options.engine != "local":
+        raise StageError("--stage compare trains on this machine: omit --engine")
+    assignments = [*options.set]
+    assignments += [f"compare.seeds={options.seeds}"] * (options.seeds is not None)
+    assignments += ["compare.ensemble=true"] * options.ensemble
+    argument = ",".join(config.split_argument(options.recipe))
+    recipes = comparison.load_recipes(argument, assignments)
+    device = pool.choose_device(options.device)
+    comparison.check_networks(recipes)
+    with _running(options) as attach:
+        first = attach(_workflow(options, recipes[0].file or recipes[0].name))
+        first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
+        first.restore()
+        first.ensure_fresh(STAGES["download"])
+        # Not before: whether the recipes train on all rows depends on the data.
+        workflow = attach(_comparison(options, recipes, argument, assignments))
+        workflow.device = device
+        workflow.restore()
+        for name in ("prepare", "augment", "compare"):
+            workflow.ensure_fresh(COMPARISON_STAGES[name], requested=name == "compare")
+        folder = workflow.published_dir("compare")
+        table, page = (summary.display_path(folder / name) for name in ("table.md", "compare.html"))
+        workflow.say(f"table: {table}; page: {page}")
+        summary.warn_about_sample(workflow)
+
+
+def _workflow(options: argparse.Namespace, argument: str | None) -> Workflow:
+    """The workflow for the value of --recipe: a name, a file, or several with commas between."""
+    argument = argument or _default_recipe(options)
+    names = config.split_argument(argument)
+    recipes = tuple(config.load_recipe(name, options.set) for name in names)
+    if len({recipe.name for recipe in recipes}) < len(recipes):
+        raise StageError(f"--recipe {argument}: a recipe occurs twice; each recipe counts once")
+    return _with_options(options, Workflow(STAGES, options.workspace, recipes), ",".join(names), options.set)
+
+
+def _comparison(
+    options: argparse.Namespace, recipes: Sequence[Recipe], argument: str, assignments: Sequence[str]
+) -> Workflow:
+    """The workflow of a comparison of recipes."""
+    workflow = Workflow(COMPARISON_STAGES, options.workspace, tuple(recipes))
+    workflow.recipes = comparison.adapt_to_data(workflow)
+    workflow.title = comparison.make_title(argument, assignments)
+    return _with_options(options, workflow, argument, assignments)
+
+
+def _with_options(
+    options: argparse.Namespace, workflow: Workflow, argument: str, assignments: Sequence[str]
+) -> Workflow:
+    """The workflow with the options of the command line."""
+    repeated = ["--workspace", str(options.workspace)] if options.workspace != HOME else []
+    repeated += ["--data", options.data] if options.data != "auto" else []
+    repeated += [word for assignment in options.set for word in ("--set", assignment)]
+    repeated += ["--device", options.device] if options.device != "auto" else []  # it also selects the default recipe
+    workflow.recipe_argument, workflow.assignments = argument, tuple(assignments)
+    workflow.options = "".join(f" {shlex.quote(word)}" for word in repeated)
+    workflow.data, workflow.requested_device = options.data, options.device
+    workflow.tracker, workflow.engine, workflow.force = options.tracker, options.engine, options.force
+    return workflow
+
+
+def _default_recipe(options: argparse.Namespace) -> str:
+    """The recipe if --recipe is missing: it depends on the device that the run will use."""
+    if options.stage in (None, "download"):  # choosing the device would import PyTorch
+        return "quick"
+    return "dropout_cnn" if pool.choose_device(options.device) == "cuda" else "quick"
+
+
+class _Log:
+    """The messages of a run: on stdout, and in a file of its own below data/logs/."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{stage}-{os.getpid()}.log"
+
+    def say(self, message: str) -> None:
+        print(message, flush=True)
+        self.write(message)
+
+    def write(self, message: str) -> None:
+        store.write(self.path, f"{time.strftime('%H:%M:%S')} {message}\n".encode(), append=True)
+
+
+@contextlib.contextmanager
+def _running(options: argparse.Namespace) -> Iterator[Callable[[Workflow], Workflow]]:
+    """Hold the workspace's lock and write the log of the run, which also gets the error that ends it.
+
+    Yields a function that connects a workflow to the screen, the log and the lock.
+    """
+    with _lock(options, options.stage) as record_stage:
+        log = _Log(options.workspace / "data" / "logs", options.stage)
+
+        def attach(workflow: Workflow) -> Workflow:
+            workflow.say, workflow.log, workflow.on_stage = log.say, log.write, record_stage
+            return workflow
+
+        try:
+            yield attach
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # on a full disk, the first error is the one to report
+                log.write(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}")
+            raise
+
+
+@contextlib.contextmanager
+def _lock(options: argparse.Namespace, stage: str) -> Iterator[Callable[[str], None]]:
+    """Hold the workspace's lock; yields a function that records which stage runs."""
+    if options.workspace.exists() and not options.workspace.is_dir():
+        raise StageError(f"--workspace {options.workspace}: not a folder")
+    lock = store.WorkspaceLock(options.workspace / "data" / ".lock")
+
+    def holder(stage: str) -> dict[str, str]:
+        return {"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+    lock.acquire(holder(stage), options.wait)
+    try:
+        yield lambda stage: lock.record_holder(holder(stage))
+    finally:
+        lock.release()

@@ -1,0 +1,130 @@
+"""What a stage declares, and what its `run` gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline import store
+from pipeline.config import Recipe
+from pipeline.errors import PipelineError
+from pipeline.store import Manifest
+
+if TYPE_CHECKING:
+    from pipeline.workflow import Workflow
+
+
+class InputChanged(PipelineError):
+    """An input changed while a stage ran, so that its result was not published."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The declaration of a stage."""
+
+    name: str
+    # Computes the result in `context.output_dir`; returns what the manifest records under "numbers".
+    run: Callable[[StageContext], Mapping[str, Any]]
+    # The result's folder below the workspace; None if the stage has none.
+    folder: Callable[[Workflow], str] | None = None
+    # Sections ("train") or single settings ("train.fit_all") of the recipe that `run` reads.
+    settings: tuple[str, ...] = ()
+    # Outputs (names or patterns) of earlier stages that are inputs.
+    inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Outputs of on-demand stages (names or patterns) that are inputs if they are fresh.
+    extra_inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    # Outputs that exist in some cases only.
+    optional_outputs: tuple[str, ...] = ()
+    # An output that must exist and may change after it was published.
+    receipt: str | None = None
+    # Modules of this package whose code determines the result; may depend on the recipe.
+    code: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
+    # Runs only if it is requested by name.
+    on_demand: bool = False
+    # Runs separately for each recipe of a blend.
+    per_recipe: bool = False
+    # An interrupted run continues when the stage runs again with the same settings.
+    resumes: bool = False
+    # Publishes its result itself and has no input files.
+    publishes_itself: bool = False
+    # Returns an additional reason why a published result is stale, or "".
+    stale_reason: Callable[[Workflow, Path, Manifest], str] | None = None
+    # Bytes that `run` may write; by default twice the size of the inputs.
+    disk_space: Callable[[StageContext], int] | None = None
+
+
+class State(NamedTuple):
+    """The state of a stage's result."""
+
+    status: str  # "fresh", "stale" or "missing"
+    reason: str = ""
+
+    @property
+    def fresh(self) -> bool:
+        return self.status == "fresh"
+
+    def __str__(self) -> str:
+        return self.status + (f" ({self.reason})" if self.reason else "")
+
+
+class InputFile(NamedTuple):
+    """An output of an earlier stage."""
+
+    path: Path
+    sha256: str  # as the earlier stage's manifest records it
+
+
+@dataclass
+class StageInputs:
+    """What a stage gets for one recipe."""
+
+    recipe: Recipe
+    settings: Recipe  # with the sections that the stage declares, and no others
+    files: dict[str, Path]  # by "stage/file"
+    hashes: dict[str, str]  # SHA-256 of the same files
+    manifests: dict[str, Manifest]  # of the stages that the inputs are from
+
+
+@dataclass
+class StageContext:
+    """What a stage's `run` gets: where to write, and the settings and inputs of each recipe."""
+
+    workflow: Workflow
+    stage: Stage
+    output_dir: Path
+    published_dir: Path  # where the result will be; holds the previous one, if any
+    key: dict[str, Any]  # stage, settings, inputs, code
+    parts: list[StageInputs]  # one for each recipe; several only for a blend or a comparison
+    environment: dict[str, Any]  # recorded in context.json
+
+    @property
+    def only(self) -> StageInputs:
+        """The inputs of a stage that runs for one recipe."""
+        (part,) = self.parts
+        return part
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return self.only.files
+
+    @property
+    def settings(self) -> Recipe:
+        return self.only.settings
+
+    def say(self, message: str) -> None:
+        """Show a message that begins with the stage's name."""
+        self.workflow.say(f"{self.stage.name}: {message}")
+
+    def input_bytes(self) -> int:
+        """The total size of the input files."""
+        return sum({path: path.stat().st_size for part in self.parts for path in part.files.values()}.values())
+
+    def check_inputs(self) -> None:
+        """Hash the inputs again. Raises InputChanged if one differs from what it was at the start."""
+        paths = {path: part.hashes[name] for part in self.parts for name, path in part.files.items()}
+        for path, digest in paths.items():
+            if store.sha256(path) != digest:
+                raise InputChanged(f"{path} changed while {self.stage.name} ran; nothing was published, run it again")

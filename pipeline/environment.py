@@ -1,0 +1,44 @@
+"""Environment metadata stored with every result: device, machine, versions, commit."""
+
+import functools
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """The device, the machine and the versions of the software, as JSON can hold them."""
+    return {
+        "device": device,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The pipeline's git commit, with a "+" if files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
+    try:
+        run = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() or None

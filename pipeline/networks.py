@@ -1,0 +1,399 @@
+"""Network specs, and `ensure`, the only place that trains: it skips what exists and resumes what was interrupted."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config, store
+from pipeline.config import Affine, Model, Recipe, Train
+from pipeline.declarations import StageContext, StageInputs
+from pipeline.errors import StageError
+from pipeline.pool import Pool
+from pipeline.source_code import module_hashes
+from pipeline.store import FORMAT, Manifest
+
+if TYPE_CHECKING:
+    from pipeline.nn.held_out import TrainingRows
+    from pipeline.training_task import History, TrainingArrays, TrainingOutcome, TrainingTask
+
+NETWORKS = "data/networks"  # below the workspace
+
+# The modules whose code determines the weights of every network, and those of each model.
+TRAINING_CODE = (
+    "dataset.affine",
+    "dataset.views",
+    "nn.inference",
+    "nn.models.pixels",
+    "nn.optimizers",
+    "nn.training_loop",
+)
+MODEL_CODE = {
+    "dropout_cnn": ("nn.models.dropout_cnn", "nn.models.dropout"),
+    "small_cnn": ("nn.models.small_cnn", "nn.models.blocks", "nn.models.dropout"),
+    "medium_cnn": ("nn.models.medium_cnn", "nn.models.blocks", "nn.models.dropout"),
+    "layers": ("nn.models.layers", "nn.models.dropout"),
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The complete description of one training. Networks with equal specs have equal weights."""
+
+    model: Model
+    train: Train  # with the network's seed and the resolved precision
+    affine: Affine
+    fold: int | None  # the fold that is held out
+    threads: int  # on a CPU, the weights depend on it; 0 on other devices
+    data: tuple[tuple[str, str], ...]  # SHA-256 of the training data and of the split, by file
+
+    @property
+    def name(self) -> str:
+        view = "" if self.model.view == "plain" else f"-{self.model.view}"
+        fold = "" if self.fold is None else f"-fold{self.fold}"
+        return f"{self.model.name}{view}-seed{self.train.seed}{fold}"
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{config.digest({**self.key()['settings'], 'data': self.data})}"
+
+    def key(self) -> dict[str, Any]:
+        """What the network's manifest records."""
+        settings = config.flatten(self, ("affine", "model", "train"))
+        return {
+            "format": FORMAT,
+            "stage": "network",
+            "settings": {**settings, "fold": self.fold, "threads": self.threads},
+            "inputs": dict(self.data),
+            "code": module_hashes((*TRAINING_CODE, *MODEL_CODE[self.model.name])),
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network that a stage needs, with the arrays to train it."""
+
+    spec: NetworkSpec
+    arrays: TrainingArrays
+    record: bool = False  # keep weight histograms and gradients of each epoch
+    test_data: str = ""  # identifies the test rows in the arrays
+    label: str = ""  # in messages; by default the spec's name
+
+    def __str__(self) -> str:
+        return self.label or self.spec.name
+
+    def observations(self) -> dict[str, str]:
+        """What is recorded during the training in addition to the weights, and on which data."""
+        observed = {"weights record": self.record, "test accuracy": self.arrays.test_images is not None}
+        return {name: self.test_data for name, is_observed in observed.items() if is_observed}
+
+    def started(self) -> dict[str, Any]:
+        """The content of started.json while the network is trained."""
+        return {**self.spec.key(), "observations": self.observations()}
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network in its folder; with `error`, a training that diverged."""
+
+    spec: NetworkSpec
+    folder: Path
+    error: str = ""
+
+    def numbers(self) -> dict[str, Any]:
+        """The manifest's numbers: precision, kept epoch, parameters, validation accuracy."""
+        manifest, _ = store.read_manifest(self.folder)
+        numbers: dict[str, Any] = (manifest or {})["numbers"]
+        return numbers
+
+    def history(self) -> History:
+        from pipeline.training_task import HISTORY, history_from_csv
+
+        return history_from_csv((self.folder / HISTORY).read_bytes())
+
+
+def variants(recipe: Recipe) -> list[tuple[Model, int, int | None]]:
+    """The networks of a recipe as (model, seed, fold): each model on each view with each seed and fold."""
+    ensemble, folds = recipe.ensemble, recipe.split.folds
+    models = [
+        recipe.model.replace(name=name, view=view)
+        for name, view in product(ensemble.models or (recipe.model.name,), ensemble.views or (recipe.model.view,))
+    ]
+    seeds = range(recipe.train.seed, recipe.train.seed + ensemble.seeds)
+    return list(product(models, seeds, range(folds) if folds else (None,)))
+
+
+def training_code(recipe: Recipe) -> tuple[str, ...]:
+    """The modules whose code determines the weights of a recipe's networks."""
+    return (*TRAINING_CODE, *_model_code(recipe))
+
+
+def inference_code(recipe: Recipe) -> tuple[str, ...]:
+    """The modules whose code determines the predictions of a recipe's networks, given their weights."""
+    return ("dataset.views", "nn.inference", "nn.models.pixels", *_model_code(recipe))
+
+
+def _model_code(recipe: Recipe) -> tuple[str, ...]:
+    models = {model.name for model, _, _ in variants(recipe)}
+    return tuple(sorted({module for model in models for module in MODEL_CODE[model]}))
+
+
+def make_pool(context: StageContext) -> Pool:
+    """The pool that the command line selects."""
+    workflow = context.workflow
+    return Pool(workflow.engine, workflow.device, workflow.requested_device, workflow.workspace / "data")
+
+
+def network_specs(
+    recipe: Recipe, inputs: StageInputs, pool: Pool, repetition: int = 0, parallel: bool = False
+) -> list[NetworkSpec]:
+    """The specs of a recipe's networks.
+
+    recipe: its sections affine, model, ensemble, split and train are used.
+    inputs: the outputs of prepare and augment, from which the spec records hashes.
+    repetition: number of the repetition in a comparison; each has seeds of its own.
+    parallel: whether networks of other lists are trained at the same time.
+    """
+    import torch
+
+    from pipeline.training_task import resolve_precision
+
+    names = ["augment/images.npy", "augment/labels.npy"]
+    if not recipe.train.fit_all:
+        # The history and the selected epoch depend on the validation rows, which are not among the augmented images.
+        split = ("validation_rows.npy", "train_images.npy", "train_labels.npy")
+        names += ["prepare/folds.npy"] if recipe.split.folds else [f"prepare/{file}" for file in split]
+    data = tuple((name, inputs.hashes[name]) for name in names)
+    planned = variants(recipe)
+    device = pool.worker_device()
+    threads = recipe.ensemble.threads or (1 if parallel or len(planned) > 1 else torch.get_num_threads())
+    if device not in ("cpu", "auto"):
+        threads = 0
+    train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train, device))
+    return [
+        NetworkSpec(
+            model, train.replace(seed=seed + repetition * recipe.ensemble.seeds), recipe.affine, fold, threads, data
+        )
+        for model, seed, fold in planned
+    ]
+
+
+def load_arrays(recipe: Recipe, inputs: StageInputs) -> TrainingArrays:
+    """The training arrays of a recipe, mapped from the outputs of prepare and augment where possible."""
+    import numpy as np
+
+    from pipeline.training_task import TrainingArrays
+
+    files = inputs.files
+    arrays = TrainingArrays(np.load(files["augment/images.npy"], mmap_mode="c"), np.load(files["augment/labels.npy"]))
+    if recipe.train.fit_all:
+        return arrays
+    if recipe.split.folds:
+        return replace(arrays, folds=np.load(files["prepare/folds.npy"]))
+    rows = np.load(files["prepare/validation_rows.npy"])
+    images = np.load(files["prepare/train_images.npy"], mmap_mode="r")[rows]
+    return replace(arrays, validation_images=images, validation_labels=np.load(files["prepare/train_labels.npy"])[rows])
+
+
+def load_training_rows(part: StageInputs) -> TrainingRows:
+    """The rows of train.csv and which of them a recipe holds out, from the outputs of prepare."""
+    import numpy as np
+
+    from pipeline.nn.held_out import TrainingRows
+
+    files = part.files
+    return TrainingRows(
+        np.load(files["prepare/train_images.npy"], mmap_mode="r"),
+        np.load(files["prepare/train_labels.npy"]),
+        np.load(files["prepare/validation_rows.npy"]),
+        np.load(files["prepare/folds.npy"]) if "prepare/folds.npy" in files else None,
+    )
+
+
+def ensure(
+    context: StageContext,
+    requests: Sequence[Request],
+    on_epoch: Callable[[TrainingTask, History], None] = lambda task, history: None,
+    on_trained: Callable[[NetworkSpec, History], None] = lambda spec, history: None,
+    keep_going: bool = False,
+) -> list[TrainedNetwork]:
+    """Train the networks that do not exist yet; returns all of them in the order of the requests.
+
+    on_epoch: called after each epoch of a network that is trained in this process.
+    on_trained: called with each network that was trained.
+    keep_going: a training that diverges is returned with its error, instead of raising StageError.
+    """
+    from pipeline.training_task import train_network
+
+    workflow, pool = context.workflow, make_pool(context)
+    base = (workflow.workspace / NETWORKS).resolve()
+    networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
+    store.write_json(
+        context.output_dir / store.REFERENCES, {"folders": sorted({network.folder.name for network in networks})}
+    )
+    missing: dict[Path, Request] = {}
+    for network, request in zip(networks, requests, strict=True):
+        store.restore(network.folder)
+        if not workflow.force:
+            _publish_if_complete(network)
+        # A training that --force started and that was interrupted continues, although there is an older network.
+        if workflow.force or _can_resume(network.folder, request) or not _is_reusable(context, network, request):
+            missing.setdefault(network.folder, request)
+    if len(requests) > 1 and len(missing) < len(networks):
+        n_existing = len({network.folder for network in networks}) - len(missing)
+        context.say(f"{n_existing} of {n_existing + len(missing)} networks exist already")
+    if not missing:
+        return networks
+    store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
+    tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
+    arguments = [_task_arguments(context, pool, folder, request) for folder, request in missing.items()]
+    threads = max(request.spec.threads for request in missing.values()) or 1
+    single = len(arguments) == 1
+    in_process = functools.partial(train_network, on_epoch=on_epoch, log=_log_to(context, single), progress_bar=single)
+    errors: dict[Path, str] = {}
+    for number, outcome in enumerate(pool.run(train_network, arguments, threads, in_process), 1):
+        folder, request = tasks[outcome.staging_dir]
+        if outcome.error and not keep_going:
+            raise StageError(f"{request}: {outcome.error}")
+        if outcome.error:
+            errors[folder] = outcome.error
+            context.say(f"{request} failed ({number} of {len(arguments)}): {outcome.error}")
+            continue
+        _publish(context, folder, request, outcome)
+        on_trained(request.spec, outcome.history)
+        if not single:
+            accuracy = outcome.numbers.get("validation_accuracy")
+            shown = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
+            context.say(f"{request} done in {outcome.seconds:.0f} s ({number} of {len(arguments)}){shown}")
+    return [replace(network, error=errors.get(network.folder, "")) for network in networks]
+
+
+def _is_reusable(context: StageContext, network: TrainedNetwork, request: Request) -> bool:
+    """Whether a network exists, is intact and has the observations that are requested."""
+    manifest = _read_manifest(network.folder, network.spec)
+    if not manifest or store.changed_outputs(network.folder, manifest):
+        return False
+    observed = manifest["numbers"]["observations"]
+    if lacking := [name for name, data in request.observations().items() if observed.get(name) != data]:
+        context.say(f"{request} exists without its {' and '.join(lacking)}; training it again")
+        return False
+    return True
+
+
+def _read_manifest(folder: Path, spec: NetworkSpec) -> Manifest | None:
+    """The folder's manifest if it is valid and records this spec, otherwise None.
+
+    A setting that the manifest lacks, because the setting is newer, counts as equal while its value is the default.
+    """
+    manifest, _ = store.read_manifest(folder)
+    key = spec.key()
+    changes = config.changed_settings((manifest or {}).get("settings"), key.pop("settings"))
+    is_equal = manifest and not changes and all(manifest.get(name) == value for name, value in key.items())
+    return manifest if is_equal else None
+
+
+def _read_started(folder: Path) -> dict[str, Any]:
+    """What an interrupted training of the network in `folder` was started for; {} if there is none."""
+    return store.read_json(store.staging_dir(folder) / store.STARTED) or {}
+
+
+def _can_resume(folder: Path, request: Request) -> bool:
+    """Whether an interrupted training was started for the same spec, with at least the requested observations."""
+    started = _read_started(folder)
+    observations = started.get("observations") or {}
+    same_spec = all(started.get(name) == value for name, value in request.spec.key().items())
+    return same_spec and observations == {**observations, **request.observations()}
+
+
+def _disk_space(requests: Iterable[Request]) -> int:
+    """Bytes that the trainings may write: weights, and old and new checkpoints of five times their size."""
+    from pipeline.nn.models import require_trainable
+
+    sizes, other = [], 0
+    for request in requests:
+        network = require_trainable(request.spec.model, request.spec.train.batch_size)
+        sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))
+        # A loss per row in two checkpoints; a row of history per epoch; a record of 1 KB per layer in 300 epochs.
+        other = max(other, 16 * len(request.arrays.labels))
+        n_layers = len(list(network.parameters())) if request.record else 0
+        other += 1024 * request.spec.train.epochs + 3 * 1024 * 302 * n_layers
+    n_parallel = os.cpu_count() or 1
+    return 2 * sum(sizes) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
+
+
+def _task_arguments(context: StageContext, pool: Pool, folder: Path, request: Request) -> tuple[Any, ...]:
+    """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
+    from pipeline.training_task import TrainingTask
+
+    spec, staging = request.spec, store.staging_dir(folder)
+    if context.workflow.force or not _can_resume(folder, request):
+        if _read_started(folder):
+            context.say(f"{request}: the interrupted training had other code or recorded less; it starts again")
+        store.create_staging_dir(folder)
+        store.write_json(staging / store.STARTED, request.started())
+    arrays = request.arrays.by_name()
+    task = TrainingTask(
+        model=spec.model,
+        train=spec.train.replace(record=request.record),
+        affine=spec.affine,
+        fold=spec.fold,
+        threads=spec.threads or 1,
+        device=pool.worker_device(),
+        staging_dir=str(staging),
+        lock_dir=str(pool.lock_dir),
+        started=_read_started(folder),
+        parent=os.getpid(),
+        array_names=tuple(arrays),
+    )
+    return task, *arrays.values()
+
+
+def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
+    """Where the lines of a training in this process go: to the log file; a resumed epoch also to the screen."""
+
+    def log(message: str) -> None:
+        if single and message.startswith("continuing"):
+            context.say(message)
+        else:
+            context.workflow.log(f"{context.stage.name}: {message}")
+
+    return log
+
+
+def _publish(context: StageContext, folder: Path, request: Request, outcome: TrainingOutcome) -> None:
+    """Write a trained network into its folder and publish it, unless its inputs have changed."""
+    staging = store.staging_dir(folder)
+    for name, content in outcome.files.items():
+        store.write(staging / name, content)
+    context.check_inputs()
+    environment = {**context.environment, **outcome.environment, "training_seconds": round(outcome.seconds, 3)}
+    numbers = {**outcome.numbers, "observations": request.observations()}
+    outputs = sorted(outcome.files.keys() - {"log.txt"})
+    store.write_manifest(staging, request.spec.key(), outputs, numbers, environment)
+    _publish_staged(folder, outputs)
+
+
+def _publish_if_complete(network: TrainedNetwork) -> None:
+    """Publish a network if a run was interrupted after it had written everything."""
+    staging = store.staging_dir(network.folder)
+    manifest = _read_manifest(staging, network.spec)
+    if manifest and not store.changed_outputs(staging, manifest):
+        _publish_staged(network.folder, manifest["outputs"])
+
+
+def _publish_staged(folder: Path, outputs: Iterable[str]) -> None:
+    """Publish a network whose files are written; the files that only the training needed are deleted."""
+    for path in store.staging_dir(folder).iterdir():
+        if path.name not in (*outputs, "log.txt", store.MANIFEST, store.CONTEXT):
+            path.unlink()
+    store.publish(folder)
+
+
+def network_summary(networks: Sequence[TrainedNetwork]) -> list[dict[str, Any]]:
+    """What the manifest of a stage records of its networks."""
+    return [{"name": network.spec.name, "folder": network.folder.name, **network.numbers()} for network in networks]

@@ -1,0 +1,84 @@
+"""The last lines of a run: accuracy, expected score, submission, and what to do next."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, store
+from pipeline.dataset import sources
+from pipeline.dataset.kaggle_client import SLUG, TEST_ROWS
+from pipeline.workflow import Workflow
+
+RULE = "*" * 78
+SAMPLE_WARNING = f"""{RULE}
+THIS IS SAMPLE DATA: 5,000 digits of MNIST. Training on the competition's 42,000 gives a
+higher score. A submission made from the sample cannot be sent to Kaggle.
+For the competition's data, {sources.HOW_TO_GET_REAL_DATA}
+{RULE}"""
+
+
+def show_result(workflow: Workflow) -> None:
+    """Show the accuracy, the expected score, the submission and how to send it."""
+    folder = workflow.published_dir("predict")
+    receipt = store.read_json(folder / "submission.json") or {}
+    for line in [*_accuracy_lines(receipt), *_submission_lines(receipt, display_path(folder / "submission.csv"))]:
+        workflow.say(line)
+    # On the sample, the warning that follows says how to get the competition's data.
+    if workflow.name == "quick" and receipt["can_be_submitted"]:
+        scores = {name: config.load_recipe(name).estimate.accuracy for name in ("standard", "best")}
+        workflow.say(
+            f"next: for a higher score, try --recipe standard (about {scores['standard']:.4f}, some minutes) or "
+            f"--recipe best (about {scores['best']:.4f}, an hour on 2 cores); for pictures of this "
+            "network, run --stage inspect"
+        )
+
+
+def _accuracy_lines(receipt: dict[str, Any]) -> list[str]:
+    validation, expected = receipt["validation"], receipt["expected_score"]
+    lines = [f"validation accuracy: none, {validation['why_none']}"]
+    if validation["rows"]:
+        low, high = validation["interval_95"]
+        chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
+        left_out = validation["rows_left_out"]
+        if left_out:
+            chosen += f"; {left_out:,} rows are left out, since not every recipe holds them out"
+        interval = f"95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen}"
+        lines = [f"validation accuracy {validation['accuracy']:.4f} ({interval})"]
+    if expected:
+        low, high = expected["interval_95"]
+        lines.append(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
+        lines.append(f"it is based on {expected['rests_on']}")
+    else:
+        lines.append(f"expected score: none, {receipt['why_no_expected_score']}")
+    if receipt["test_score"] is not None:
+        n_rows = receipt["rows"]
+        lines.append(f"score on the {n_rows:,} test rows, whose labels the source has: {receipt['test_score']:.4f}")
+    return lines
+
+
+def _submission_lines(receipt: dict[str, Any], path: str) -> list[str]:
+    lines = [f"submission: {path} ({receipt['rows']:,} rows)"]
+    source = receipt["source"]
+    if receipt["can_be_submitted"]:
+        message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
+        lines.append(f"send it: kaggle competitions submit -c {SLUG} -f {shlex.quote(path)} -m {message}")
+    elif source in sources.COMPETITION_SOURCES:
+        lines.append(f"it cannot be sent: the competition's test set has {TEST_ROWS:,} rows")
+    elif source != "sample":
+        lines.append(f"it was made from {source} data, not from the competition's, and cannot be sent to Kaggle")
+    return lines
+
+
+def warn_about_sample(workflow: Workflow) -> None:
+    """Show a warning if the data are the sample."""
+    manifest = workflow.manifest("download")
+    if manifest and manifest["numbers"].get("source") == "sample":
+        workflow.say(SAMPLE_WARNING)
+
+
+def display_path(path: Path) -> str:
+    """A path as the user would type it in the current folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,288 @@
+"""The training of one network in a folder, with checkpoints; runs in any process on any machine."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.config import Affine, Model, Train
+from pipeline.dataset.views import apply_view
+from pipeline.environment import describe_environment
+from pipeline.errors import StageError
+from pipeline.nn.models import make_network, serialize_network
+from pipeline.nn.training_loop import (
+    Checkpoint,
+    FitOptions,
+    LabelledImages,
+    choose_precision,
+    fit,
+    seed_everything,
+    selected_row,
+)
+from pipeline.pool import choose_device, require_parent, worker
+from pipeline.shapes import UInt8
+
+WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
+CHECKPOINT = "checkpoint.pt"
+DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
+SAVE_INTERVAL = 2.0  # seconds between checkpoints on disk, if epochs are shorter
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainingArrays:
+    """The arrays of a training, uint8: the offline variants one after another, the originals first.
+
+    With folds, `images` holds all rows, and `split` selects those of a network.
+    """
+
+    images: UInt8[np.ndarray, "m 28 28"]
+    labels: UInt8[np.ndarray, " m"]
+    validation_images: UInt8[np.ndarray, "n 28 28"] | None = None
+    validation_labels: UInt8[np.ndarray, " n"] | None = None
+    folds: UInt8[np.ndarray, " rows"] | None = None
+    # If given, the accuracy on them is measured after each epoch.
+    test_images: UInt8[np.ndarray, "t 28 28"] | None = None
+    test_labels: UInt8[np.ndarray, " t"] | None = None
+
+    def by_name(self) -> dict[str, NDArray[Any]]:
+        """The arrays that are not None."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
+    def split(self, fold: int | None) -> TrainingArrays:
+        """The arrays for the network that does not see `fold`."""
+        if fold is None or self.folds is None:
+            return self
+        held_out = self.folds == fold
+        kept = np.tile(~held_out, len(self.labels) // len(held_out))
+        originals = slice(len(held_out))
+        return TrainingArrays(
+            self.images[kept],
+            self.labels[kept],
+            self.images[originals][held_out],
+            self.labels[originals][held_out],
+            test_images=self.test_images,
+            test_labels=self.test_labels,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """Everything that a process needs to train one network, except the arrays."""
+
+    model: Model
+    train: Train  # with the resolved seed and precision
+    affine: Affine
+    fold: int | None
+    threads: int
+    device: str  # "auto" on a Dask cluster: whatever the worker has
+    staging_dir: str  # as the parent sees it
+    lock_dir: str
+    started: Mapping[str, Any]  # the content of started.json: a checkpoint with other content is not resumed
+    parent: int  # process id
+    array_names: tuple[str, ...]  # of `TrainingArrays`
+
+
+@dataclass
+class TrainingOutcome:
+    """The result of a training, which the parent publishes."""
+
+    staging_dir: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    history: History = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0  # of training and validation, including those before an interruption
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: str = ""  # why the training diverged
+
+
+def resolve_precision(train: Train, device: str) -> str:
+    """The precision in which this machine trains."""
+    return choose_precision(train, choose_device(device))
+
+
+def train_network(
+    task: TrainingTask,
+    *arrays: NDArray[Any],
+    on_epoch: Callable[[TrainingTask, History], None] = lambda task, history: None,
+    log: Callable[[str], None] = lambda message: None,
+    progress_bar: bool = False,
+) -> TrainingOutcome:
+    """Train one network, continuing from its checkpoint if there is one.
+
+    arrays: in the order of `task.array_names`.
+    on_epoch: called with the history after each epoch; an exception stops the training after saving a checkpoint.
+    log: called with each line that is written to log.txt.
+    """
+    data = TrainingArrays(**dict(zip(task.array_names, arrays, strict=True))).split(task.fold)
+    staging = Path(task.staging_dir)
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(worker(task.parent, task.device, task.threads, Path(task.lock_dir)))
+        if store.read_json(staging / store.STARTED) == task.started:
+            # A process whose parent was killed may still be saving its checkpoint.
+            stack.enter_context(filelock.FileLock(staging.with_suffix(".lock")))
+        else:  # a machine that does not share the parent's disk
+            staging = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        def note(message: str) -> None:
+            line = f"{time.strftime('%H:%M:%S')} {message}\n"
+            store.write(staging / LOG, line.encode(), append=True)
+            log(message)
+
+        def after_epoch(history: History) -> None:
+            note(", ".join(f"{name} {value:.6g}" for name, value in history[-1].items()))
+            on_epoch(task, history)
+            require_parent(task.parent)
+
+        checkpoints = _Checkpoints(staging, task.started)
+        options = FitOptions(task.train, task.affine, device, task.train.precision, progress_bar)
+        try:
+            return _fit(task, data, checkpoints, options, note, after_epoch)
+        except FloatingPointError as error:
+            return TrainingOutcome(task.staging_dir, error=str(error))
+        except BaseException:  # for example stopped by a signal
+            checkpoints.flush()
+            raise
+
+
+def _fit(
+    task: TrainingTask,
+    data: TrainingArrays,
+    checkpoints: _Checkpoints,
+    options: FitOptions,
+    note: Callable[[str], None],
+    after_epoch: Callable[[History], None],
+) -> TrainingOutcome:
+    def on_device(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
+        viewed = apply_view(torch.from_numpy(images).to(options.device), task.model.view)
+        return LabelledImages(viewed, torch.from_numpy(labels.astype(np.int64)).to(options.device))
+
+    checkpoint = checkpoints.load()
+    if checkpoint:
+        note(f"continuing after epoch {checkpoint['epoch']}")
+    seed_everything(task.train.seed)
+    network = make_network(task.model, torch.from_numpy(data.images))
+    validation = test = None
+    if data.validation_images is not None and data.validation_labels is not None:
+        validation = on_device(data.validation_images, data.validation_labels)
+    if data.test_images is not None and data.test_labels is not None:
+        test = on_device(data.test_images, data.test_labels)
+
+    def on_epoch(checkpoint: Checkpoint) -> None:
+        checkpoints.update(checkpoint)
+        after_epoch(checkpoint["history"])
+
+    result = fit(network, on_device(data.images, data.labels), validation, options, test, checkpoint, on_epoch)
+    kept = selected_row(result.history, task.train.checkpoint_selection)
+    metadata = {
+        "model": task.model.model_dump(mode="json"),
+        "precision": options.precision,
+        "epoch": int(kept["epoch"]),
+        "checkpoint_selection": task.train.checkpoint_selection,
+        "fit_all": task.train.fit_all,
+        "fold": task.fold,
+        "seed": task.train.seed,
+    }
+    state_dict = {name: tensor.cpu().contiguous() for name, tensor in result.state_dict.items()}
+    files = {
+        WEIGHTS: serialize_network(state_dict, metadata),
+        HISTORY: history_to_csv(result.history),
+        LOG: (checkpoints.folder / LOG).read_bytes(),
+    }
+    if result.record:
+        files[RECORD] = json.dumps({"rows": result.record}).encode()
+    numbers = {
+        "precision": options.precision,
+        "kept_epoch": int(kept["epoch"]),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    } | {name: value for name, value in kept.items() if name.startswith("validation")}
+    return TrainingOutcome(
+        task.staging_dir, files, result.history, numbers, checkpoints.seconds(), describe_environment(options.device)
+    )
+
+
+class _Checkpoints:
+    """The checkpoint file of one training, and its history, saved at most every SAVE_INTERVAL seconds."""
+
+    def __init__(self, folder: Path, started: Mapping[str, Any]) -> None:
+        self.folder, self.path = folder, folder / CHECKPOINT
+        self.key = hashlib.sha256(json.dumps(started, sort_keys=True).encode()).hexdigest()
+        self.start, self.last_save = time.monotonic(), -math.inf
+        self.unsaved: Checkpoint | None = None
+
+    def seconds(self) -> float:
+        """Seconds of training so far, including those before an interruption."""
+        return time.monotonic() - self.start
+
+    def load(self) -> Checkpoint | None:
+        """The last saved checkpoint of the same training, or None. Raises StageError if the file is damaged."""
+        if not self.path.exists():
+            return None
+        try:
+            content = self.path.read_bytes()
+            digest, content = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
+            if hashlib.sha256(content).digest() != digest:
+                raise ValueError("its content does not match its checksum")
+            checkpoint: Checkpoint = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except Exception as error:  # torch.load raises many kinds
+            raise StageError(
+                f"{self.path}: the checkpoint cannot be read ({error}); delete it to train this network from the start"
+            ) from None
+        if checkpoint.get("key") != self.key:
+            return None
+        self.start -= checkpoint["seconds"]
+        return checkpoint
+
+    def update(self, checkpoint: Checkpoint) -> None:
+        """Save a checkpoint, or keep it in memory until SAVE_INTERVAL has passed."""
+        if time.monotonic() - self.last_save > SAVE_INTERVAL:
+            self._save(checkpoint)
+        else:
+            # The tensors change in the next epoch. The rows of the lists do not, and copying them would take long.
+            self.unsaved = {
+                name: list(value) if name in ("history", "record") else copy.deepcopy(value)
+                for name, value in checkpoint.items()
+            }
+
+    def flush(self) -> None:
+        """Save the last checkpoint if it is not saved yet."""
+        if self.unsaved:
+            self._save(self.unsaved)
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        buffer = io.BytesIO()
+        torch.save({**checkpoint, "key": self.key, "seconds": self.seconds()}, buffer)
+        content = buffer.getvalue()
+        store.write(self.path, [hashlib.sha256(content).digest(), content])
+        store.write(self.folder / HISTORY, history_to_csv(checkpoint["history"]))
+        self.last_save, self.unsaved = time.monotonic(), None
+
+
+def history_to_csv(history: History) -> bytes:
+    """The rows of a history as a CSV file."""
+    text: str = pd.DataFrame(history).to_csv(index=False, lineterminator="\n")
+    return text.encode()
+
+
+def history_from_csv(content: bytes) -> History:
+    """The rows of a CSV file that `history_to_csv` wrote."""
+    rows: History = pd.read_csv(io.BytesIO(content)).to_dict("records")
+    return rows
