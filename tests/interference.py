@@ -1,10 +1,10 @@
-"""Runs of the command line that are killed, or whose writes are made to fail, at a chosen moment.
+"""Runs of the command line that are killed, or whose writes fail, at a chosen point.
 
-`python -m tests.interference` imports the pipeline once, then reads runs from stdin, a JSON object a line, and forks a
-process for each: a run then takes as long as its work, not as long as importing PyTorch. `Runs` talks to it.
+`python -m tests.interference` imports the pipeline once, then reads requests from stdin, one JSON object per line, and
+forks a process for each run, so that a run does not have to import PyTorch. `Runs` is its client.
 
-A moment ("point") is the time before or after a call that changes what is on the disk: a folder made, a file opened for
-writing, written to, flushed, renamed or deleted. They are counted in the process that runs the command line.
+A point is the time before or after a call that changes the disk: a folder is created, or a file is opened for writing,
+written, flushed, renamed or deleted. Points are counted in the process that runs the command line.
 """
 
 import builtins
@@ -17,13 +17,13 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
-LONGEST = 120  # seconds: a run that takes longer hangs, and is killed
-NOW = "now"  # noted where a run is interfered with
-NOW_LINE = f"\n{NOW}\n".encode()
+TIMEOUT = 120  # seconds after which a run counts as hanging and is killed
+REACHED = "reached"  # noted when the point of an interference is reached
 CALLS = ("mkdir", "fsync", "replace", "rename", "unlink", "rmdir")  # of os, beside opening and writing
 
 
@@ -32,35 +32,48 @@ class Outcome:
     code: int  # of the process; minus the signal that ended it
     out: str
     err: str
-    points: list[str]  # "before write checkpoint.pt", ... as they were passed
-    seconds: float  # after the signal, where there was one
-    memory: int  # KB at most, of which the server's own are a few hundred thousand
+    points: list[str]  # "before write checkpoint.pt", ... in order
+    seconds: float  # of the whole run; after the signal, if it got one
+    memory: int  # maximum in KB, of which a few hundred thousand are the server's
 
 
 class Runs:
     """A server that forks runs: `runs("--stage", "all", ..., kill=(at, signal))`."""
 
     def __init__(self, prefix=()):
-        """prefix: words before the server's own: a program that starts it in surroundings of another kind."""
-        words = [*prefix, sys.executable, "-m", "tests.interference"]
-        mine = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "2", "PIPELINE_TEST": str(os.getpid())}
+        """prefix: a command that starts the server in a different environment, for example without permissions."""
+        command = [*prefix, sys.executable, "-m", "tests.interference"]
+        settings = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "2", "PIPELINE_TEST": str(os.getpid())}
         self.server = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | mine
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | settings
         )
 
-    def __call__(self, *words, kill=None, fail=None, fill=None, after=None):
-        """Run the command line in a process of its own.
+    def __call__(self, *arguments, **interference):
+        """Run the command line in a process of its own; `interference` as for `start`."""
+        return self.finish(self.start(*arguments, **interference))
 
-        kill: (point's number, signal): the process sends the signal to itself there.
-        fail: (point's number, errno): the call at this "before" point fails.
-        fill: (point's number, path): there a file at this path takes all room on its disk.
-        after: (seconds, signal): the signal is sent from outside.
+    def start(self, *arguments, kill=None, fail=None, fill=None, after=None):
+        """Start a run and return the number of its process.
+
+        kill: (point, signal): the process sends the signal to itself there.
+        fail: (point, errno): the call at this "before" point fails.
+        fill: (point, path): there, a file at this path fills the disk.
+        after: (seconds, signal): the signal is sent from outside; the time counts from the first point.
+
+        A point is its number, or its name, for the first point of this name.
         """
-        asked = {"kill": kill, "fail": fail, "fill": fill, "after": after}
-        request = {name: value for name, value in asked.items() if value}
-        self.server.stdin.write(json.dumps(request | {"words": [str(word) for word in words]}) + "\n")
+        interference = {"kill": kill, "fail": fail, "fill": fill, "after": after}
+        request = {name: value for name, value in interference.items() if value}
+        return self._ask(request | {"arguments": [str(argument) for argument in arguments]})
+
+    def finish(self, pid):
+        """Wait for a run that `start` has started; returns its Outcome."""
+        return Outcome(**self._ask({"finish": pid}))
+
+    def _ask(self, request):
+        self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        return Outcome(**json.loads(self.server.stdout.readline()))
+        return json.loads(self.server.stdout.readline())
 
     def close(self):
         self.server.stdin.close()
@@ -69,7 +82,10 @@ class Runs:
 
 
 class Points:
-    """Counts the moments in this process while it is entered, and calls `action(point, path)` at number `at`."""
+    """Counts the points in this process inside a `with` statement.
+
+    at: number or name of the point at which `action(point, path)` is called.
+    """
 
     def __init__(self, at=None, action=None, note=lambda point: None):
         self.at, self.action, self.note = at, action, note
@@ -90,15 +106,15 @@ class Points:
     def open(self, file, mode="r", *arguments, **options):
         if not set(mode) & set("wax+") or not isinstance(file, str | os.PathLike) or os.fspath(file) == os.devnull:
             return self.real["open"](file, mode, *arguments, **options)
-        made = self.around("open", self.real["open"])(file, mode, *arguments, **options)
-        return Written(made, self) if "b" in mode else made
+        opened = self.around("open", self.real["open"])(file, mode, *arguments, **options)
+        return WatchedFile(opened, self) if "b" in mode else opened
 
     def around(self, name, call):
         def watched(*arguments, **options):
-            shown = f"{name} {_named(arguments[0])}"
-            self.passed(f"before {shown}", arguments[0])
+            point = f"{name} {_file_name(arguments[0])}"
+            self.passed(f"before {point}", arguments[0])
             result = call(*arguments, **options)
-            self.passed(f"after {shown}", arguments[0])
+            self.passed(f"after {point}", arguments[0])
             return result
 
         return watched
@@ -106,13 +122,14 @@ class Points:
     def passed(self, point, path):
         number, self.count = self.count, self.count + 1
         self.note(point)
-        if number == self.at:
-            self.note(NOW)
+        if self.at in (number, point):
+            self.at = None
+            self.note(REACHED)
             self.action(point, path)
 
 
-class Written:
-    """A file opened for writing, whose writes are points too."""
+class WatchedFile:
+    """A file that is open for writing, whose writes are points too."""
 
     def __init__(self, file, points):
         self.file, self.points = file, points
@@ -135,8 +152,8 @@ def failing(number):
 
     def act(point, path):
         if point.startswith("before"):
-            named = [os.fspath(path)] if isinstance(path, str | os.PathLike) else []
-            raise OSError(number, os.strerror(number), *named)
+            name = [os.fspath(path)] if isinstance(path, str | os.PathLike) else []
+            raise OSError(number, os.strerror(number), *name)
 
     return act
 
@@ -154,7 +171,7 @@ def filling(path):
     return act
 
 
-def _named(target):
+def _file_name(target):
     if isinstance(target, int):  # a file descriptor
         try:
             target = os.readlink(f"/proc/self/fd/{target}")
@@ -163,39 +180,52 @@ def _named(target):
     return Path(os.fspath(target)).name.replace(f".{os.getpid()}.", ".PID.")
 
 
-def _run(request):
-    """Fork, run the command line there, and tell how it ended."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as notes:
-        child = os.fork()
-        if not child:
-            _child(request, out, err, notes)
-        began = time.monotonic()
-        seconds, number = request.get("after", (float("inf"), None))
-        while not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+@dataclass
+class _Run:
+    """A forked run."""
+
+    request: dict[str, Any]
+    pid: int = 0
+    start: float = field(default_factory=time.monotonic)
+    files: list[Any] = field(default_factory=lambda: [tempfile.TemporaryFile() for _ in range(3)])  # noqa: SIM115
+
+    def fork(self):
+        self.pid = os.fork()
+        if not self.pid:
+            _child(self.request, *self.files)
+        return self.pid
+
+    def finish(self):
+        """Wait until the run has ended, and describe how."""
+        start, (seconds, number) = self.start, self.request.get("after", (float("inf"), None))
+        while not os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(0.005)
-            if time.monotonic() - began > seconds:
-                os.kill(child, number)
-                began, seconds = time.monotonic(), float("inf")
-            elif time.monotonic() - began > LONGEST:
-                os.kill(child, signal.SIGKILL)
-            elif "kill" in request and NOW_LINE not in os.pread(notes.fileno(), 1 << 20, 0):
-                began = time.monotonic()
-        _, status, used = os.wait4(child, 0)
-        seconds = time.monotonic() - began
-        texts = []
-        for file in (out, err, notes):
-            file.seek(0)
-            texts.append(file.read().decode("utf-8", "replace"))
-    points = [line for line in texts[2].splitlines() if line != NOW]
-    code = os.waitstatus_to_exitcode(status)
-    return {
-        "code": code,
-        "out": texts[0],
-        "err": texts[1],
-        "points": points,
-        "seconds": seconds,
-        "memory": used.ru_maxrss,
-    }
+            points, now = self.read(2), time.monotonic()
+            if now - self.start > TIMEOUT:
+                os.kill(self.pid, signal.SIGKILL)
+            elif ("kill" in self.request and f"\n{REACHED}\n".encode() not in points) or (
+                "after" in self.request and not points
+            ):
+                start = now
+            elif now - start > seconds:
+                os.kill(self.pid, number)
+                start, seconds = now, float("inf")
+        _, status, usage = os.wait4(self.pid, 0)
+        out, err, notes = (self.read(number).decode("utf-8", "replace") for number in range(3))
+        for file in self.files:
+            file.close()
+        return {
+            "code": os.waitstatus_to_exitcode(status),
+            "out": out,
+            "err": err,
+            "points": [line for line in notes.splitlines() if line != REACHED],
+            "seconds": time.monotonic() - start,
+            "memory": usage.ru_maxrss,
+        }
+
+    def read(self, number):
+        # With an offset: the child writes at the position that it shares with this process.
+        return os.pread(self.files[number].fileno(), 1 << 24, 0)
 
 
 def _child(request, out, err, notes):
@@ -204,16 +234,18 @@ def _child(request, out, err, notes):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        import run_pipeline
-        from pipeline.stages import fitting
+        from pipeline import cli, training_task
+        from pipeline.stages import evaluate
 
-        fitting.SAVE = 0  # each epoch's checkpoint is a point
+        os.fsync = lambda descriptor: None  # a flush matters only in a power failure
+        training_task.SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
+        evaluate.MAX_IMAGES = 2  # drawing more takes longer than everything else
         actions = {"kill": lambda number: lambda *point: os.kill(os.getpid(), number), "fail": failing, "fill": filling}
         at, action = None, None
         for name in actions.keys() & request.keys():
             at, action = request[name][0], actions[name](request[name][1])
         with Points(at, action, lambda point: os.write(notes.fileno(), f"{point}\n".encode())):
-            code = run_pipeline.main(request["words"])
+            code = cli.main(request["arguments"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -223,13 +255,32 @@ def _child(request, out, err, notes):
 
 
 def main():
-    import run_pipeline  # noqa: F401
-    from pipeline.stages import augment, blend, download, evaluate, predict, prepare, train  # noqa: F401
+    import sklearn.model_selection  # noqa: F401
+    import torch._dynamo
+    import torch.fx.experimental.symbolic_shapes  # noqa: F401
 
-    answers = os.fdopen(os.dup(1), "w")
+    from pipeline import cli, config, training_task  # noqa: F401
+    from pipeline.dataset import sources, splits, tables  # noqa: F401
+    from pipeline.nn import held_out, inference  # noqa: F401
+    from pipeline.nn.models import require_trainable
+    from pipeline.reports import training_figures
+
+    # What PyTorch and matplotlib import or load with the first network and the first picture.
+    require_trainable(config.Model(name="layers", layers=("conv 1 5x5", "batch_norm")), 2)
+    history = [{"epoch": 1.0, "train_loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5}]
+    training_figures.curves([history], "last")
+
+    answers, runs = os.fdopen(os.dup(1), "w"), {}
     os.dup2(2, 1)
     for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), file=answers, flush=True)
+        request = json.loads(line)
+        if "finish" in request:
+            answer = runs.pop(request["finish"]).finish()
+        else:
+            run = _Run(request)
+            answer = run.fork()
+            runs[answer] = run
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A small stand-in for kaggle.com on 127.0.0.1, with its failures, for the official client, unmodified.
+"""A local HTTP server that answers the official, unmodified client like kaggle.com, and fails on request.
 
-The client is sent here by its environment: KAGGLE_API_ENVIRONMENT=LOCALHOST and http_proxy.
+Environment variables direct the client here: KAGGLE_API_ENVIRONMENT=LOCALHOST and http_proxy.
 """
 
 import base64
@@ -15,21 +15,21 @@ NAME, KEY, TOKEN = "demo", "canary-key-1234567890", "canary-token-1234567890"
 
 
 class KaggleServer:
-    """Serves one competition. `fail` maps a call's name, "Download" or "Upload" to what goes wrong there:
+    """Serves one competition. `fail` maps the name of a call, "Download" or "Upload" to a fault:
 
-    an HTTP status, "hang", "reset", "html", "json: TEXT" (that text for an answer), "redirect" (to `elsewhere`), and of
-    a download: "cut" (at half, each time), "cut at TENTH", "corrupt" (of the right size), "longer" or "shorter" (than
-    the length that was told).
+    an HTTP status, "hang", "reset", "html", "json: TEXT" (TEXT is the reply), "redirect" (to `elsewhere`), and for a
+    download: "cut" (at half, every time), "cut at TENTH", "corrupt" (of the right size), "longer" or "shorter" (than
+    the Content-Length).
     """
 
     def __init__(self, archive=b""):
         self.archive = archive
         self.fail = {}
-        self.fail_times = {}  # how often, where it is not always
-        self.calls = []  # names of the calls, in order
+        self.fail_times = {}  # number of times that a call fails; without an entry, always
+        self.calls = []  # names, in order
         self.elsewhere = "http://localhost/elsewhere"
-        self.seen_elsewhere = []  # headers of what came there
-        self.submissions = []  # as Kaggle lists them, newest first
+        self.seen_elsewhere = []  # headers of the requests there
+        self.submissions = []  # in the form of Kaggle's list, newest first
         self.uploads = {}  # token -> bytes
         self.left = 5
         self.score = "0.99514"
@@ -37,11 +37,11 @@ class KaggleServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.http.daemon_threads = True
         self.closing = threading.Event()
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def environment(self):
-        """What the client needs to come here, credentials included."""
+        """The variables that direct the client here, with credentials."""
         proxy = f"http://127.0.0.1:{self.http.server_port}"
         return {
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
@@ -59,7 +59,7 @@ class KaggleServer:
         self.http.server_close()
 
     def fault(self, name):
-        """What goes wrong at this call, if anything."""
+        """Record a call; returns its fault, or None."""
         self.calls.append(name)
         if name in self.fail_times:
             self.fail_times[name] -= 1
@@ -78,15 +78,15 @@ def _handler(server):
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             name = self.path.rsplit("/", 1)[-1]
-            if self._fails(name):
+            if self._has_failed(name):
                 return
             request = json.loads(body or b"{}")
             if name == "IntrospectToken":
-                good = request["token"] == TOKEN
-                return self._json(200, {"active": good, "username": NAME if good else "", "userId": 1, "scope": ""})
+                valid = request["token"] == TOKEN
+                return self._json(200, {"active": valid, "username": NAME if valid else "", "userId": 1, "scope": ""})
             kind, _, credentials = self.headers.get("Authorization", "").partition(" ")
-            known = {"Basic": base64.b64encode(f"{NAME}:{KEY}".encode()).decode(), "Bearer": TOKEN}
-            if known.get(kind) != credentials:
+            expected = {"Basic": base64.b64encode(f"{NAME}:{KEY}".encode()).decode(), "Bearer": TOKEN}
+            if expected.get(kind) != credentials:
                 return self._json(401, {"code": 401, "message": "Unauthenticated"})
             if request.get("competitionName") != "digit-recognizer":
                 return self._json(404, {"code": 404, "message": "Not found"})
@@ -127,11 +127,11 @@ def _handler(server):
             self._json(200, {"message": "Successfully submitted to Digit Recognizer", "ref": ref})
 
         def ListSubmissions(self, request):
-            for one in server.submissions:
-                if one["status"] == "PENDING":
-                    one["polls"] = one.get("polls", 0) + 1
-                    if one["polls"] > server.polls_until_scored:
-                        one |= {"status": "COMPLETE", "publicScore": server.score}
+            for submission in server.submissions:
+                if submission["status"] == "PENDING":
+                    submission["polls"] = submission.get("polls", 0) + 1
+                    if submission["polls"] > server.polls_until_scored:
+                        submission |= {"status": "COMPLETE", "publicScore": server.score}
             self._json(200, {"submissions": server.submissions, "nextPageToken": ""})
 
         def GetSubmissionLimits(self, request):
@@ -139,7 +139,7 @@ def _handler(server):
 
         def do_PUT(self):
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self._fails("Upload"):
+            if self._has_failed("Upload"):
                 return
             server.uploads[self.path.rsplit("/", 1)[-1]] = content
             self._json(200, {})
@@ -156,29 +156,27 @@ def _handler(server):
                 content = b"<html>log in</html>"
             elif fault is not None and not str(fault).startswith(("cut", "longer", "shorter")):
                 return self._misbehave(fault)
-            told = len(content) + {"longer": -1000, "shorter": 1000}.get(fault, 0)
-            start = 0
-            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if asked:
-                start = int(asked[1])
-            self.send_response(206 if asked else 200)
-            self.send_header("Content-Length", str(told - start))
+            announced = len(content) + {"longer": -1000, "shorter": 1000}.get(fault, 0)
+            resume = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            start = int(resume[1]) if resume else 0
+            self.send_response(206 if resume else 200)
+            self.send_header("Content-Length", str(announced - start))
             self.send_header("Last-Modified", "Fri, 20 Nov 2026 12:00:00 GMT")
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("ETag", '"one"')
-            if asked:
+            self.send_header("ETag", '"1"')
+            if resume:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.end_headers()
             if str(fault).startswith(("cut", "shorter")):
                 tenth = int(fault.rpartition(" ")[2]) if " " in fault else 10 if fault == "shorter" else 5
-                self.wfile.write(content[start : start + 10 if asked else len(content) * tenth // 10])
+                self.wfile.write(content[start : start + 10 if resume else len(content) * tenth // 10])
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
             else:
                 self.wfile.write(content[start:])
 
-        def _fails(self, name):
+        def _has_failed(self, name):
             fault = server.fault(name)
             if fault is not None:
                 self._misbehave(fault)

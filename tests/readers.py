@@ -1,36 +1,36 @@
-"""What a reader may do with any bytes: take them as the oracle does, or refuse them in one line. For fuzzing."""
+"""Checks that a reader either accepts bytes as an independent oracle does, or refuses them in one line. For fuzzing."""
 
-import dataclasses
 import json
 import re
 import tomllib
 
 import numpy as np
 
-from pipeline import digits, recipe, sources
-from pipeline.settings import SECTIONS, RecipeError
+from pipeline import config
+from pipeline.config import ConfigError
+from pipeline.dataset import idx, tables
+from pipeline.dataset.files import SourceError, TableFile
 
-NAMES = ("label", "pixel0", "pixel1")  # a table as narrow as the reader allows: more of the fuzzer's bytes are cells
+NAMES = ("label", "pixel0", "pixel1")  # a narrow table: most of the fuzzer's bytes become cells
 HEADER = ",".join(NAMES).encode() + b"\n"
 
 
-def refused(error, path):
-    """The line that a refusal is; it must name the file, and hold nothing that could disturb a terminal."""
-    line = str(error)
-    assert path.name in line and line.isprintable() and len(line) < 5000, repr(line)
-    return line
+def require_one_line(error, path):
+    """A refusal must name the file and must be printable."""
+    message = str(error)
+    assert path.name in message and message.isprintable() and len(message) < 5000, repr(message)
 
 
 def check_csv(content, folder):
-    """The first byte says whether a right header stands before the others."""
+    """The first byte selects whether a valid header precedes the other bytes."""
     path = folder / "train.csv"
     text = (HEADER if content[:1] < b"\x80" else b"") + content[1:]
     path.write_bytes(text)
-    digits.COLUMNS["narrow"] = list(NAMES)
+    tables.COLUMNS["narrow"] = list(NAMES)
     try:
-        values = np.concatenate(digits._read_pixels(digits.Table(path), "narrow"))
-    except digits.DataError as error:
-        refused(error, path)
+        values = np.concatenate(tables.read_chunks(TableFile(path), "narrow"))
+    except tables.DataError as error:
+        require_one_line(error, path)
         return
     rows = re.sub(rb"\r?\n", b"\n", text.removeprefix(b"\xef\xbb\xbf")).rstrip(b"\r\n").split(b"\n")[1:]
     assert values.tolist() == [[int(cell) for cell in row.split(b",")] for row in rows]
@@ -38,16 +38,16 @@ def check_csv(content, folder):
 
 
 def check_idx(content, folder):
-    """The first byte says whether images or labels are asked for, and whether the file is packed."""
-    packed, images = content[:1] >= b"\x80", content[:1] < b"\x40" or content[:1] >= b"\xc0"
-    path = folder / ("some-idx-ubyte" + (".gz" if packed else ""))
+    """The first byte selects whether images or labels are expected, and whether the file is compressed."""
+    compressed, images = content[:1] >= b"\x80", content[:1] < b"\x40" or content[:1] >= b"\xc0"
+    path = folder / ("any-idx-ubyte" + (".gz" if compressed else ""))
     path.write_bytes(content[1:])
     try:
-        values = sources._read_idx(path, ("train", "images" if images else "labels"))
-    except sources.SourceError as error:
-        refused(error, path)
+        values = idx.read_idx_file(path, "images" if images else "labels")
+    except SourceError as error:
+        require_one_line(error, path)
         return
-    if not packed:
+    if not compressed:
         start = 16 if images else 8
         assert list(content[1 + start :]) == values.ravel().tolist()
         assert [*values.shape] == [int.from_bytes(content[at : at + 4], "big") for at in range(5, 1 + start, 4)]
@@ -57,16 +57,15 @@ def check_recipe(content, folder):
     path = folder / "mine.toml"
     path.write_bytes(content)
     try:
-        made = recipe.load(str(path))
-    except RecipeError as error:
-        refused(error, path)
+        recipe = config.load_recipe(str(path))
+    except ConfigError as error:
+        require_one_line(error, path)
         return
     table = tomllib.loads(content.decode("utf-8-sig"))
-    known = {section: {f.name for f in dataclasses.fields(kind)} for section, kind in SECTIONS.items()}
     for section, values in table.items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            found = json.loads(json.dumps(getattr(getattr(made, section), key)))  # lists for tuples
-            assert key in known[section] and (found == value or found == float(value))
+            loaded = json.loads(json.dumps(getattr(getattr(recipe, section), key)))  # lists for tuples
+            assert loaded == value or loaded == float(value)
 
 
 CHECKS = {"csv": check_csv, "idx": check_idx, "recipe": check_recipe}
@@ -77,5 +76,5 @@ SEEDS = {
         b"\x50\0\0\x08\1\0\0\0\3\5\0\x09",
         b"\xc0\x1f\x8b\x08\0\0\0\0\0\0\3\3\0\0\0\0\0\0\0\0\0",
     ),
-    "recipe": tuple((recipe.RECIPES / f"{name}.toml").read_bytes() for name in recipe.names()),
+    "recipe": tuple((config.RECIPES / f"{name}.toml").read_bytes() for name in config.recipe_names()),
 }

@@ -1,10 +1,9 @@
-"""Hundreds of spoiled files: each ends in a right result or in exit code 2 and one line that names the file."""
+"""Hundreds of damaged files: each gives a correct result, or an error of one line that names the file."""
 
 import csv
 import gzip
 import io
 import shutil
-import struct
 import time
 import tomllib
 from pathlib import Path
@@ -12,62 +11,114 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import artifacts, recipe
-from pipeline.settings import as_plain
+from pipeline import config, store
+from pipeline.dataset import files, sources, tables
+from pipeline.errors import UserError
 from tests import mutants
 from tests.conftest import SHORT, competition_tables, write_tables
+from tests.test_idx import encode
 
-LIMIT = 10  # seconds for one file
+MAX_SECONDS = 10  # for one file
 TABLES, IMAGES, LABELS = competition_tables(60, 20)
 COLUMNS = {"train.csv": 785, "test.csv": 784, "sample_submission.csv": 2}
+ARRAYS = {"train_images.npy": IMAGES[:60], "train_labels.npy": LABELS[:60], "test_images.npy": IMAGES[60:]}
+IDX_FILES = {
+    "train-images-idx3-ubyte": encode(IMAGES[:60]),
+    "train-labels-idx1-ubyte": encode(LABELS[:60]),
+    "t10k-images-idx3-ubyte": encode(IMAGES[60:]),
+    "t10k-labels-idx1-ubyte": encode(LABELS[60:]),
+}
 
 
-class Tried:
-    """Runs `download` and `prepare` on spoiled files, and holds what they do against what they must."""
+class FunctionReader:
+    """Reads tables with the functions that download and prepare call."""
 
-    def __init__(self, command, workspace):
-        self.command, self.workspace = command, workspace
-        self.accepted = self.refused = 0
+    def __init__(self, workspace):
+        self.raw = workspace / "data/raw"
 
-    def __call__(self, name, named, what_is_there, data="auto"):
-        """named: words of which one must stand in the error. what_is_there: the right arrays, or None where they are
-        what no oracle would take."""
+    def read(self, data="auto"):
+        """The arrays by file name. Raises UserError."""
+        if data != "auto":
+            shutil.rmtree(self.raw, ignore_errors=True)
+            self.raw.mkdir(parents=True)
+            sources.fetch_path(str(data), self.raw)
+            table_files = files.find_tables(files.list_table_files(self.raw))
+        else:
+            table_files = sources.require_user_tables(self.raw, sources.find_user_files(self.raw))
+        images, labels = tables.read_train_table(table_files["train"])
+        test_images = tables.read_test_table(table_files["test"])
+        tables.read_submission_table(table_files["sample_submission"], len(test_images))
+        return {"train_images.npy": images, "train_labels.npy": labels, "test_images.npy": test_images}
+
+
+class CommandReader:
+    """Reads tables with the command line."""
+
+    def __init__(self, workspace, command):
+        self.workspace, self.command = workspace, command
+
+    def read(self, data="auto"):
+        """The arrays by file name. Raises UserError if the command ends with exit code 2 and one line."""
         shutil.rmtree(self.workspace / "data/prepared", ignore_errors=True)
-        began, words = time.monotonic(), (*SHORT, "--workspace", self.workspace, "--data", data)
         for stage in ("download", "prepare"):
-            run = self.command("--stage", stage, *words)
+            run = self.command("--stage", stage, *SHORT, "--workspace", self.workspace, "--data", data)
             if run.code:
-                break
-        assert time.monotonic() - began < LIMIT, name
-        if run.code:
-            self.refused += 1
-            assert run.code == 2, f"{name}: {run.code} {run.err}"
-            assert run.err.startswith("error: ") and run.err.count("\n") == 1, f"{name}: {run.err}"
-            assert any(word in run.err for word in named), f"{name}: {run.err}"
-            assert run.err.isprintable() or run.err[:-1].isprintable(), f"{name}: {run.err!r}"
-            return
-        self.accepted += 1
-        assert what_is_there is not None, f"{name}: taken, although it is no such file"
-        for file, right in what_is_there.items():
-            found = np.load(self.workspace / "data/prepared/arrays" / file)
-            assert np.array_equal(found, right), f"{name}: {file} is misread"
+                assert run.code == 2 and run.err.startswith("error: ") and run.err.count("\n") == 1, run.err
+                raise UserError(run.err.removeprefix("error: ").removesuffix("\n"))
+        return {name: np.load(self.workspace / "data/prepared/arrays" / name) for name in ARRAYS}
 
 
-@pytest.fixture
-def tried(command, tmp_path):
-    made = Tried(command, tmp_path / "workspace")
-    yield made
-    assert made.refused  # or the corpus is none of bad input
+@pytest.fixture(params=["functions", pytest.param("command line", marks=pytest.mark.slow)])
+def reader(request, command, tmp_path):
+    workspace = tmp_path / "workspace"
+    return FunctionReader(workspace) if request.param == "functions" else CommandReader(workspace, command)
 
 
-def oracle(name, content):
-    """What a CSV says by Python's csv module, and by the strictest reading; None where it is not such a table."""
-    header = csv_rows(TABLES[name])[0]
+def every(step, mutations, start=0):
+    """Every `step`-th mutant; without decompression bombs, whose creation takes seconds."""
+    return [(mutation, content) for mutation, content in mutations if not callable(content)][start % step :: step]
+
+
+def select(mutations, reader, start):
+    """A fifth of the mutants in the fast tests, which use the functions; all of them on the command line."""
+    if isinstance(reader, FunctionReader):
+        return every(5, mutations, start)
+    return ((mutation, content() if callable(content) else content) for mutation, content in mutations)
+
+
+def require_correct_or_refused(reader, mutation, names, expected, data="auto"):
+    """Read a damaged file; returns whether it was accepted.
+
+    names: one of them must occur in an error.
+    expected: the correct arrays, or None if the file is not valid.
+    """
+    start = time.monotonic()
+    try:
+        arrays = reader.read(data)
+    except UserError as error:
+        message = str(error)
+        assert message.isprintable() and any(name in message for name in names), f"{mutation}: {message!r}"
+        return False
+    finally:
+        assert time.monotonic() - start < MAX_SECONDS, mutation
+    assert expected is not None, f"{mutation}: accepted, although the file is not valid"
+    for name, array in expected.items():
+        assert np.array_equal(arrays[name], array), f"{mutation}: {name} is wrong"
+    return True
+
+
+def parse_rows(content):
+    return list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+
+
+def parse_table(name, content):
+    """The arrays in a CSV by Python's csv module and the strictest rules, or None if the CSV is not valid."""
+    header = parse_rows(TABLES[name])[0]
     try:
         text = content.decode("utf-8-sig")
         if "\0" in text or '"' in text.split("\n", 1)[1] or not text.isascii():
             return None
-        rows = csv_rows(text.rstrip("\r\n").encode())
+        rows = parse_rows(text.rstrip("\r\n").encode())
     except (UnicodeDecodeError, csv.Error, IndexError):
         return None
     if [cell.strip().strip('"') for cell in rows[0]] != header or len(rows) < 2:
@@ -85,190 +136,155 @@ def oracle(name, content):
     return {"train_images.npy": values[:, 1:].reshape(-1, 28, 28), "train_labels.npy": values[:, 0]}
 
 
-def csv_rows(content):
-    text = content if isinstance(content, str) else content.decode()
-    return list(csv.reader(io.StringIO(text, newline="")))
-
-
-# Of each corpus: a part that is quick, and, when slow tests are asked for, all of it.
-SHARES = [pytest.param(12, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
-
-
-def some(corpus, share, first=0):
-    return list(corpus)[first % share :: share]
-
-
-@pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("name", TABLES)
-def test_spoiled_tables(tried, name, share):
-    raw = write_tables(tried.workspace / "data/raw", TABLES)
-    for what, content in some(mutants.of_table(TABLES[name], COLUMNS[name]), share, len(name)):
-        mutants.put(raw / name, content)
-        tried(f"{name}, {what}", (name,), oracle(name, content))
+def test_tables(reader, tmp_path, name):
+    raw = write_tables(tmp_path / "workspace/data/raw", TABLES)
+    for mutation, content in select(mutants.mutate_table(TABLES[name], COLUMNS[name]), reader, len(name)):
+        (raw / name).write_bytes(content)
+        require_correct_or_refused(reader, f"{name}, {mutation}", [name], parse_table(name, content))
         assert {path.name: path.read_bytes() for path in raw.glob("*.csv")} == TABLES | {name: content}
 
 
-RIGHT = {
-    "train_images.npy": IMAGES[:60],
-    "train_labels.npy": LABELS[:60],
-    "test_images.npy": IMAGES[60:],
-}
-NEVER = (
-    "bomb",
-    "link",
-    "beside",
-    "as /",
-    "as C:",
-    "as ..",
-    "as a/..",
-    "twice",
-    "two folders",
-    "no ",
-    "empty",
-    "encrypted",
-)
+# Mutations that leave no valid zip of the tables.
+INVALID_ZIPS = (
+    "bomb", "link", "beside", "as /", "as C:", "as ..", "as a/..", "twice", "two folders", "no ", "empty", "encrypted",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_spoiled_zips(tried, share):
-    raw = tried.workspace / "data/raw"
+def test_zips(reader, tmp_path):
+    raw = tmp_path / "workspace/data/raw"
     raw.mkdir(parents=True)
-    for what, content in some(mutants.of_zip(TABLES), share, 3):
+    for mutation, content in select(mutants.mutate_zip(TABLES), reader, 3):
         (raw / "digits.zip").write_bytes(content)
-        taken = tried.accepted
-        tried(f"a zip, {what}", ("digits.zip", "data/raw"), RIGHT)
-        assert taken == tried.accepted or not any(word in what for word in NEVER), f"{what}: taken"
+        accepted = require_correct_or_refused(reader, f"zip, {mutation}", ["digits.zip", "data/raw"], ARRAYS)
+        assert not accepted or not any(word in mutation for word in INVALID_ZIPS), f"{mutation}: accepted"
         assert list(raw.glob("*.zip")) == [raw / "digits.zip"] and (raw / "digits.zip").read_bytes() == content
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_spoiled_gzips(tried, share):
-    raw = write_tables(tried.workspace / "data/raw", {name: TABLES[name] for name in list(TABLES)[1:]})
-    for what, content in some(mutants.of_gzip(TABLES["train.csv"]), share, 5):
+def test_gzip_files(reader, tmp_path):
+    raw = write_tables(tmp_path / "workspace/data/raw", {name: TABLES[name] for name in list(TABLES)[1:]})
+    expected = {name: ARRAYS[name] for name in ("train_images.npy", "train_labels.npy")}
+    for mutation, content in select(mutants.mutate_gzip(TABLES["train.csv"]), reader, 1):
         (raw / "train.csv.gz").write_bytes(content)
-        tried(
-            f"a gzip, {what}", ("train.csv",), {name: RIGHT[name] for name in ("train_images.npy", "train_labels.npy")}
-        )
+        require_correct_or_refused(reader, f"gzip, {mutation}", ["train.csv"], expected)
 
 
-def idx(array):
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-IDX = {
-    "train-images-idx3-ubyte": idx(IMAGES[:60]),
-    "train-labels-idx1-ubyte": idx(LABELS[:60]),
-    "t10k-images-idx3-ubyte": idx(IMAGES[60:]),
-    "t10k-labels-idx1-ubyte": idx(LABELS[60:]),
-}
-
-
-def idx_oracle(name, content):
-    """The array that an idx file's bytes hold, by the format's own words; None where they hold none of this kind."""
-    dimensions = 3 if "images" in name else 1
-    start = 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < start:
+def parse_idx(name, content):
+    """The array in an idx file by the definition of the format, or None if the file is not valid."""
+    n_dimensions = 3 if "images" in name else 1
+    start = 4 + 4 * n_dimensions
+    if content[:4] != bytes((0, 0, 8, n_dimensions)) or len(content) < start:
         return None
     shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    count = 1
-    for size in shape:
-        count *= size
-    if count != len(content) - start or (dimensions == 3 and shape[1:] != [28, 28]):
+    size = 1
+    for length in shape:
+        size *= length
+    if size != len(content) - start or (n_dimensions == 3 and shape[1:] != [28, 28]):
         return None
     values = np.array(list(content[start:]), np.uint8).reshape(shape)
-    return values if dimensions == 3 or values.max(initial=0) <= 9 else None
+    return values if n_dimensions == 3 or values.max(initial=0) <= 9 else None
 
 
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("name", ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"))
-def test_spoiled_idx_files(tried, tmp_path, name, share):
-    folder = write_tables(tmp_path / "mnist", IDX)
-    kind = "train_images.npy" if "images" in name else "train_labels.npy"
-    for what, content in some(mutants.of_idx(IDX[name]), share, 7):
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_idx_files(reader, tmp_path, name):
+    folder = write_tables(tmp_path / "mnist", IDX_FILES)
+    array_name = "train_images.npy" if "images" in name else "train_labels.npy"
+    for mutation, content in select(mutants.mutate_idx(IDX_FILES[name]), reader, 2):
         (folder / name).write_bytes(content)
-        right = idx_oracle(name, content)
-        tried(f"{name}, {what}", (str(folder), "train.csv"), None if right is None else {kind: right}, data=folder)
+        array = parse_idx(name, content)
+        expected = None if array is None else {array_name: array}
+        require_correct_or_refused(reader, f"{name}, {mutation}", [str(folder), "train.csv"], expected, data=folder)
         assert (folder / name).read_bytes() == content
 
 
-def test_two_in_a_zip_and_one_packed_are_still_right(tried):
-    """What is valid, in the forms that people have, passes the same door."""
-    raw = tried.workspace / "data/raw"
+def test_valid_forms_are_accepted(reader, tmp_path):
+    raw = tmp_path / "workspace/data/raw"
     raw.mkdir(parents=True)
     (raw / "train.csv.gz").write_bytes(gzip.compress(TABLES["train.csv"]))
-    (raw / "rest.zip").write_bytes(mutants.zipped({f"folder/{name}": TABLES[name] for name in list(TABLES)[1:]}))
-    tried("forms", (), RIGHT)
-    assert tried.accepted == 1
-    tried.refused = 1  # it is no corpus
+    (raw / "rest.zip").write_bytes(mutants.make_zip({f"folder/{name}": TABLES[name] for name in list(TABLES)[1:]}))
+    assert require_correct_or_refused(reader, "valid", [], ARRAYS)
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_spoiled_recipes(command, tmp_path, share):
+@pytest.mark.parametrize("step", [pytest.param(100, id="few"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_recipes_on_the_command_line(command, tmp_path, step):
     file = tmp_path / "mine.toml"
-    valid = Path("pipeline/recipes/quick.toml").read_bytes()
-    refused = 0
-    for what, content in some(mutants.of_toml(valid), share):
+    for mutation, content in every(step, mutants.mutate_toml(Path("pipeline/recipes/quick.toml").read_bytes())):
         file.write_bytes(content)
-        began = time.monotonic()
+        start = time.monotonic()
         run = command("--status", "--recipe", file, "--workspace", tmp_path)
-        assert time.monotonic() - began < LIMIT
+        assert time.monotonic() - start < MAX_SECONDS
+        assert run.code in (0, 2), mutation
         if run.code:
-            refused += 1
-            assert run.code == 2 and run.err.count("\n") == 1 and "mine.toml" in run.err, f"{what}: {run.err}"
-            assert len(run.err) < 10_000, what
-        else:
-            table = tomllib.loads(content.decode("utf-8-sig"))
-            made = recipe.load(str(file))
-            for section, values in table.items():
-                for key, value in values.items() if isinstance(values, dict) else ():
-                    found = as_plain(getattr(made, section))[key]
-                    assert found == value or found == float(value), f"{what}: {section}.{key}"
-    assert refused
+            assert run.err.count("\n") == 1 and "mine.toml" in run.err, f"{mutation}: {run.err}"
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_spoiled_checkpoints_and_weights(command, finished, monkeypatch, share):
-    words = (*SHORT, "--workspace", finished, "--device", "cpu")
+@pytest.mark.parametrize("step", [pytest.param(8, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_recipes(tmp_path, step):
+    file = tmp_path / "mine.toml"
+    n_refused = 0
+    for mutation, content in every(step, mutants.mutate_toml(Path("pipeline/recipes/quick.toml").read_bytes())):
+        file.write_bytes(content)
+        try:
+            recipe = config.load_recipe(str(file))
+        except UserError as error:
+            n_refused += 1
+            assert "mine.toml" in str(error) and "\n" not in str(error) and len(str(error)) < 10_000, mutation
+            continue
+        for section, values in tomllib.loads(content.decode("utf-8-sig")).items():
+            for key, value in values.items() if isinstance(values, dict) else ():
+                loaded = config.flatten(recipe, [f"{section}.{key}"])[f"{section}.{key}"]
+                assert loaded == value or loaded == float(value), f"{mutation}: {section}.{key}"
+    assert n_refused
+
+
+@pytest.mark.parametrize("step", [pytest.param(12, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
+def test_checkpoints_and_weights(command, finished, monkeypatch, step):
+    options = (*SHORT, "--workspace", finished, "--device", "cpu")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.fitting.as_csv", lambda history: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert command("--stage", "train", *words, "--force").code == 130
-    checkpoint = finished / "data/runs/quick/train.partial/checkpoint.pt"
+        patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+        assert command("--stage", "train", *options, "--force").code == 130
+    (checkpoint,) = finished.glob("data/networks/*.partial/checkpoint.pt")
+    shutil.rmtree(checkpoint.parent.with_suffix(""))  # the finished network, which would be reused
     weights = finished / "data/runs/quick/train/weights.safetensors"
     for path, stage in ((checkpoint, "train"), (weights, "predict")):
-        good = path.read_bytes()
-        for what, content in some(mutants.of_bytes(good), share):
+        valid = path.read_bytes()
+        for mutation, content in every(step, mutants.mutate_bytes(valid)):
             path.write_bytes(content)
-            run = command("--stage", stage, *words)
-            assert run.code == 2 and run.err.count("\n") == 1 and path.name in run.err, f"{what}: {run.err}"
-        path.write_bytes(good)
-        assert command("--stage", stage, *words).code == 0
+            run = command("--stage", stage, *options)
+            assert run.code == 2 and run.err.count("\n") == 1 and path.name in run.err, f"{mutation}: {run.err}"
+        path.write_bytes(valid)
+        assert command("--stage", stage, *options).code == 0
 
 
-MANIFESTS = (
-    "data/raw",
-    "data/prepared/arrays",
-    "data/runs/quick/train",
-    "data/runs/quick/evaluate",
-    "submissions/quick",
-)
+# Folders, and a stage that reads their manifests.
+MANIFESTS = {
+    "data/raw": "prepare",
+    "data/prepared/arrays": "prepare",
+    "data/networks/*": "train",
+    "data/runs/quick/train": "predict",
+    "data/runs/quick/evaluate": "predict",
+    "submissions/quick": "predict",
+}
 
 
-@pytest.mark.parametrize("share", [pytest.param(300, id="some"), pytest.param(12, id="many", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [pytest.param(600, id="few"), pytest.param(12, id="some", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("folder", MANIFESTS)
-@pytest.mark.parametrize("name", [artifacts.MANIFEST, artifacts.CONTEXT, "submission.json"])
-def test_spoiled_records(command, finished, folder, name, share):
-    """`--status` works with any record; a stage that reads it works, or says in one line why not."""
-    path = finished / folder / name
-    if not path.exists():
+@pytest.mark.parametrize("name", [store.MANIFEST, store.CONTEXT, "submission.json"])
+def test_records(command, finished, folder, name, step):
+    """`--status` works with any record; a stage that reads it works, or its error is one line."""
+    paths = [*finished.glob(f"{folder}/{name}")]
+    if not paths:
         return
-    good, words = path.read_bytes(), (*SHORT, "--workspace", finished, "--device", "cpu")
-    stage = (
-        "prepare" if folder.startswith(("data/raw", "data/prepared")) else "evaluate" if "runs" in folder else "predict"
-    )
-    for what, content in some(mutants.of_json(good), share):
+    path, options = paths[0], (*SHORT, "--workspace", finished, "--device", "cpu")
+    valid = path.read_bytes()
+    for mutation, content in every(step, mutants.mutate_json(valid)):
         path.write_bytes(content)
-        assert command("--status", *words).code == 0, what
-        run = command("--stage", stage, *words)
-        assert run.code in (0, 2), f"{what}: {run.err}"
-        assert run.code == 0 or (run.err.startswith("error: ") and run.err.count("\n") == 1), f"{what}: {run.err}"
-        path.write_bytes(good)
+        assert command("--status", *options).code == 0, mutation
+        run = command("--stage", MANIFESTS[folder], *options)
+        assert run.code in (0, 2), f"{mutation}: {run.err}"
+        assert run.code == 0 or (run.err.startswith("error: ") and run.err.count("\n") == 1), f"{mutation}: {run.err}"
+        path.write_bytes(valid)

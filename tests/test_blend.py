@@ -1,4 +1,4 @@
-"""Blends of finished recipes: the mean by hand, what it rests on, and what is refused."""
+"""Blends (`--recipe a,b`): the mean of several recipes' networks, evaluated on the rows that no network of them saw."""
 
 import json
 import shutil
@@ -6,123 +6,142 @@ import shutil
 import numpy as np
 import pytest
 
-import run_pipeline
-from pipeline import metrics, recipe
-from tests.conftest import SHORT, digits_28
+from pipeline import cli, config
+from tests import oracles
+from tests.conftest import TINY, digits_28, write_tables
 
-LABELS = digits_28(500)[1]
-WORDS = SHORT[2:]
+IMAGES, LABELS = digits_28(500)
+SETTINGS = (*TINY[2:], "--set", "train.precision=fp32")
+
+
+def predict_each(workspace, recipe, images):
+    """(probabilities, metadata) of each network of a recipe."""
+    return oracles.predict_each(workspace / f"data/runs/{recipe}/train/weights.safetensors", images)
 
 
 @pytest.fixture(scope="module")
-def _two(_finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    workspace = shutil.copytree(_finished, folder / "workspace")
-    mine = folder / "mine.toml"
-    mine.write_text((recipe.RECIPES / "quick.toml").read_text().replace("small_cnn", "medium_cnn"))
-    words = ["--stage", "all", "--recipe", mine, *WORDS, "--workspace", workspace, "--device", "cpu"]
-    assert run_pipeline.main([str(word) for word in words]) == 0
-    return workspace, mine
+def _blend(tables, tmp_path_factory):
+    """A workspace in which `quick,folded` has run: a validation split of 100 rows, and two folds of all 400 rows."""
+    folder = tmp_path_factory.mktemp("blend")
+    recipe = folder / "folded.toml"
+    text = (config.RECIPES / "quick.toml").read_text().split("[estimate]")[0]
+    recipe.write_text(text.replace("learning_rate = 0.004", "learning_rate = 0.01") + "\n[split]\nfolds = 2\n")
+    write_tables(folder / "workspace/data/raw", tables)
+    options = [*SETTINGS, "--workspace", str(folder / "workspace"), "--device", "cpu"]
+    assert cli.main(["--stage", "all", "--recipe", f"quick,{recipe}", *options]) == 0
+    return folder / "workspace", recipe
 
 
 @pytest.fixture
-def two(_two, tmp_path):
-    """A workspace of one's own in which quick and another recipe, mine.toml, have run; and that recipe's file."""
-    workspace, mine = _two
-    return shutil.copytree(workspace, tmp_path / "two"), shutil.copy(mine, tmp_path / mine.name)
+def blend(_blend, tmp_path):
+    """A copy of the workspace and of the recipe file, for tests that change them."""
+    workspace, recipe = _blend
+    return shutil.copytree(workspace, tmp_path / "blend"), shutil.copy(recipe, tmp_path / recipe.name)
 
 
-def test_the_mean_of_two_recipes(two, command):
-    workspace, mine = two
-    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
-    run = command("--stage", "predict", *place)
-    assert run.code == 0, run.err
-    folder = workspace / "submissions/quick+mine"
-    parts = [np.load(workspace / "submissions" / name / "probabilities.npy") for name in ("quick", "mine")]
-    wanted = (parts[0] + parts[1]) / 2
-    assert np.load(folder / "probabilities.npy") == pytest.approx(wanted, abs=1e-6)
+def test_the_submission_is_the_mean_over_recipes_of_the_mean_over_networks(_blend):
+    workspace, _ = _blend
+    expected = (
+        sum(
+            np.mean([probabilities for probabilities, _ in predict_each(workspace, recipe, IMAGES[400:])], axis=0)
+            for recipe in ("quick", "folded")
+        )
+        / 2
+    )
+    folder = workspace / "submissions/quick+folded"
+    assert np.load(folder / "probabilities.npy") == pytest.approx(expected, abs=1e-4)
     labels = [int(line.split(",")[1]) for line in (folder / "submission.csv").read_text().split()[1:]]
-    assert labels == wanted.argmax(1).tolist()
-
-    held = [np.load(workspace / f"data/runs/{name}/evaluate/probabilities.npy") for name in ("quick", "mine")]
-    (rows,) = (np.load(path) for path in workspace.glob("data/prepared/splits/*/validation_rows.npy"))
-    right = int(((held[0] + held[1]).argmax(1) == LABELS[:400][rows]).sum())
-    receipt = json.loads((folder / "submission.json").read_text())
-    assert receipt["validation"]["accuracy"] == right / 100
-    assert receipt["expected_score"]["interval_95"] == list(metrics.expected_score(right, 100, 100))
-    assert "mean of 2 recipes" in receipt["expected_score"]["rests_on"]
-    assert receipt["recipe"] == "quick+mine"
-    assert "submissions/quick+mine/submission.csv" in run.out
-
-    # It is a result like others: fresh, and stale where a part of it changed.
-    assert "predict   fresh" in command("--status", *place).out
-    again = (folder / "submission.csv").read_bytes()
-    more = (*WORDS, "--set", "train.seed=1", "--workspace", workspace, "--device", "cpu")
-    assert command("--stage", "all", "--recipe", mine, *more).code == 0
-    assert "stale" in command("--status", *place).out
-    refused = command("--stage", "predict", *place)
-    assert refused.code == 2 and "of mine is stale" in refused.err
-    assert (folder / "submission.csv").read_bytes() == again
+    assert labels == expected.argmax(1).tolist()
 
 
-def test_a_blend_of_which_one_is_trained_on_all_rows_has_no_estimate(two, command):
-    workspace, mine = two
-    mine.write_text(mine.read_text().replace("[train]", "[train]\nfit_all = true"))
-    run = command("--stage", "all", "--recipe", mine, *WORDS, "--workspace", workspace, "--device", "cpu")
+def test_a_row_is_evaluated_with_the_networks_of_each_recipe_that_did_not_see_it(_blend):
+    workspace, _ = _blend
+    splits = {len(np.load(path)): path for path in workspace.glob("data/prepared/splits/*/validation_rows.npy")}
+    rows, folds = np.load(splits[100]), np.load(splits[400].with_name("folds.npy"))
+    ((quick, _),) = predict_each(workspace, "quick", IMAGES[rows])
+    folded = np.zeros((100, 10))
+    for probabilities, metadata in predict_each(workspace, "folded", IMAGES[rows]):
+        folded[folds[rows] == metadata["fold"]] = probabilities[folds[rows] == metadata["fold"]]
+    expected = (quick + folded) / 2
+    folder = workspace / "data/runs/quick+folded/evaluate"
+    assert np.array_equal(np.load(folder / "rows.npy"), rows)
+    assert np.load(folder / "probabilities.npy") == pytest.approx(expected, abs=1e-4)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["accuracy"] == (expected.argmax(1) == LABELS[rows]).mean()
+    assert metrics["n_correct"] == (expected.argmax(1) == LABELS[rows]).sum()
+    assert (metrics["rows"], metrics["rows_left_out"], metrics["networks"]) == (100, 300, 3)
+    receipt = json.loads((workspace / "submissions/quick+folded/submission.json").read_text())
+    assert "mean of 2 recipes (3 networks)" in receipt["expected_score"]["rests_on"]
+    assert receipt["recipe"] == "quick+folded"
+
+
+def test_its_parts_are_the_runs_of_the_recipes(_blend, command):
+    workspace, recipe = _blend
+    for name in ("quick", recipe):
+        status = command("--status", "--recipe", name, *SETTINGS, "--workspace", workspace).out
+        assert "train     fresh" in status and "predict   missing" in status
+    again = command("--stage", "all", "--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
+    assert again.code == 0 and ": running" not in again.out
+    assert "300 rows are left out" in again.out and "submissions/quick+folded/submission.csv" in again.out
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_changed_recipe_makes_the_blend_stale_and_the_reason_names_the_recipe(blend, command):
+    workspace, recipe = blend
+    blend_options = ("--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
+    recipe.write_text(recipe.read_text().replace("[train]", "[train]\nseed = 1"))
+    status = command("--status", *blend_options).out
+    assert "train     stale    train.seed 0 -> 1" in status and "predict   stale" in status
+    refused = command("--stage", "predict", *blend_options)
+    assert refused.code == 2 and "predict requires train, which is stale (train.seed 0 -> 1)" in refused.err
+    assert f"--stage train --recipe quick,{recipe}" in refused.err
+    run = command("--stage", "all", *blend_options)
     assert run.code == 0, run.err
-    run = command("--stage", "predict", "--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
+    assert "2 of 2 networks exist" not in run.out and "train: fresh" in run.out
+
+
+def test_a_blend_with_a_recipe_that_is_trained_on_all_rows_has_no_estimate(blend, command):
+    workspace, recipe = blend
+    recipe.write_text(recipe.read_text().replace("folds = 2", "").replace("[train]", "[train]\nfit_all = true"))
+    run = command("--stage", "all", "--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
     assert run.code == 0, run.err
-    assert "mine was trained on all rows" in run.out
-
-
-def test_settings_of_a_call_count_for_the_parts_too(two, command, kaggle):
-    workspace, mine = two
-    place = ("--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
-    assert command("--stage", "predict", *place).code == 0
-    other = (*place, "--set", "train.seed=5")
-    assert "of quick is stale (train.seed 0 -> 5)" in command("--status", *other).out
-    for stage in ("predict", "submit"):
-        run = command("--stage", stage, *other)
-        assert run.code == 2 and "of quick is stale" in run.err
-        assert f"--stage all --recipe quick --workspace {workspace}" in run.err and "--set train.seed=5" in run.err
-    assert not kaggle.uploads
+    assert "folded was trained on all rows" in run.out
 
 
 def test_a_path_with_a_comma_is_one_recipe(command, tmp_path):
-    mine = tmp_path / "a,b"
-    mine.mkdir()
-    (mine / "mine.toml").write_text((recipe.RECIPES / "quick.toml").read_text())
-    assert command("--status", "--recipe", mine / "mine.toml", "--workspace", tmp_path).code == 0
+    recipe = tmp_path / "a,b" / "mine.toml"
+    recipe.parent.mkdir()
+    recipe.write_text((config.RECIPES / "quick.toml").read_text())
+    assert command("--status", "--recipe", recipe, "--workspace", tmp_path).code == 0
 
 
-def test_a_blend_is_sent_like_any_submission(sendable, command, kaggle, tmp_path):
-    mine = tmp_path / "mine.toml"
-    mine.write_text((recipe.RECIPES / "quick.toml").read_text().replace("[train]", "[train]\nseed = 1"))
-    more = (*WORDS, "--workspace", sendable)
-    assert command("--stage", "all", "--recipe", mine, *more, "--device", "cpu").code == 0
-    assert command("--stage", "predict", "--recipe", f"quick,{mine}", *more).code == 0
-    run = command("--stage", "submit", "--recipe", f"quick,{mine}", *more)
-    assert run.code == 0, run.err
-    assert [*kaggle.uploads.values()] == [(sendable / "submissions/quick+mine/submission.csv").read_bytes()]
+@pytest.mark.usefixtures("requests_in_process")
+def test_a_blend_is_sent_like_any_submission(blend, command, kaggle, monkeypatch):
+    workspace, recipe = blend
+    options = ("--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace, "--device", "cpu")
+    monkeypatch.setattr("pipeline.stages.submit.POLL_INTERVAL", 0.01)
+    for module in ("dataset.kaggle_client", "stages.predict", "summary"):  # the test set of a smaller competition
+        monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
+    for stage in ("predict", "submit"):
+        run = command("--stage", stage, *options)
+        assert run.code == 0, run.err
+    assert [*kaggle.uploads.values()] == [(workspace / "submissions/quick+folded/submission.csv").read_bytes()]
 
 
 @pytest.mark.parametrize(
-    "names, stage, words",
+    ("names", "stage", "message"),
     [
-        ("quick,quick", "predict", "stands twice"),
-        ("quick,standard", "predict", "evaluate of standard is missing: run `--stage all --recipe standard --work"),
-        ("quick,best_of_all", "predict", "there is no recipe 'best_of_all'"),
-        ("quick,standard", "all", "a blend is for --stage predict and submit"),
+        ("quick,quick", "predict", "occurs twice"),
+        (
+            "quick,standard",
+            "predict",
+            "predict requires train, which is missing because augment is missing: run `python run_pipeline.py "
+            "--stage augment --recipe quick,standard",
+        ),
+        ("quick,best_of_all", "predict", "unknown recipe 'best_of_all'"),
+        ("quick,standard", "inspect", "choose one recipe"),
     ],
 )
-def test_what_cannot_be_blended(finished, command, names, stage, words):
-    run = command("--stage", stage, "--recipe", names, *WORDS, "--workspace", finished)
-    assert run.code == 2 and words in run.err and run.err.count("\n") == 1
-
-
-def test_recipes_with_different_splits_are_refused(two, command):
-    workspace, mine = two
-    mine.write_text(mine.read_text() + "\n[split]\nseed = 1\n")
-    run = command("--stage", "predict", "--recipe", f"quick,{mine}", *WORDS, "--workspace", workspace)
-    assert run.code == 2 and "different splits" in run.err
-    shutil.rmtree(workspace / "submissions")
+def test_recipes_that_cannot_be_blended_are_refused(_blend, command, names, stage, message):
+    run = command("--stage", stage, "--recipe", names, *SETTINGS, "--workspace", _blend[0])
+    assert run.code == 2 and message in run.err and run.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The report in a real browser (Debian's Chromium, headless): every picture loads, no error, nothing from outside."""
+"""The report of a network in a real browser (headless Chromium): every picture loads, nothing fails or is fetched."""
 
 import json
 import re
@@ -9,45 +9,47 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import run_pipeline
-from tests.conftest import SHORT
+from pipeline.config import load_recipe
+from pipeline.reports import network_report
+from tests.studies import make_study
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: apt-get install chromium")
-# It opens the page beside it in a frame and leaves, as its own text, what became of each picture there.
-PROBE = """<!DOCTYPE html><html><head><link rel="icon" href="data:,"></head><body><pre id="found">nothing</pre>
+# Opens the page in a frame, and writes the state of each picture as its own text.
+PROBE = """<!DOCTYPE html><html><head><link rel="icon" href="data:,"></head><body><pre id="result">nothing</pre>
 <iframe id="page" src="/page.html" width="1200" height="900"></iframe><script>
 document.getElementById("page").addEventListener("load", event => {
   const page = event.target.contentDocument;
-  const all = [...page.images].map(one => ({alt: one.alt, width: one.naturalWidth, height: one.naturalHeight}));
-  const fetched = event.target.contentWindow.performance.getEntriesByType("resource").map(one => one.name);
-  const found = {title: page.title, images: all, fetched: fetched.filter(name => !name.startsWith("data:")),
-                 wide: page.documentElement.scrollWidth};
-  document.getElementById("found").textContent = JSON.stringify(found);
+  const measure = image => ({alt: image.alt, width: image.naturalWidth, height: image.naturalHeight});
+  const names = event.target.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name);
+  const fetched = names.filter(name => !name.startsWith("data:"));
+  const result = {title: page.title, images: [...page.images].map(measure), fetched: fetched,
+                  width: page.documentElement.scrollWidth};
+  document.getElementById("result").textContent = JSON.stringify(result);
 });</script></body></html>"""
 
 
 class Site:
-    """A server on 127.0.0.1 of a page and its probe, and, as the browser's proxy, of all else that it asks for."""
+    """A server on 127.0.0.1 for a page and its probe, which is also the browser's proxy for everything else."""
 
     def __init__(self, page):
-        self.asked, pages = [], {"/": PROBE.encode(), "/page.html": page}
+        self.requests, pages = [], {"/": PROBE.encode(), "/page.html": page}
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(handler):
                 content = pages.get(handler.path)
                 if content is None:
-                    self.asked.append(handler.path)
+                    self.requests.append(handler.path)
                 handler.send_response(200 if content else 404)
                 handler.send_header("Content-Type", "text/html; charset=utf-8")
                 handler.end_headers()
                 handler.wfile.write(content or b"")
 
             def do_CONNECT(handler):
-                self.asked.append(handler.path)
+                self.requests.append(handler.path)
                 handler.send_error(404)
 
-            def log_message(handler, *words):
+            def log_message(handler, *arguments):
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -55,37 +57,39 @@ class Site:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
-def opened(page, profile):
-    """What a browser finds in a page: the probe's answer, its console's errors, and what it asked others for."""
+def open_page(page, profile):
+    """Open a page in a browser; returns the probe's result, errors in the console, and requests to other servers."""
     site = Site(page)
-    words = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
-    where = (f"--user-data-dir={profile}", f"--proxy-server={site.address}")
-    told = ("--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom")
-    run = subprocess.run(
-        [BROWSER, *words, *quiet, *where, *told, f"http://{site.address}/"], capture_output=True, text=True, timeout=100
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
+    options += (
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-extensions",
     )
+    options += (f"--user-data-dir={profile}", f"--proxy-server={site.address}")
+    options += ("--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom")
+    run = subprocess.run([BROWSER, *options, f"http://{site.address}/"], capture_output=True, text=True, timeout=100)
     site.server.shutdown()
-    found = re.search(r'<pre id="found">(.*?)</pre>', run.stdout, re.DOTALL)
-    assert found and found[1] != "nothing", run.stderr
+    result = re.search(r'<pre id="result">(.*?)</pre>', run.stdout, re.DOTALL)
+    assert result and result[1] != "nothing", run.stderr
     console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
-    # The browser's own errands are not the page's.
-    outside = [path for path in site.asked if not re.search(r"google|gvt1|chrom", path)]
-    return json.loads(found[1]), console, outside
+    # Requests of the browser itself are not the page's.
+    outside = [path for path in site.requests if not re.search(r"google|gvt1|chrom", path)]
+    return json.loads(result[1]), console, outside
 
 
-def test_the_report_opens_as_it_should(_finished, tmp_path):
-    workspace = shutil.copytree(_finished, tmp_path / "here")
-    for stage, more in (("train", ("train.record=true",)), ("evaluate", ()), ("inspect", ("inspect.rows=60",))):
-        words = [word for setting in more for word in ("--set", setting)]
-        base = ["--stage", stage, *SHORT, "--device", "cpu", "--workspace", str(workspace)]
-        assert run_pipeline.main([*base, *words]) == 0
-    page = (workspace / "data/runs/quick/inspect/report.html").read_bytes()
-    found, console, outside = opened(page, tmp_path / "profile")
-    assert found["title"] == "quick" and len(found["images"]) == page.count(b"<img") >= 15
-    assert all(one["width"] > 300 and one["height"] > 150 and one["alt"] for one in found["images"])
-    assert not console and not outside and not found["fetched"]
-    assert found["wide"] <= 1200  # nothing to scroll sideways for on a laptop
+def test_the_report_opens_without_errors(tmp_path):
+    study = make_study().study
+    evaluation = {"rows": 0, "accuracy": None, "why_none": "trained on all rows"}
+    training = {"numbers": {"networks": []}, "settings": {"train.epochs": 3}}
+    numbers = {"network": "", **study.numbers()}
+    page = network_report.render(load_recipe("quick"), network_report.draw(study), numbers, evaluation, training, "")
+    result, console, outside = open_page(page, tmp_path / "profile")
+    assert result["title"] == "quick" and len(result["images"]) == page.count(b"<img") == 9
+    assert all(image["width"] > 300 and image["height"] > 150 and image["alt"] for image in result["images"])
+    assert not console and not outside and not result["fetched"]
+    assert result["width"] <= 1200  # no horizontal scrolling on a laptop
 
 
 @pytest.mark.parametrize(
@@ -98,12 +102,12 @@ def test_the_report_opens_as_it_should(_finished, tmp_path):
     ],
     ids=["broken", "outside", "font", "error"],
 )
-def test_the_browser_would_tell(body, tmp_path):
-    """A page with a fault is told from one without."""
-    found, console, outside = opened(f"<!DOCTYPE html><title>t</title>{body}".encode(), tmp_path / "profile")
+def test_faults_of_a_page_are_found(body, tmp_path):
+    page = f"<!DOCTYPE html><title>t</title>{body}".encode()
+    result, console, outside = open_page(page, tmp_path / "profile")
     if "script" in body:
         assert console
     else:
-        assert found["images"][0]["width"] == 0
+        assert result["images"][0]["width"] == 0
     assert bool(outside) == ("example" in body)
-    assert bool(found["fetched"]) == ("http:" in body)
+    assert bool(result["fetched"]) == ("http:" in body)

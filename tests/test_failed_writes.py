@@ -1,156 +1,144 @@
-"""Every write, flush, rename and folder made to fail in turn: the old or the new stands, and one line says why."""
+"""Each write, flush, rename and new folder fails in turn: the old or the new result is complete, one line says why."""
 
 import errno
 import itertools
 import os
 import shutil
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import store
 from tests import toy_stages
-from tests.conftest import write_tables
+from tests.conftest import SHORT, TINY, write_tables
 from tests.interference import Points, Runs, failing
-from tests.test_kills import ALL, KINDS, Check, one_of_each, results
+from tests.test_kills import ALL, Disturbance, one_of_each, results, undisturbed
+
+__all__ = ["undisturbed"]  # a fixture
 
 CAUSES = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 
-def strays(folder):
-    return [path.name for path in folder.rglob("*") if path.suffix == ".tmp"]
+def temporary_files(folder):
+    return [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
-def count(folder):
-    """The number of points of the three toy stages, from the first time on and once again with other settings."""
-    with Points() as points:
-        toy_stages.run_all(toy_stages.call(folder))
-        first = points.count
-        toy_stages.run_all(toy_stages.call(folder, seed=1, shift=1, force=True))
-    return first, points.count
+# Toy stages: every call
 
 
 @pytest.fixture
 def toys(tmp_path):
-    """A workspace where the toy stages have run, and how many points they pass when they run again, all of them."""
-    (tmp_path / "try").mkdir()
-    (tmp_path / "try/in.txt").write_text("one")
-    first, both = count(tmp_path / "try")
-    folder = tmp_path / "toys"
-    folder.mkdir()
-    (folder / "in.txt").write_text("one")
-    toy_stages.run_all(toy_stages.call(folder))
-    return folder, both - first
+    """A workspace in which the toy stages have run, and the number of points when all of them run again."""
+    workspaces = tmp_path / "counted", tmp_path / "toys"
+    for workspace in workspaces:
+        workspace.mkdir()
+        (workspace / "in.txt").write_text("one")
+        toy_stages.run_all(toy_stages.make_workflow(workspace))
+    with Points() as points:
+        toy_stages.run_all(toy_stages.make_workflow(workspaces[0], seed=1, shift=1, force=True))
+    return workspaces[1], points.count
 
 
 @pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (1, 2))])
-def test_every_call_of_small_stages_fails_in_turn(toys, tmp_path, turn):
-    """With one cause after the other; the slow turns bring each call the other two."""
-    folder, total = toys
+def test_each_call_of_small_stages_fails_in_turn(toys, tmp_path, turn):
+    """With one of the causes; in the slow turns, each call fails with the other two."""
+    folder, n_points = toys
     old, new = toy_stages.expected(folder, 0, 0), toy_stages.expected(folder, 1, 1)
-    assert total > 100
-    failed = 0
-    for at in range(total):
+    assert n_points > 100
+    n_failed = 0
+    for at in range(n_points):
         workspace = shutil.copytree(folder, tmp_path / "workspace")
-        call, cause = toy_stages.call(workspace, seed=1, shift=1, force=True), CAUSES[(at // 2 + turn) % 3]
+        workflow = toy_stages.make_workflow(workspace, seed=1, shift=1, force=True)
+        cause = CAUSES[(at // 2 + turn) % 3]
         try:
             with Points(at, failing(cause)):
-                toy_stages.run_all(call)
+                toy_stages.run_all(workflow)
         except OSError as error:
             assert error.errno == cause and str(workspace) in str(error.filename)
-            failed += 1
+            n_failed += 1
         for name, content in toy_stages.contents(workspace).items():
             assert content in (old[name], new[name]), f"{name} after a failure at point {at}"
         for output in toy_stages.OUTPUTS.values():
-            place = (workspace / output).parent
-            assert place.exists(), f"{place} is moved aside after a failure at point {at}"
-            manifest, _ = artifacts.read_manifest(place)
-            assert manifest and not artifacts.changed_outputs(place, manifest)
-        assert not strays(workspace)
-        again = toy_stages.call(workspace, seed=1, shift=1)
-        toy_stages.run_all(again)
+            result = (workspace / output).parent
+            assert result.exists(), f"{result} is moved aside after a failure at point {at}"
+            manifest, _ = store.read_manifest(result)
+            assert manifest and not store.changed_outputs(result, manifest)
+        assert not temporary_files(workspace)
+        repeated = toy_stages.make_workflow(workspace, seed=1, shift=1)
+        toy_stages.run_all(repeated)
         assert toy_stages.contents(workspace) == new
-        assert toy_stages.run_all(again) == []
+        assert toy_stages.run_all(repeated) == []
         shutil.rmtree(workspace)
-    assert failed > total / 4  # of the others, most are moments after a call
+    assert n_failed > n_points / 4  # most of the others are points after a call
 
 
-@pytest.fixture(scope="module")
-def runs():
-    made = Runs()
-    yield made
-    made.close()
+# The pipeline: calls by kind
 
 
-@pytest.fixture(scope="module")
-def base(runs, tables, tmp_path_factory):
-    before, after = (tmp_path_factory.mktemp(name) / "workspace" for name in ("before", "after"))
-    write_tables(before / "data/raw", tables)
-    assert runs(*ALL, "--workspace", before).code == 0
-    shutil.copytree(before, after)
-    whole = runs(*ALL, *KINDS["one network"][1], "--workspace", after)
-    return before, after, whole.points
+def fail_at(disturbance, at, cause):
+    run, workspace = disturbance.run(fail=(at, cause)), disturbance.workspace
+    point = disturbance.points[at] if isinstance(at, int) else at
+    if run.code:
+        assert run.code == 1, f"{point}: {run.err}"
+        assert run.err.startswith("error: ") and run.err.count("\n") == 1
+        assert str(workspace) in run.err and os.strerror(cause) in run.err, run.err
+    else:  # something that was to be deleted is left
+        assert point.split()[1] in ("unlink", "rmdir", "mkdir"), point
+        published = {path: content for path, content in results(workspace).items() if ".previous/" not in path}
+        replaced = disturbance.old.keys() - disturbance.new.keys()
+        assert published == disturbance.new | {path: disturbance.old[path] for path in replaced}
+    assert not temporary_files(workspace)
+    disturbance.continue_run()
 
 
-def fails(check, at, cause):
-    workspace, failed = check(fail=(at, cause))
-    if failed.code:
-        assert failed.code == 1, f"{check.points[at]}: {failed.err}"
-        assert failed.err.startswith("error: ") and failed.err.count("\n") == 1
-        assert str(workspace) in failed.err and os.strerror(cause) in failed.err, failed.err
-    else:  # what was to be cleared away stays behind
-        assert check.points[at].split()[1] in ("unlink", "rmdir", "mkdir"), check.points[at]
-        stands = {path: content for path, content in results(workspace).items() if ".previous/" not in path}
-        assert stands == check.new | {p: check.old[p] for p in check.old.keys() - check.new.keys()}
-    assert not strays(workspace)
-    check.goes_on(workspace)
+CALLS = (
+    "write .checkpoint.pt.PID.tmp",
+    "fsync .weights.safetensors.PID.tmp",
+    "replace .manifest.json.PID.tmp",
+    "mkdir train.partial",
+    "rename train",
+)
 
 
-SAMPLE = ("write .checkpoint.pt", "fsync .weights", "replace .manifest", "mkdir train.partial", "rename train")
-
-
-@pytest.mark.parametrize("call", [*SAMPLE[:2], *(pytest.param(call, marks=pytest.mark.slow) for call in SAMPLE[2:])])
-def test_a_call_of_the_real_run_fails(runs, base, tmp_path, command, call):
-    at = next(number for number, point in enumerate(base[2]) if point.startswith(f"before {call}"))
-    fails(Check(runs, base, "one network", tmp_path, command), at, CAUSES[SAMPLE.index(call) % 3])
+@pytest.mark.parametrize("call", [*CALLS[:2], *(pytest.param(call, marks=pytest.mark.slow) for call in CALLS[2:])])
+def test_a_call_of_the_pipeline_fails(runs, undisturbed, tmp_path, command, call):
+    disturbance = Disturbance(runs, undisturbed, "one network", tmp_path, command)
+    fail_at(disturbance, f"before {call}", CAUSES[CALLS.index(call) % 3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_each_kind_of_call_of_the_real_run_fails(runs, base, tmp_path, command, part):
-    check, causes = Check(runs, base, "one network", tmp_path, command), itertools.cycle(CAUSES)
-    for at in [at for at in one_of_each(base[2]) if base[2][at].startswith("before")][part::4]:
-        fails(check, at, next(causes))
+def test_each_kind_of_call_of_the_pipeline_fails(runs, undisturbed, tmp_path, command, part):
+    disturbance = Disturbance(runs, undisturbed, "one network", tmp_path, command)
+    points = [at for at in one_of_each(disturbance.points) if disturbance.points[at].startswith("before")]
+    for at, cause in zip(points[part::4], itertools.cycle(CAUSES), strict=False):
+        fail_at(disturbance, at, cause)
 
 
-class TestSmallDisk:
-    """A real file system of 24 MB in a mount namespace, filled at some moment of a run."""
+# A full disk
+
+
+class TestFullDisk:
+    """A file system of 24 MB in a mount namespace, which is filled at some point of a run."""
 
     @pytest.fixture(scope="class")
     @staticmethod
     def disk(tmp_path_factory):
+        """The server that runs in the namespace; the disk's folder there; and the same folder for this process."""
         folder = tmp_path_factory.mktemp("disk")
-        words = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=24M none "$0" && exec "$@"', folder]
-        if not shutil.which("unshare") or subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
-            pytest.skip("no file system can be mounted here: unshare -rm is refused")
-        runs = Runs(words)
-        assert runs("--list").code == 0  # now it is mounted
-        yield runs, folder, Path(f"/proc/{runs.server.pid}/root{folder}")  # the last as seen from this process
+        prefix = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=24M none "$0" && exec "$@"', folder]
+        test = [*prefix, "true"]
+        if not shutil.which("unshare") or subprocess.run(test, capture_output=True, check=False).returncode:
+            pytest.skip("unshare -rm is refused here: no file system can be mounted")
+        runs = Runs(prefix)
+        assert runs("--list").code == 0  # the disk is mounted now
+        yield runs, folder, Path(f"/proc/{runs.server.pid}/root{folder}")
         runs.close()
 
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def undisturbed(disk, tables):
-        """The points of a whole run, and its results."""
-        runs, folder, seen = disk
-        write_tables(seen / "workspace/data/raw", tables)
-        whole = runs(*ALL, "--workspace", folder / "workspace")
-        assert whole.code == 0, whole.err
-        return whole.points, results(seen / "workspace")
-
     @pytest.mark.parametrize(
-        "moment",
+        "point",
         [
             "before write .checkpoint.pt",
             pytest.param("before open .manifest", marks=pytest.mark.slow),
@@ -158,33 +146,42 @@ class TestSmallDisk:
             pytest.param("before open .sub", marks=pytest.mark.slow),
         ],
     )
-    def test_full_in_the_middle(self, disk, undisturbed, tables, moment):
-        (runs, folder, seen), (points, good) = disk, undisturbed
-        shutil.rmtree(seen / "workspace")
-        write_tables(seen / "workspace/data/raw", tables)
-        words = (*ALL, "--workspace", folder / "workspace")
-        at = max(number for number, point in enumerate(points) if point.startswith(moment))
-        full = runs(*words, fill=(at, str(folder / "filler")))
-        assert full.code == 1 and "No space left on device" in full.err and full.err.count("\n") == 1
-        assert str(folder / "workspace") in full.err
-        assert not strays(seen)
-        refused = runs(*words)  # still full: said before a stage starts, or by the first line of its log
+    def test_disk_full(self, disk, undisturbed, tables, point):
+        (runs, folder, here), base = disk, undisturbed("one network")
+        shutil.rmtree(here / "workspace", ignore_errors=True)
+        write_tables(here / "workspace/data/raw", tables)
+        arguments = (*ALL, "--workspace", folder / "workspace")
+        at = max(number for number, name in enumerate(base.first_points) if name.startswith(point))
+        run = runs(*arguments, fill=(at, str(folder / "filler")))
+        assert run.code == 1 and "No space left on device" in run.err and run.err.count("\n") == 1
+        assert str(folder / "workspace") in run.err
+        assert not temporary_files(here)
+        refused = runs(*arguments)  # still full: refused before a stage starts, or when its log is written
         assert refused.code == 1 and refused.err.count("\n") == 1
         assert "No space left" in refused.err or "MB free" in refused.err
-        (seen / "filler").unlink()
-        assert runs(*words).code == 0
-        assert results(seen / "workspace") == good
+        (here / "filler").unlink()
+        assert runs(*arguments).code == 0
+        assert results(here / "workspace") == results(base.before)
 
 
-def test_a_stage_that_would_fill_the_disk_does_not_begin(command, finished, monkeypatch):
-    usage = shutil.disk_usage(finished)._replace(free=6 << 20)
+@pytest.fixture
+def workspace(tables, tmp_path):
+    """A workspace with competition files."""
+    write_tables(tmp_path / "workspace/data/raw", tables)
+    return tmp_path / "workspace"
+
+
+def test_a_stage_that_would_fill_the_disk_does_not_start(command, workspace, monkeypatch):
+    for stage in ("download", "prepare"):
+        assert command("--stage", stage, *TINY, "--workspace", workspace).code == 0
+    usage = shutil.disk_usage(workspace)._replace(free=6 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    more = ("--set", f"augment.angles={list(range(1, 41))}", "--workspace", finished)
-    run = command("--stage", "augment", *ALL[2:], *more)
+    augment = ("--stage", "augment", *TINY, "--workspace", workspace)
+    run = command(*augment, "--set", f"augment.angles={list(range(1, 41))}")
     assert run.code == 1 and run.err.count("\n") == 1
-    assert "augment writes up to 17 MB" in run.err and "6 MB free: make room" in run.err
-    assert not list((finished / "data/augmented").glob("*.partial"))
-    assert command("--stage", "augment", *ALL[2:], "--workspace", finished).code == 0
+    assert "augment writes up to 17 MB" in run.err and "6 MB free: free some space" in run.err
+    assert not list((workspace / "data/augmented").glob("*.partial"))
+    assert command(*augment).code == 0
 
 
 @pytest.mark.parametrize(
@@ -192,31 +189,31 @@ def test_a_stage_that_would_fill_the_disk_does_not_begin(command, finished, monk
     [
         ("--set", "split.folds=2"),
         pytest.param((), marks=pytest.mark.slow),
-        pytest.param(("--set", "train.optimizer=muon"), marks=pytest.mark.slow),
+        pytest.param(("--set", "train.optimizer=adam"), marks=pytest.mark.slow),
     ],
 )
-def test_what_a_stage_says_to_need_is_enough_and_not_absurd(command, finished, monkeypatch, settings):
-    """Against the bytes that pass the one write function, the checkpoints that replace each other counted once."""
-    from pipeline.stages import engine
+def test_the_required_disk_space_is_enough_and_not_far_too_much(command, workspace, monkeypatch, settings):
+    """Compared with the bytes that pass through `store.write`; checkpoints that replace each other count once."""
+    written, required = defaultdict(dict), defaultdict(int)
+    write, require_disk_space, stages = store.write, store.require_disk_space, ["(none)"]
 
-    written, asked = {}, {}
-    real_write, real_require = artifacts.write, engine._require_space
+    def measured_write(path, content, *, append=False):
+        write(path, content, append=append)
+        written[stages[-1]][path] = Path(path).stat().st_size
 
-    def write(path, pieces, *, append=False):
-        real_write(path, pieces, append=append)
-        written.setdefault(stage[0], {})[path] = Path(path).stat().st_size
+    def measured_require(workspace, needed, stage):
+        stages.append(stage)
+        required[stage] = max(required[stage], needed + store.DISK_MARGIN)
+        require_disk_space(workspace, needed, stage)
 
-    def require(job, needed):
-        stage[0] = job.key["stage"]
-        asked[stage[0]] = needed + engine.MARGIN
-        real_require(job, needed)
-
-    stage = ["before"]
-    monkeypatch.setattr(artifacts, "write", write)
-    monkeypatch.setattr(engine, "_require_space", require)
-    words = (*ALL, *settings, "--set", "train.average=0.5", "--force", "--workspace", finished)
-    assert command(*words).code == 0
-    for name, needed in asked.items():
-        twice = sum(written[name].values()) + max(written[name].values())  # old and new at the moment of renaming
-        assert twice <= needed, name
-        assert needed < 8 * twice + 3 * engine.MARGIN, name
+    monkeypatch.setattr(store, "write", measured_write)
+    monkeypatch.setattr(store, "require_disk_space", measured_require)
+    options = (*settings, "--set", "train.swa_fraction=0.5", "--workspace", workspace)
+    assert command("--stage", "all", *SHORT, *options).code == 0
+    assert required.keys() >= {"prepare", "augment", "train", "evaluate", "predict"}
+    for stage, needed in required.items():
+        if stage != "download":
+            # The old and the new file exist at the moment of renaming.
+            peak = sum(written[stage].values()) + max(written[stage].values())
+            assert peak <= needed, stage
+            assert needed < 8 * peak + 3 * store.DISK_MARGIN, stage

@@ -1,59 +1,64 @@
-"""Killed at any moment: what stood before stands, nothing half-made counts, and going on ends as if never stopped."""
+"""Runs that are killed at any point: published results survive, incomplete ones do not count, and a run that continues
+ends with the same bytes as an undisturbed run."""
 
+import functools
 import os
 import random
 import re
 import shutil
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
-from tests.conftest import SHORT, write_tables
-from tests.interference import Runs
+from pipeline import store
+from tests.conftest import TINY, write_tables
 
-ALL = ("--stage", "all", *SHORT, "--device", "cpu")
-# Of each kind: the settings of what stands, and those of the run that is interfered with.
+ALL = ("--stage", "all", *TINY, "--device", "cpu")
+# For each kind: the settings of the published results, and those of the run that is disturbed.
 KINDS = {
     "one network": ((), ("--set", "train.seed=1", "--set", "split.seed=1", "--set", "augment.angles=[5]")),
     "ensemble": (("--set", "split.folds=2"), ("--set", "split.folds=2", "--set", "train.seed=1")),
 }
 SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+STOPPED = "stopped: finished work is kept; the same command continues from there\n"
 DETERMINISTIC = ("submission.csv", "weights.safetensors", "history.csv", "manifest.json", "metrics.json", "images.npy")
-IDLE = 7  # seconds after which no worker of a killed run may be left; one that never had work ends after 5
+IDLE_SECONDS = 7  # after which no worker of a killed run may be left; one that never got work ends after 5
+
+
+@dataclass
+class Undisturbed:
+    """Two runs, one after the other, that were not disturbed."""
+
+    before: Path  # the workspace after the first run
+    after: Path  # a copy of it after the second run, with changed settings
+    first_points: list[str]
+    points: list[str]  # of the second run
+    seconds: float  # of the second run
 
 
 @pytest.fixture(scope="module")
-def runs():
-    made = Runs()
-    yield made
-    made.close()
+def undisturbed(runs, tables, tmp_path_factory):
+    """By kind, the undisturbed runs."""
 
+    @functools.cache
+    def get(kind):
+        first, changed = KINDS[kind]
+        before, after = (tmp_path_factory.mktemp(name) / "workspace" for name in ("before", "after"))
+        write_tables(before / "data/raw", tables)
+        outcomes = [runs(*ALL, *first, "--workspace", before)]
+        shutil.copytree(before, after)
+        outcomes.append(runs(*ALL, *changed, "--workspace", after))
+        assert all(run.code == 0 for run in outcomes), outcomes
+        return Undisturbed(before, after, *(run.points for run in outcomes), outcomes[1].seconds)
 
-@pytest.fixture(scope="module")
-def bases(runs, tables, tmp_path_factory):
-    """By kind: a workspace that stands, one where the changed run was never stopped, and the points of that run."""
-    made = {}
-
-    def of(kind):
-        if kind not in made:
-            first, changed = KINDS[kind]
-            before, after = (tmp_path_factory.mktemp(name) / "workspace" for name in ("before", "after"))
-            write_tables(before / "data/raw", tables)
-            assert runs(*ALL, *first, "--workspace", before).code == 0
-            shutil.copytree(before, after)
-            whole = runs(*ALL, *changed, "--workspace", after)
-            assert whole.code == 0, whole.err
-            made[kind] = before, after, whole.points
-        return made[kind]
-
-    return of
+    return get
 
 
 def results(workspace):
-    """What is published and deterministic, by path: bytes. The receipt and the context hold times."""
+    """The bytes of what is published and deterministic, by path. The receipt and context.json contain times."""
     return {
         str(path.relative_to(workspace)): path.read_bytes()
         for name in DETERMINISTIC
@@ -62,145 +67,156 @@ def results(workspace):
     }
 
 
-def workers():
-    """Processes that still train, or wait to: joblib's, of runs that these tests started."""
-    found = []
+def strays(workspace):
+    """Temporary files and folders."""
+    return [path for path in workspace.rglob("*") if path.suffix in (".tmp", ".partial", ".previous")]
+
+
+def training_processes():
+    """Processes of joblib that still train or wait for work, of runs that these tests started."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                inside = (entry / "environ").read_bytes()
+                command = (entry / "cmdline").read_bytes()
+                environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if any(b"loky" in word for word in words) and f"PIPELINE_TEST={os.getpid()}".encode() in inside:
-                found.append(int(entry.name))
-    return found
+            if b"loky" in command and f"PIPELINE_TEST={os.getpid()}".encode() in environment:
+                pids.append(int(entry.name))
+    return pids
 
 
-class Check:
-    """Interferes with a run, and holds what is left against what must be."""
+class Disturbance:
+    """Disturbs a run, and checks what is left."""
 
-    def __init__(self, runs, base, kind, folder, command):
-        self.runs, self.kind, self.command = runs, kind, command
-        self.before, self.after, self.points = base
-        self.words = (*ALL, *KINDS[kind][1], "--workspace")
-        self.folder = folder
-        self.old, self.new = results(self.before), results(self.after)
+    def __init__(self, runs, undisturbed, kind, folder, command):
+        self.runs, self.command, self.workspace = runs, command, folder / "workspace"
+        base = undisturbed(kind)
+        self.before, self.points, self.seconds = base.before, base.points, base.seconds
+        self.arguments = (*ALL, *KINDS[kind][1], "--workspace", self.workspace)
+        self.old, self.new = results(base.before), results(base.after)
 
-    def __call__(self, **interference):
-        workspace = self.folder / "workspace"
-        shutil.rmtree(workspace, ignore_errors=True)
-        shutil.copytree(self.before, workspace)
-        stopped = self.runs(*self.words, workspace, **interference)
-        self.holds(workspace)
-        return workspace, stopped
+    def run(self, **interference):
+        """Run in a fresh copy of the workspace with an interference; returns its Outcome."""
+        shutil.rmtree(self.workspace, ignore_errors=True)
+        shutil.copytree(self.before, self.workspace)
+        run = self.runs(*self.arguments, **interference)
+        self.check_workspace()
+        return run
 
-    def holds(self, workspace):
-        """`--status` works, each result is the old or the new, none is half, and the lock is free."""
-        status = self.command("--status", *self.words[2:], workspace)
+    def check_workspace(self):
+        """`--status` works, each result is the old or the new one and complete, and the lock is free."""
+        status = self.command("--status", *self.arguments[2:])
         assert status.code == 0, status.err
-        for manifest in workspace.rglob(artifacts.MANIFEST):
-            folder = manifest.parent
-            if folder.suffix == ".partial" or folder != artifacts.standing(folder.with_suffix("")):
-                continue  # not yet in place; or replaced, and on its way out
-            known, why = artifacts.read_manifest(folder)
-            assert known, f"{folder}: {why}"
-            assert not artifacts.changed_outputs(folder, known), folder
-        for path, content in results(workspace).items():
+        for path in self.workspace.rglob(store.MANIFEST):
+            folder = path.parent
+            if folder.suffix == ".partial" or folder != store.published_dir(folder.with_suffix("")):
+                continue  # not published yet; or replaced and about to be deleted
+            manifest, reason = store.read_manifest(folder)
+            assert manifest, f"{folder}: {reason}"
+            assert not store.changed_outputs(folder, manifest), folder
+        for path, content in results(self.workspace).items():
             path = path.replace(".previous", "")
-            assert content in (self.old.get(path), self.new.get(path)), f"{path} is neither the old nor the new"
-        for path in self.old:  # replaced, but never lost; where a publishing was cut off it stands beside
-            place = workspace / path
-            assert place.exists() or (artifacts.beside(place.parent)[1] / place.name).exists(), f"{path} is lost"
-        lock = artifacts.Lock(workspace / "data/.lock")
+            assert content in (self.old.get(path), self.new.get(path)), f"{path} is neither the old nor the new one"
+        for path in self.old:  # replaced, but never lost; after an interrupted publish it is in the folder beside
+            path = self.workspace / path
+            assert path.exists() or (store.previous_dir(path.parent) / path.name).exists(), f"{path} is lost"
+        lock = store.WorkspaceLock(self.workspace / "data/.lock")
         lock.acquire({})
         lock.release()
 
-    def goes_on(self, workspace):
-        """The same command ends with the bytes of a run never stopped, and leaves nothing beside them."""
-        again = self.runs(*self.words, workspace)
-        assert again.code == 0, again.err
-        assert results(workspace) == self.new | {path: self.old[path] for path in self.old.keys() - self.new.keys()}
-        strays = [path for path in workspace.rglob("*") if path.suffix in (".tmp", ".partial", ".previous")]
-        assert not strays
-        return again
+    def continue_run(self):
+        """The same command ends with the bytes of an undisturbed run, and leaves no temporary files."""
+        run = self.runs(*self.arguments)
+        assert run.code == 0, run.err
+        replaced = self.old.keys() - self.new.keys()
+        assert results(self.workspace) == self.new | {path: self.old[path] for path in replaced}
+        assert not strays(self.workspace)
+        return run
+
+    def kill_at(self, point, number):
+        run = self.run(kill=(point, number))
+        assert run.code == SIGNALS[number], f"{self.points[point]}: {run.code} {run.err}"
+        if number != signal.SIGKILL:
+            assert run.seconds < 5 and run.err.endswith(STOPPED)
+            assert "Traceback" not in run.err
+        self.continue_run()
 
 
 @pytest.fixture
-def check(runs, bases, tmp_path, command):
-    return lambda kind: Check(runs, bases(kind), kind, tmp_path, command)
+def disturbance(runs, undisturbed, tmp_path, command):
+    return lambda kind: Disturbance(runs, undisturbed, kind, tmp_path, command)
 
 
-def kill_at(check, point, number):
-    workspace, stopped = check(kill=(point, number))
-    assert stopped.code == SIGNALS[number], f"{check.points[point]}: {stopped.code} {stopped.err}"
-    if number != signal.SIGKILL:
-        assert stopped.seconds < 5 and "goes on from there" in stopped.err
-        assert "Traceback" not in stopped.err
-    check.goes_on(workspace)
+def generic(point):
+    """The name of a point without process ids, times and digests."""
+    return re.sub(r"\d{8}-\d{6}-all-\d+|[0-9a-f]{12}", "*", point)
 
 
 def one_of_each(points):
-    """The number of a point of each name; names differ in the call, in before or after, and in the file."""
-    shown = [re.sub(r"\d{8}-\d{6}-all-\d+|[0-9a-f]{12}", "*", point) for point in points]
-    return [len(shown) - 1 - shown[::-1].index(name) for name in dict.fromkeys(shown)]
+    """The number of the last point of each name; names differ in the call, in before or after, and in the file."""
+    names = [generic(point) for point in points]
+    return [len(names) - 1 - names[::-1].index(name) for name in dict.fromkeys(names)]
 
 
-def test_points_are_those_of_files_that_matter(bases):
-    _, _, points = bases("one network")
-    for name in ("checkpoint.pt", "manifest.json", "weights.safetensors", "submission.csv", "images.npy"):
+def test_the_points_include_every_call_for_every_important_file(undisturbed):
+    names = {generic(point) for point in undisturbed("one network").points}
+    files = ("checkpoint.pt", "manifest.json", "weights.safetensors", "history.csv", "submission.csv", "images.npy")
+    for file in (*files, "started.json", "networks.json", "metrics.json"):
         for call in ("open", "write", "fsync", "replace"):
             for side in ("before", "after"):
-                assert f"{side} {call} .{name}.PID.tmp" in points
-    for name in ("train", "train.partial"):
-        assert f"before rename {name}" in points
+                assert f"{side} {call} .{file}.PID.tmp" in names
+    assert {f"before rename {name}" for name in ("train", "train.partial", "layers-seed1-*.partial")} <= names
+    assert {f"after unlink {name}" for name in ("checkpoint.pt", "started.json", "networks.json")} <= names
 
 
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("after rename train", signal.SIGKILL),  # the old result is moved aside, the new one not yet in its place
+        ("after rename train", signal.SIGKILL),  # the old result is moved aside, the new one is not published yet
         ("before write .checkpoint.pt.PID.tmp", signal.SIGTERM),
         ("after fsync .images.npy.PID.tmp", signal.SIGINT),
-        ("before replace .manifest.json.PID.tmp", signal.SIGKILL),
+        ("before rename layers-seed1-*.partial", signal.SIGKILL),  # the network is complete, but not published yet
+        pytest.param("before replace .manifest.json.PID.tmp", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_a_named_point(check, name, number):
-    check = check("one network")
-    kill_at(check, check.points.index(name), number)
+def test_killed_at_a_named_point(disturbance, name, number):
+    disturbance = disturbance("one network")
+    disturbance.kill_at([generic(point) for point in disturbance.points].index(name), number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
-def test_killed_at_every_named_point(check, part):
-    check = check("one network")
-    for at in one_of_each(check.points)[part::4]:
-        kill_at(check, at, list(SIGNALS)[(at // 2) % 3])
+def test_killed_at_every_named_point(disturbance, part):
+    disturbance = disturbance("one network")
+    for point in one_of_each(disturbance.points)[part::4]:
+        disturbance.kill_at(point, list(SIGNALS)[(point // 2) % 3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_killed_from_outside_at_random(check, number):
-    check, chance = check("one network"), random.Random(int(number))
+def test_killed_from_outside_at_random(disturbance, number):
+    disturbance, random_numbers = disturbance("one network"), random.Random(int(number))
     for _ in range(8):
-        workspace, stopped = check(after=(chance.uniform(0.02, 2.5), number))
-        assert stopped.code in (SIGNALS[number], 0)
-        assert stopped.seconds < 5 or number == signal.SIGKILL
-        check.goes_on(workspace)
+        run = disturbance.run(after=(random_numbers.uniform(0, disturbance.seconds), number))
+        assert run.code in (SIGNALS[number], 0)
+        assert run.seconds < 5 or number == signal.SIGKILL
+        disturbance.continue_run()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
-def test_an_ensemble_killed_at_named_points_and_at_random(check, number):
-    check, chance = check("ensemble"), random.Random(int(number))
-    for at in chance.sample(one_of_each(check.points), 8):
-        kill_at(check, at, number)
+def test_an_ensemble_killed_at_named_points_and_at_random(disturbance, number):
+    disturbance, random_numbers = disturbance("ensemble"), random.Random(int(number))
+    for point in random_numbers.sample(one_of_each(disturbance.points), 8):
+        disturbance.kill_at(point, number)
     for _ in range(4):
-        workspace, stopped = check(after=(chance.uniform(1, 5), number))
-        assert stopped.code in (SIGNALS[number], 0), stopped.err
-        assert stopped.seconds < 5 or not stopped.code
-        gone = time.monotonic() + IDLE
-        while workers() and time.monotonic() < gone:
+        run = disturbance.run(after=(random_numbers.uniform(0.2, 1) * disturbance.seconds, number))
+        assert run.code in (SIGNALS[number], 0), run.err
+        assert run.seconds < 5 or not run.code
+        end = time.monotonic() + IDLE_SECONDS
+        while training_processes() and time.monotonic() < end:
             time.sleep(0.1)
-        assert not workers()
-        check.goes_on(workspace)
+        assert not training_processes()
+        disturbance.continue_run()

@@ -1,6 +1,5 @@
-"""metrics: counts by hand, and intervals against statsmodels' printed values or their own definition."""
+"""metrics: counts by hand, and intervals against their definition."""
 
-import itertools
 import math
 
 import numpy as np
@@ -8,123 +7,66 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import metrics
+from pipeline.analysis import metrics
+from pipeline.analysis.expected_score import Z95
 
 
-def probabilities(*winners, sure=0.9):
-    rows = np.full((len(winners), 10), (1 - sure) / 9, np.float32)
-    rows[np.arange(len(winners)), winners] = sure
-    return rows
+def make_probabilities(*predictions, confidence=0.9):
+    probabilities = np.full((len(predictions), 10), (1 - confidence) / 9, np.float32)
+    probabilities[np.arange(len(predictions)), predictions] = confidence
+    return probabilities
 
 
-def test_confusion_by_hand():
-    answers, labels = np.array([3, 3, 5, 5, 5, 0]), np.array([3, 5, 5, 3, 5, 0], np.uint8)
-    counts = metrics.confusion(answers, labels)
-    by_hand = np.zeros((10, 10), int)
-    by_hand[3, 3], by_hand[5, 3], by_hand[5, 5], by_hand[3, 5], by_hand[0, 0] = 1, 1, 2, 1, 1
-    assert np.array_equal(counts, by_hand)
-    three, five, seven = (metrics.by_class(counts)[digit] for digit in (3, 5, 7))
-    assert (three["precision"], three["recall"], three["rows"]) == (1 / 2, 1 / 2, 2)
-    assert (five["precision"], five["recall"], five["rows"]) == (2 / 3, 2 / 3, 3)
-    assert (seven["precision"], seven["recall"], seven["rows"]) == (None, None, 0)
+def test_confusion_and_class_metrics_by_hand():
+    predictions, labels = np.array([3, 3, 5, 5, 5, 0]), np.array([3, 5, 5, 3, 5, 0], np.uint8)
+    counts = metrics.confusion(predictions, labels)
+    expected = np.zeros((10, 10), int)
+    expected[3, 3], expected[5, 3], expected[5, 5], expected[3, 5], expected[0, 0] = 1, 1, 2, 1, 1
+    assert np.array_equal(counts, expected)
+    three, five, seven = (metrics.class_metrics(counts)[digit] for digit in (3, 5, 7))
+    assert three == {"digit": 3, "rows": 2, "precision": 1 / 2, "recall": 1 / 2}
+    assert five == {"digit": 5, "rows": 3, "precision": 2 / 3, "recall": 2 / 3}
+    assert seven == {"digit": 7, "rows": 0, "precision": None, "recall": None}
 
 
 def test_cross_entropy_by_hand():
-    rows = probabilities(1, 2, sure=0.5)
-    assert metrics.cross_entropy(rows, np.array([1, 2])) == pytest.approx(math.log(2))
+    probabilities = make_probabilities(1, 2, confidence=0.5)
+    assert metrics.cross_entropy(probabilities, np.array([1, 2])) == pytest.approx(math.log(2))
     assert math.isfinite(metrics.cross_entropy(np.eye(10, dtype=np.float32)[:1], np.array([5])))
 
 
-@given(st.integers(1, 100_000).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows))))
-def test_wilson_solves_its_equation(case):
-    """Both ends p satisfy (share - p)^2 = z^2 p (1-p) / n, which defines the interval."""
-    right, rows = case
-    for end in metrics.wilson(right, rows):
+@given(st.integers(1, 100_000).flatmap(lambda n_rows: st.tuples(st.integers(0, n_rows), st.just(n_rows))))
+def test_wilson_interval_solves_its_equation(case):
+    """Both ends p satisfy (accuracy - p)^2 = z^2 p (1 - p) / n, which defines the interval."""
+    n_correct, n_rows = case
+    for end in metrics.wilson_interval(n_correct, n_rows):
         assert 0 <= end <= 1
         if 0 < end < 1:
-            gap = (right / rows - end) ** 2
-            assert gap == pytest.approx(metrics.Z95**2 * end * (1 - end) / rows, rel=1e-6, abs=1e-15)
+            squared_difference = (n_correct / n_rows - end) ** 2
+            assert squared_difference == pytest.approx(Z95**2 * end * (1 - end) / n_rows, rel=1e-6, abs=1e-15)
 
 
-def test_expected_score():
-    low, high = metrics.expected_score(10_430, 10_500, 28_000)
-    p = 10_430 / 10_500
-    half = 1.96 * math.sqrt(p * (1 - p) * (1 / 10_500 + 1 / 28_000))
-    assert (low, high) == pytest.approx((p - half, p + half), abs=1e-6)
-    low, high = metrics.expected_score(337, 337, 450)
-    assert 0.97 < low < 0.995 and high == 1
+def test_calibration_by_hand():
+    # Predictions 0, 0, 0, 1 with confidence 0.9, 0.9, 0.65 and 0.35: correct, wrong, correct, wrong.
+    probabilities = np.zeros((4, 10))
+    probabilities[0, 0] = probabilities[1, 0] = 0.9
+    probabilities[2, 0], probabilities[3, 1] = 0.65, 0.35
+    calibration = metrics.calibration(probabilities, np.array([0, 5, 0, 5]), bins=5)
+    assert calibration.rows.tolist() == [0, 1, 0, 1, 2]
+    assert calibration.accuracy[[1, 3, 4]].tolist() == [0, 1, 0.5] and np.isnan(calibration.accuracy[0])
+    assert calibration.confidence[[1, 3, 4]] == pytest.approx([0.35, 0.65, 0.9])
+    assert calibration.error == pytest.approx((0.35 + 0.35 + 2 * 0.4) / 4)
+    assert tuple(calibration.interval_95[4]) == metrics.wilson_interval(1, 2)
 
 
-def test_expected_score_covers_95_of_100():
-    """Validation and test results drawn from one accuracy: the interval holds the score as often as it says."""
-    random = np.random.default_rng(0)
-    right = random.binomial(2000, 0.97, 4000)
-    scores = random.binomial(3000, 0.97, 4000) / 3000
-    inside = [low <= score <= high for (low, high), score in
-              zip((metrics.expected_score(int(r), 2000, 3000) for r in right), scores, strict=True)]  # fmt: skip
-    assert 0.94 < np.mean(inside) < 0.96
+def test_a_bin_of_the_calibration_contains_its_upper_edge():
+    probabilities = np.array([[0.2] * 5 + [0] * 5, [1.0] + [0] * 9])
+    assert metrics.calibration(probabilities, np.array([0, 0]), bins=5).rows.tolist() == [1, 0, 0, 0, 1]
 
 
-def test_a_record_alone_by_hand():
-    """Five seeds of 10,500 of 42,000 rows: the m of a row is binomial, with the sum of squares over the sum of 2."""
-    variance = metrics.record_variance(10_500, 5, 42_000)
-    assert variance == pytest.approx((0.72 * 2 + 0.28) / 52_500)
-    assert metrics.record_variance(42_000, 1, 42_000) == pytest.approx(1 / 42_000)
-    low, high = metrics.recorded_score((0.996, variance, True), 28_000, 70_000)
-    half = 1.96 * math.sqrt(0.996 * 0.004 * (variance + 1 / 28_000))
-    assert (low, high) == pytest.approx((0.996 - half, 0.996 + half), abs=1e-7)
-
-
-def test_weights_of_own_and_recorded_accuracy():
-    """Independent measurements are weighted by inverse variance; rows that both measured count once."""
-    own, variance = (0.99, 10_500), 1 / 31_500
-    estimate, (low, high), weight = metrics.combined_score(own, (0.996, variance, True), 28_000, 1e15, 1e15)
-    assert weight == pytest.approx(0.25) and estimate == pytest.approx(0.25 * 0.99 + 0.75 * 0.996)
-    half = 1.96 * math.sqrt(estimate * (1 - estimate) * (1 / 42_000 + 1 / 28_000))
-    assert (low, high) == pytest.approx((estimate - half, estimate + half), abs=1e-7)
-    # The same rows, all of them in the record: the run's own say less than they would by themselves.
-    shared = metrics.combined_score(own, (0.996, 1 / 42_000, True), 28_000, 42_000, 70_000)[2]
-    assert 0 < shared < 1 / 42_000 / (1 / 42_000 + 1 / 10_500)
-
-
-def test_a_record_of_other_digits_is_told_by_its_distance():
-    record = (0.996, metrics.record_variance(10_500, 5, 42_000), False)
-    assert not metrics.contradicts((0.9942, 10_500), record, 42_000, 70_000)
-    assert metrics.contradicts((0.97, 10_500), record, 42_000, 70_000)
-    assert metrics.contradicts((0.0, 100), record, 42_000, 70_000)
-
-
-@pytest.mark.parametrize("correlation", [0.6, 0.9])
-@pytest.mark.parametrize(("basis", "same_rows"), [("own", True), *itertools.product(("record", "both"), (True, False))])
-def test_expected_scores_cover_95_of_100(correlation, basis, same_rows, scale=20, runs=1500):
-    """The competition in small: 70,000 / scale digits, each with its own probability of an error, are drawn into train
-    and test; a recipe's record is measured on the same train rows, or on those of another draw.
-    """
-    total, held, test_rows = 42_000 // scale, 10_500 // scale, 28_000 // scale
-    population, chance, inside = total + test_rows, np.random.default_rng(0), 0
-    spread = 1 / correlation - 1  # a beta distribution gives two networks' errors on a row this correlation
-    for _ in range(runs):
-        difficulty = chance.beta(0.05 * spread, 0.95 * spread, population)
-        order = chance.permutation(population)
-        train, test = order[:total], order[total:]
-        right = chance.random(population) >= difficulty
-        measured_on = train if same_rows else chance.permutation(population)[:total]
-        seeds = [chance.permutation(measured_on)[:held] for _ in range(5)]
-        accuracies = [np.mean(chance.random(held) >= difficulty[rows]) for rows in seeds]
-        own = float(right[train[:held]].mean()), held
-        record = float(np.mean(accuracies)), metrics.record_variance(held, 5, total), same_rows
-        if basis == "own":
-            low, high = metrics.expected_score(own[0] * held, held, test_rows)
-        elif basis == "record":
-            low, high = metrics.recorded_score(record, test_rows, population)
-        else:
-            _, (low, high), _ = metrics.combined_score(own, record, test_rows, total, population)
-        inside += low <= right[test].mean() <= high
-    assert 0.93 <= inside / runs <= 0.97
-
-
-def test_errors_and_doubts_are_ordered():
-    rows = np.concatenate([probabilities(1, sure=s) for s in (0.6, 0.99, 0.8, 0.7)])
+def test_errors_and_least_likely_labels_are_ordered():
+    confidences = (0.6, 0.99, 0.8, 0.7)
+    probabilities = np.concatenate([make_probabilities(1, confidence=confidence) for confidence in confidences])
     labels = np.array([2, 2, 1, 2])
-    assert metrics.most_confident_errors(rows, labels, 2).tolist() == [1, 3]
-    assert metrics.most_doubted(rows, labels, 3).tolist() == [1, 3, 0]
+    assert metrics.most_confident_errors(probabilities, labels, 2).tolist() == [1, 3]
+    assert metrics.least_likely_labels(probabilities, labels, 3).tolist() == [1, 3, 0]

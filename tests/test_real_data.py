@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def archive():
-    named = os.environ.get("DIGIT_RECOGNIZER_ZIP")
-    path = Path(named) if named else Path(__file__).parent.parent / "data" / "raw" / "digit-recognizer.zip"
+    configured = os.environ.get("DIGIT_RECOGNIZER_ZIP")
+    path = Path(configured) if configured else Path(__file__).parent.parent / "data" / "raw" / "digit-recognizer.zip"
     if not path.is_file():
-        pytest.skip("no digit-recognizer.zip where DIGIT_RECOGNIZER_ZIP says, nor in data/raw")
+        pytest.skip("digit-recognizer.zip is neither at DIGIT_RECOGNIZER_ZIP nor in data/raw")
     return path
 
 
@@ -28,8 +28,8 @@ def workspace(tmp_path_factory):
 
 
 def test_quick_from_zip_to_submission(command, archive, workspace):
-    place = ("--recipe", "quick", "--workspace", workspace)
-    run = command("--stage", "all", "--data", archive, *place)
+    options = ("--recipe", "quick", "--workspace", workspace)
+    run = command("--stage", "all", "--data", archive, *options)
     assert run.code == 0, run.err
     folder = workspace / "submissions" / "quick"
     submission = pd.read_csv(folder / "submission.csv")
@@ -43,13 +43,13 @@ def test_quick_from_zip_to_submission(command, archive, workspace):
     assert "on the recipe's record of" in receipt["expected_score"]["rests_on"]
 
     before = (folder / "submission.csv").read_bytes()
-    again = command("--stage", "all", "--data", archive, *place)
-    assert again.code == 0 and "running" not in again.out
-    assert command("--stage", "predict", *place).code == 0
+    repeated = command("--stage", "all", "--data", archive, *options)
+    assert repeated.code == 0 and "running" not in repeated.out
+    assert command("--stage", "predict", *options).code == 0
     assert (folder / "submission.csv").read_bytes() == before
 
 
-def test_arrays_are_what_pandas_reads(archive, workspace):
+def test_arrays_equal_what_pandas_reads(archive, workspace):
     arrays = workspace / "data" / "prepared" / "arrays"
     with zipfile.ZipFile(archive) as opened:
         train = pd.read_csv(opened.open("train.csv"))
@@ -59,14 +59,13 @@ def test_arrays_are_what_pandas_reads(archive, workspace):
     assert np.array_equal(np.load(arrays / "test_images.npy").reshape(28_000, 784), test)
 
 
-def test_published_augmentation_is_scipys(command, archive, workspace):
-    place = ("--recipe", "dropout_cnn", "--workspace", workspace)
-    assert command("--stage", "augment", *place).code == 0
-    sizes = {path: np.load(path, mmap_mode="r") for path in (workspace / "data/augmented").glob("*/images.npy")}
-    (made,) = (images for images in sizes.values() if len(images) == 220_500)
-    made = made.reshape(7, 31_500, 28, 28)
+def test_published_augmentation_equals_scipy(command, archive, workspace):
+    assert command("--stage", "augment", "--recipe", "dropout_cnn", "--workspace", workspace).code == 0
+    arrays = [np.load(path, mmap_mode="r") for path in (workspace / "data/augmented").glob("*/images.npy")]
+    (images,) = (array for array in arrays if len(array) == 220_500)
+    images = images.reshape(7, 31_500, 28, 28)
     for row in np.random.default_rng(0).integers(0, 31_500, 300):
-        image = made[0, row].astype(np.float64)
-        wanted = [scipy.ndimage.shift(image, (down, right)) for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1))]
-        wanted += [scipy.ndimage.rotate(image, angle, reshape=False) for angle in (10, -10)]
-        assert np.abs(made[1:, row] - np.clip(wanted, 0, 255)).max() <= 0.501
+        image = images[0, row].astype(np.float64)
+        expected = [scipy.ndimage.shift(image, (down, right)) for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        expected += [scipy.ndimage.rotate(image, angle, reshape=False) for angle in (10, -10)]
+        assert np.abs(images[1:, row] - np.clip(expected, 0, 255)).max() <= 0.501

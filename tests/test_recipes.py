@@ -1,75 +1,27 @@
-"""Recipes: every file loads and its network works, mistakes are named all at once, `--set`, `--list`."""
+"""Recipes and settings: loading, validation, `--set`, `--list`, and the comparison with recorded settings."""
 
-import dataclasses
+import json
+import pickle
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pipeline import recipe
-from pipeline.models import MODELS, make
-from pipeline.settings import SECTIONS, Model, RecipeError
-from pipeline.stages import engine
+from pipeline import config
+from pipeline.config import DEFAULTS, OBSERVATIONAL, SECTIONS, ConfigError, Estimate, Train
+from pipeline.nn.models import MODELS, make_network
 
-
-@pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_loads_and_maps_images_to_logits(name):
-    loaded = recipe.load(name)
-    assert loaded.name == name and loaded.about
-    network = make(loaded.model).eval()
-    with torch.no_grad():
-        assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("name", recipe.names())
-def test_a_recipe_holds_only_what_differs_but_dropout_cnn_everything(name):
-    table = tomllib.loads((recipe.RECIPES / f"{name}.toml").read_text())
-    loaded = recipe.load(name)
-    for section, kind in SECTIONS.items():
-        given = table.get(section, {})
-        if name == "dropout_cnn" and section != "estimate":
-            assert set(given) == {field.name for field in dataclasses.fields(kind)}
-        else:
-            defaults = vars(kind())
-            assert not [key for key in given if getattr(getattr(loaded, section), key) == defaults[key]]
-
-
-def test_the_published_recipe():
-    loaded = recipe.load("dropout_cnn")
-    assert (loaded.train.epochs, loaded.train.batch, loaded.train.learning_rate) == (150, 4096, 0.0002)
-    assert (loaded.train.optimizer, loaded.train.weight_decay, loaded.split.fraction) == ("adam", 0, 0.25)
-    assert set(loaded.augment.shifts) == {(-1, 0), (1, 0), (0, -1), (0, 1)} and set(loaded.augment.angles) == {10, -10}
-
-
-def test_published_differs_in_the_softmax_alone():
-    one, two = (recipe.load(name) for name in ("dropout_cnn", "dropout_cnn_published"))
-    differing = [
-        f"{section}.{key}"
-        for section in SECTIONS
-        if section != "published"
-        for key, value in vars(getattr(one, section)).items()
-        if getattr(getattr(two, section), key) != value
-    ]
-    assert differing == ["train.softmax_before_loss"]
-
-
-@pytest.mark.parametrize("name", recipe.names())
-def test_a_recorded_estimate_is_of_the_recipes_own_settings(name):
-    loaded = recipe.load(name)
-    assert bool(loaded.estimate.seeds) == (name in ("quick", "standard", "best"))
-    if loaded.estimate.seeds:
-        assert loaded.estimate.settings == engine.accuracy_hash(loaded)
-
-
-def test_list_shows_each_recipe_with_a_line(command):
-    run = command("--list")
-    assert run.code == 0
-    assert [line.split("  ")[0] for line in run.lines()] == recipe.names()
-    assert all(line.split("  ", 1)[1].strip() for line in run.lines())
+FIELDS = {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
 
 
 @pytest.fixture
-def file(tmp_path):
+def recipe_file(tmp_path):
+    """Write a recipe file; returns its path."""
+
     def write(text, name="mine.toml"):
         (tmp_path / name).write_text(text)
         return str(tmp_path / name)
@@ -77,83 +29,372 @@ def file(tmp_path):
     return write
 
 
-def test_a_file_of_ones_own(file):
-    loaded = recipe.load(file('about = "mine"\n[train]\nepochs = 3\nlearning_rate = 1\n'))
-    assert (loaded.name, loaded.about, loaded.train.epochs) == ("mine", "mine", 3)
-    assert loaded.train.learning_rate == 1.0 and type(loaded.train.learning_rate) is float
-    assert loaded.file.endswith("mine.toml")
+class TestBuiltInRecipes:
+    @pytest.mark.parametrize("name", config.recipe_names())
+    def test_loads_and_maps_images_to_logits(self, name):
+        recipe = config.load_recipe(name)
+        assert recipe.name == name and recipe.about and not recipe.file
+        network = make_network(recipe.model).eval()
+        with torch.no_grad():
+            assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+    @pytest.mark.parametrize("name", config.recipe_names())
+    def test_contains_only_what_differs_from_the_defaults(self, name):
+        """dropout_cnn contains every setting, so that no changed default can change it."""
+        table = tomllib.loads((config.RECIPES / f"{name}.toml").read_text())
+        recipe = config.load_recipe(name)
+        for section, kind in SECTIONS.items():
+            if name == "dropout_cnn" and section != "estimate":
+                assert set(table[section]) == set(kind.model_fields)
+            else:
+                for field in table.get(section, {}):
+                    assert getattr(getattr(recipe, section), field) != getattr(kind(), field), f"{section}.{field}"
+
+    @pytest.mark.parametrize("name", config.recipe_names())
+    def test_has_a_baseline_that_exists(self, name):
+        baseline = config.load_recipe(name).baseline
+        assert not baseline or baseline in config.recipe_names()
+
+    def test_dropout_cnn_is_the_published_recipe(self):
+        recipe = config.load_recipe("dropout_cnn")
+        assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.learning_rate) == (150, 4096, 0.0002)
+        assert (recipe.train.optimizer, recipe.train.weight_decay, recipe.split.fraction) == ("adam", 0, 0.25)
+        assert set(recipe.augment.shifts) == {(-1, 0), (1, 0), (0, -1), (0, 1)}
+        assert set(recipe.augment.angles) == {10, -10}
+
+    def test_dropout_cnn_published_differs_in_the_softmax_alone(self):
+        sections = [section for section in SECTIONS if section != "published"]
+        ours, published = (
+            config.flatten(config.load_recipe(name), sections) for name in ("dropout_cnn", "dropout_cnn_published")
+        )
+        assert config.changed_settings(ours, published) == ["train.softmax_before_loss false -> true"]
+
+    def test_list_shows_each_recipe_with_a_description(self, command):
+        run = command("--list")
+        assert run.code == 0
+        assert [line.split("  ")[0] for line in run.lines()] == config.recipe_names()
+        assert all(line.split("  ", 1)[1].strip() for line in run.lines())
+
+    def test_folders_are_expanded_in_order(self):
+        ladder = config.recipes_in("ladder")
+        assert [config.load_recipe(name).order for name in ladder] == list(range(1, len(ladder) + 1))
+        expanded = ["quick", *ladder, str(Path("mine.toml").absolute())]
+        assert config.expand_recipes("quick,ladder,ladder/lenet,mine.toml") == expanded
+        assert config.recipes_in("quick") == config.recipes_in("nothing") == []
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[train]\nepoch = 3", ["unknown setting train.epoch (nearest: epochs)"]),
-        ("[trian]\nepochs = 3", ["unknown section [trian] (nearest: train)"]),
-        ("epochs = 3", ["unknown section [epochs]"]),
-        ("train = 3", ["train is a section"]),
-        ("about = 3", ["about is not a text"]),
-        ('[train]\nepochs = "3"', ["train.epochs is '3', expected a whole number"]),
-        ("[train]\nepochs = 3.5", ["train.epochs is 3.5, expected a whole number"]),
-        ("[train]\nepochs = true", ["train.epochs is True, expected a whole number"]),
-        ("[train]\nepochs = 0", ["train.epochs is 0, expected at least 1"]),
-        ("[train]\nlearning_rate = 0", ["train.learning_rate is 0, expected more than 0"]),
-        ("[train]\nlearning_rate = nan", ["expected a finite number"]),
-        ("[split]\nfraction = 1.0", ["split.fraction is 1.0, expected less than 1"]),
-        ('[train]\noptimizer = "adamm"', ["expected one of adam, adamw"]),
-        ("[train]\nsoftmax_before_loss = 1", ["expected true or false"]),
-        ("[augment]\nshifts = [1, 0]", ["augment.shifts is [1, 0], expected a list"]),
-        ("[augment]\nshifts = [[1, 0, 0]]", ["expected lists of 2 numbers"]),
-        ("[augment]\nangles = [1000]", ["expected at most 360"]),
-        ("[predict]\nshifts = []", ["expected a list that is not empty"]),
-        ("[predict]\nshifts = [[0.5, 0]]", ["expected a whole number"]),
-        ("[train]\nepochs = 0\nbatch = 0\n[model]\nsize = 1", ["train.epochs", "train.batch", "model.size"]),
-        ("[train\n", ["not a TOML file"]),
-        ("\0", ["not a TOML file"]),
-    ],
-)
-def test_mistakes_are_named_all_at_once(file, text, words):
-    with pytest.raises(RecipeError) as error:
-        recipe.load(file(text))
-    assert "\n" not in str(error.value) and "mine.toml" in str(error.value)
-    for one in words:
-        assert one in str(error.value)
+class TestRecipeFiles:
+    def test_settings_and_name_come_from_the_file(self, recipe_file):
+        recipe = config.load_recipe(recipe_file('about = "my own"\n[train]\nepochs = 3\nlearning_rate = 1\n'))
+        assert (recipe.name, recipe.about, recipe.train.epochs) == ("mine", "my own", 3)
+        assert type(recipe.train.learning_rate) is float
+        assert recipe.train.replace(epochs=150, learning_rate=0.0002) == Train()
+        assert recipe.file.endswith("mine.toml")
 
-
-def test_networks_are_those_of_models(command, tmp_path):
-    (name,) = (field for field in dataclasses.fields(Model) if field.name == "name")
-    assert name.metadata["choices"] == tuple(MODELS)
-    run = command("--stage", "all", "--recipe", "quick", "--set", "model.name=smal_cnn", "--workspace", tmp_path)
-    assert run.code == 2 and run.err.count("\n") == 1 and "small_cnn" in run.err
-
-
-def test_set():
-    loaded = recipe.load(
-        "quick", ["train.epochs=3", "augment.shifts=[[1, 2]]", "train.schedule=cosine", "submit.message=12"]
+    @pytest.mark.parametrize(
+        ("text", "messages"),
+        [
+            ("[train]\nepoch = 3", ["unknown setting train.epoch (nearest: epochs)"]),
+            ("[trian]\nepochs = 3", ["unknown section [trian] (nearest: train)"]),
+            ("epochs = 3", ["unknown section [epochs]"]),
+            ('name = "x"', ["unknown section [name]"]),
+            ("train = 3", ["train is 3, expected a section"]),
+            ("about = 3", ["about is 3, expected a string"]),
+            ("order = true", ["order is True, expected a whole number"]),
+            ('[train]\nepochs = "3"', ["train.epochs is '3', expected a whole number"]),
+            ("[train]\nepochs = 3.5", ["train.epochs is 3.5, expected a whole number"]),
+            ("[train]\nepochs = true", ["train.epochs is True, expected a whole number"]),
+            ("[train]\nepochs = 0", ["train.epochs is 0, expected at least 1"]),
+            ("[train]\nlearning_rate = 0", ["train.learning_rate is 0, expected more than 0"]),
+            ("[train]\nlearning_rate = true", ["train.learning_rate is True, expected a finite number"]),
+            ("[train]\nlearning_rate = nan", ["expected a finite number"]),
+            (f"[train]\nlearning_rate = 1{'0' * 400}", ["expected a finite number"]),
+            ("[split]\nfraction = 1.0", ["split.fraction is 1.0, expected less than 1"]),
+            ("[split]\nseed = 4294967296", ["split.seed is 4294967296, expected at most 4294967295"]),
+            ('[train]\noptimizer = "adamm"', ["expected one of 'adam', 'adamw'"]),
+            ("[train]\nsoftmax_before_loss = 1", ["expected true or false"]),
+            ("[submit]\nmessage = 1979-05-27", ["expected a string"]),
+            ("[augment]\nshifts = [1, 0]", ["augment.shifts is [1, 0], expected a list"]),
+            ("[augment]\nshifts = [[1, 0, 0]]", ["expected lists of 2 numbers"]),
+            ("[augment]\nshifts = [[1]]", ["expected lists of 2 numbers"]),
+            ("[augment]\nangles = [1000]", ["expected at most 360"]),
+            ("[augment]\nzooms = [0]", ["expected at least 0.1"]),
+            ("[predict]\nshifts = []", ["expected a list that is not empty"]),
+            ("[predict]\nshifts = [[0.5, 0]]", ["expected a whole number"]),
+            ('[model]\nname = "layers"\nlayers = ["conv 3"]', ['expected a layer such as "conv 32 3x3"']),
+            ("[estimate.settings]\ndate = 1979-05-27", ["expected a table of settings without dates"]),
+            ('[estimate]\nsettings = "029550f3"', ["estimate.settings is '029550f3', expected a table of settings"]),
+            ("[train\n", ["not a TOML file"]),
+            ("\0", ["not a TOML file"]),
+        ],
     )
-    assert (loaded.train.epochs, loaded.augment.shifts, loaded.train.schedule) == (3, ((1.0, 2.0),), "cosine")
-    assert loaded.submit.message == "12"
-    for wrong in ("train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3"):
-        with pytest.raises(RecipeError, match="--set"):
-            recipe.load("quick", [wrong])
+    def test_a_mistake_is_named_with_value_and_expectation(self, recipe_file, text, messages):
+        with pytest.raises(ConfigError) as error:
+            config.load_recipe(recipe_file(text))
+        assert "\n" not in str(error.value) and "mine.toml: " in str(error.value)
+        for message in messages:
+            assert message in str(error.value)
+
+    def test_all_mistakes_are_named_at_once(self, recipe_file):
+        text = (
+            "about = 1\n[train]\nepochs = 0\nbatch = 0\nwarmup = 2\n[model]\nsize = 1\n[augment]\nangles = [-999, 999]"
+        )
+        with pytest.raises(ConfigError) as error:
+            config.load_recipe(recipe_file(text), ["train.epochs=x", "trian.epochs=3", "split.folds=1", "epochs"])
+        assert set(str(error.value).split("; ")) == {
+            "mine.toml: about is 1, expected a string",
+            "mine.toml: train.epochs is 0, expected at least 1",
+            "mine.toml: train.batch is now called train.batch_size",
+            "mine.toml: train.warmup is 2, expected less than 1",
+            "mine.toml: unknown setting model.size (known: name, dropout, layers, pixels, view)",
+            "mine.toml: augment.angles is [-999, 999], expected at least -360",
+            "--set: train.epochs is 'x', expected a whole number",
+            "--set: unknown section [trian] (nearest: train)",
+            "--set epochs: expected section.field=value",
+            "mine.toml with --set: split.folds is 1, which leaves no rows to train on: set it to 2 or more, "
+            "or to 0 for a single split",
+        }
+
+    @pytest.mark.parametrize(("old", "new"), config.RENAMED.items())
+    def test_the_name_of_an_earlier_version_names_the_new_one(self, recipe_file, old, new):
+        assert new in FIELDS | {"baseline"} and old not in FIELDS
+        section, dot, field = old.partition(".")
+        with pytest.raises(ConfigError, match=f"mine.toml: {old} is now called {new}$"):
+            config.load_recipe(recipe_file(f"[{section}]\n{field} = 1" if dot else f'{old} = "quick"'))
+        if dot:
+            with pytest.raises(ConfigError, match=f"--set: {old} is now called {new}$"):
+                config.load_recipe("quick", [f"{old}=1"])
+
+    def test_a_name_with_control_characters_is_printed_escaped(self, recipe_file):
+        with pytest.raises(ConfigError) as error:
+            config.load_recipe(recipe_file('"\\u001b[31m" = 3\n[train]\n"\\u001b[31m" = 3'))
+        assert str(error.value).isprintable() and "x1b" in str(error.value)
+
+    def test_unknown_recipes_and_reserved_names_are_refused(self, recipe_file):
+        with pytest.raises(ConfigError, match=r"unknown recipe 'quik' \(nearest: quick\)"):
+            config.load_recipe("quik")
+        with pytest.raises(ConfigError, match="unknown recipe"):  # a recipe outside of the folder of recipes
+            config.load_recipe("../../pyproject")
+        with pytest.raises(ConfigError, match=r"nowhere\.toml: the file does not exist"):
+            config.load_recipe("nowhere.toml")
+        for name in ("quick", "keras"):  # it would replace their submissions
+            with pytest.raises(ConfigError, match=f"{name} is a built-in recipe or a folder"):
+                config.load_recipe(recipe_file("", f"{name}.toml"))
+
+    @pytest.mark.parametrize("name", ["quick.previous.toml", "a b.toml", ".toml", "-x.toml"])
+    def test_names_that_could_clash_with_folders_are_refused(self, recipe_file, name):
+        with pytest.raises(ConfigError, match="rename the file"):
+            config.load_recipe(recipe_file("", name))
 
 
-def test_names(file):
-    with pytest.raises(RecipeError, match=r"no recipe 'quik' \(nearest: quick\)"):
-        recipe.load("quik")
-    with pytest.raises(RecipeError, match="name of a built-in recipe"):
-        recipe.load(file("", "quick.toml"))
-    with pytest.raises(RecipeError, match="of their folder"):  # or it would replace their submissions
-        recipe.load(file("", "keras.toml"))
-    with pytest.raises(RecipeError, match="there is no such file"):
-        recipe.load("nowhere.toml")
+class TestAssignments:
+    def test_values_are_toml_or_bare_words(self):
+        recipe = config.load_recipe(
+            "quick",
+            ["train.epochs=3", "augment.shifts=[[1, 2]]", "train.schedule=cosine", 'submit.message="two words"'],
+        )
+        assert (recipe.train.epochs, recipe.augment.shifts, recipe.train.schedule) == (3, ((1.0, 2.0),), "cosine")
+        assert recipe.submit.message == "two words"
+
+    def test_a_string_may_look_like_a_number(self):
+        assert config.load_recipe("quick", ["submit.message=12"]).submit.message == "12"
+
+    def test_the_last_assignment_counts(self):
+        assert config.load_recipe("quick", ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
+
+    @pytest.mark.parametrize(
+        "assignment", ["train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3", "about.x=1"]
+    )
+    def test_mistakes_name_the_option(self, assignment):
+        with pytest.raises(ConfigError, match="--set"):
+            config.load_recipe("quick", [assignment])
+
+    @pytest.mark.parametrize(
+        "layer", ["conv 32", "conv 32 3", "conv 0 3x3", "dense", "Relu", "relu 3", "max_pool 1", "x"]
+    )
+    def test_unknown_layers_are_refused(self, layer):
+        with pytest.raises(ConfigError, match=r"model\.layers is"):
+            config.load_recipe("ladder/lenet", [f'model.layers=["{layer}"]'])
+
+    @pytest.mark.parametrize(
+        ("name", "assignment", "condition"),
+        [
+            ("quick", "train.momentum=0.5", "train.momentum has an effect only if train.optimizer is sgd"),
+            ("quick", "train.lr_gamma=0.5", "train.schedule is exponential"),
+            ("quick", "train.steps=[[2, 0.1]]", "train.schedule is steps"),
+            ("quick", "train.ema_decay=0.5", "train.swa_fraction is more than 0"),
+            ("quick", 'model.layers=["relu"]', "model.name is layers"),
+            ("ladder/lenet", "model.dropout=0.3", "model.layers contains dropout"),
+        ],
+    )
+    def test_settings_without_effect_are_refused(self, name, assignment, condition):
+        with pytest.raises(ConfigError, match=condition):
+            config.load_recipe(name, [assignment])
 
 
-@pytest.mark.parametrize("name", ["quick.previous.toml", "a b.toml", ".toml", "-x.toml"])
-def test_names_that_would_clash_with_folders_are_refused(file, name):
-    with pytest.raises(RecipeError, match="rename the file"):
-        recipe.load(file("", name))
+class TestSchema:
+    def test_models_are_those_that_exist(self, command, tmp_path):
+        assert tuple(MODELS) == config.MODELS
+        run = command("--stage", "all", "--recipe", "quick", "--set", "model.name=smal_cnn", "--workspace", tmp_path)
+        assert run.code == 2 and run.err.count("\n") == 1 and "small_cnn" in run.err
+
+    def test_observational_settings_exist(self):
+        assert FIELDS >= OBSERVATIONAL
+
+    def test_recipes_are_immutable_hashable_and_picklable(self):
+        recipe = config.load_recipe("quick")
+        with pytest.raises(ValidationError):
+            recipe.train.epochs = 3
+        assert {recipe: 1}[config.load_recipe("quick")] == 1
+        assert recipe != config.load_recipe("quick", ["train.seed=1"])
+        assert pickle.loads(pickle.dumps(recipe)) == recipe
+
+    def test_replace_validates_and_leaves_the_original(self):
+        train = Train(epochs=3)
+        assert train.replace(learning_rate=1) == Train(epochs=3, learning_rate=1.0) and train == Train(epochs=3)
+        with pytest.raises(ValidationError):
+            train.replace(epochs=0)
+        with pytest.raises(ValidationError):
+            train.replace(batch=3)
 
 
-def test_a_recipe_may_not_leave_its_folder():
-    with pytest.raises(RecipeError, match="there is no recipe"):
-        recipe.load("../../pyproject")
+class TestFlatten:
+    def test_sections_and_single_settings(self):
+        recipe = config.load_recipe("quick", ["augment.shifts=[[1, 2]]"])
+        assert config.flatten(recipe, ["augment", "train.fit_all"]) == {
+            "augment.shifts": [[1.0, 2.0]],
+            "augment.angles": [],
+            "augment.zooms": [],
+            "train.fit_all": False,
+        }
+
+    def test_observational_settings_are_left_out(self):
+        recipe = config.load_recipe("quick", ["train.record=true"])
+        assert config.flatten(recipe, ["train", "train.record"]).keys() == {
+            f"train.{field}" for field in Train.model_fields if field != "record"
+        }
+
+    @pytest.mark.parametrize("name", config.recipe_names())
+    def test_values_read_back_from_json(self, name):
+        settings = config.flatten(config.load_recipe(name), SECTIONS)
+        assert json.loads(json.dumps(settings)) == settings and settings.keys() == FIELDS - OBSERVATIONAL
+
+    def test_unknown_settings_are_an_error(self):
+        with pytest.raises(KeyError):
+            config.flatten(config.load_recipe("quick"), ["train.epoch"])
+
+
+QUICK = config.flatten(config.load_recipe("quick"), ("model", "train"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=5,
+)
+# Values of real settings, some of them the defaults.
+SETTINGS = st.dictionaries(st.sampled_from(sorted(DEFAULTS)), st.integers(0, 1) | st.just("default")).map(
+    lambda settings: {name: DEFAULTS[name] if value == "default" else value for name, value in settings.items()}
+)
+
+
+class TestChangedSettings:
+    def test_changes_are_named_in_order_with_both_values(self):
+        current = QUICK | {"train.epochs": 20, "model.name": "medium_cnn"}
+        assert config.changed_settings(QUICK, QUICK) == []
+        assert config.changed_settings(QUICK, current) == [
+            'model.name "small_cnn" -> "medium_cnn"',
+            "train.epochs 12 -> 20",
+        ]
+
+    def test_a_setting_that_is_not_recorded_equals_its_default(self):
+        recorded = {name: value for name, value in QUICK.items() if name not in ("train.seed", "train.swa_fraction")}
+        assert config.changed_settings(recorded, QUICK) == []
+        assert config.changed_settings(recorded, QUICK | {"train.swa_fraction": 0.5}) == [
+            "train.swa_fraction 0.0 -> 0.5"
+        ]
+
+    def test_a_changed_default_is_named(self, monkeypatch):
+        monkeypatch.setitem(DEFAULTS, "train.ema_decay", 0.9)
+        assert config.changed_settings(QUICK, QUICK | {"train.ema_decay": 0.9}) == ["train.ema_decay 0.0 -> 0.9"]
+
+    def test_a_removed_setting_is_named(self):
+        assert config.changed_settings(QUICK | {"train.focus": 0.3}, QUICK) == ["train.focus 0.3 -> (removed)"]
+
+    def test_names_may_follow_the_name_of_a_recipe(self):
+        recorded = {"quick: train.epochs": 12}
+        assert config.changed_settings(recorded, {"quick: train.epochs": 12, "quick: train.seed": 0}) == []
+        assert config.changed_settings(recorded, {"quick: train.epochs": 9, "a/b: train.seed": 7}) == [
+            "a/b: train.seed 0 -> 7",
+            "quick: train.epochs 12 -> 9",
+        ]
+
+    def test_long_values_are_shortened(self):
+        (change,) = config.changed_settings(QUICK, QUICK | {"model.layers": ["conv 32 3x3"] * 99})
+        assert change == 'model.layers [] -> ["conv 32 3x3", "conv 32 3x3", "conv ...'
+
+    @given(JSON | st.dictionaries(st.sampled_from([*QUICK, "train.x"]), JSON))
+    def test_any_recorded_value_gives_printable_lines(self, recorded):
+        changes = config.changed_settings(recorded, QUICK)
+        assert all(change.isprintable() and len(change) < 250 for change in changes)
+        named = {change.split(" ")[0] for change in changes}
+        for name, value in recorded.items() if isinstance(recorded, dict) else ():
+            if name in QUICK:
+                assert (name in named) == (value != QUICK[name])
+
+    @given(SETTINGS, SETTINGS)
+    def test_equal_digests_mean_no_changes_among_common_settings(self, recorded, current):
+        changes = config.changed_settings(recorded, {**recorded, **current})
+        assert bool(changes) == (config.digest(recorded) != config.digest({**recorded, **current}))
+
+
+class TestDigest:
+    def test_a_new_setting_with_a_neutral_default_changes_no_digest(self, monkeypatch):
+        before = config.digest(QUICK)
+        monkeypatch.setitem(DEFAULTS, "train.new", 0)
+        assert config.digest(QUICK | {"train.new": 0}) == before
+        assert config.digest(QUICK | {"train.new": 1}) != before
+
+    def test_order_and_defaults_do_not_count_but_changed_values_do(self):
+        assert config.digest(dict(reversed(QUICK.items()))) == config.digest(QUICK)
+        assert config.digest(DEFAULTS) == config.digest({})
+        assert config.digest(QUICK | {"train.epochs": 13}) != config.digest(QUICK)
+
+    def test_a_prefix_counts(self):
+        digests = {config.digest({f"{prefix}train.epochs": 12}) for prefix in ("", "quick: ", "best: ")}
+        assert len(digests) == 3 and all(len(digest) == 12 and int(digest, 16) >= 0 for digest in digests)
+        assert config.digest({"quick: train.epochs": DEFAULTS["train.epochs"]}) == config.digest({})
+
+
+class TestEstimates:
+    @pytest.mark.parametrize("name", config.recipe_names())
+    def test_an_estimate_was_measured_with_the_settings_of_its_recipe(self, name):
+        recipe = config.load_recipe(name)
+        assert bool(recipe.estimate.seeds) == (name in ("quick", "standard", "best"))
+        if recipe.estimate.seeds:
+            assert recipe.estimate.settings == config.accuracy_settings(recipe)
+            assert config.estimate_difference(recipe) == ""
+
+    def test_the_first_difference_is_named(self):
+        recipe = config.load_recipe("quick", ["train.epochs=13", "affine.shear=7"])
+        assert config.estimate_difference(recipe) == "affine.shear 6.0 -> 7.0"
+
+    @pytest.mark.parametrize(
+        "assignments",
+        [
+            ["train.seed=7"],
+            ["train.fit_all=true"],
+            ["train.deterministic=true"],
+            ["train.record=true"],
+            ["ensemble.threads=3"],
+            ["split.seed=1", "split.folds=5"],
+        ],
+    )
+    def test_settings_that_do_not_change_the_accuracy_on_other_rows(self, assignments):
+        assert config.estimate_difference(config.load_recipe("quick", assignments)) == ""
+
+    def test_an_estimate_requires_its_settings(self):
+        rows = ["estimate.seeds=1", "estimate.rows=10", "estimate.training_rows=10"]
+        with pytest.raises(ConfigError, match=r"estimate\.settings"):
+            config.load_recipe("dropout_cnn", rows)
+        recipe = config.load_recipe("dropout_cnn", [*rows, 'estimate.settings={"train.epochs" = 150}'])
+        assert recipe.estimate == Estimate(seeds=1, rows=10, training_rows=10, settings={"train.epochs": 150})
+        assert config.estimate_difference(recipe).startswith("augment.angles [] -> [10.0, -10.0]")

@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline import artifacts
-from pipeline.stages import engine
+from pipeline import store
+from pipeline.errors import StageError
 from tests import toy_stages
 from tests.interference import Points
 
@@ -18,91 +18,88 @@ NAMES = tuple(toy_stages.STAGES)
 
 
 class Crash(BaseException):
-    """The process ends here, as far as the engine can tell."""
+    """The process ends here, as far as the workflow can tell."""
 
 
-class Engine(RuleBasedStateMachine):
-    """The oracle: a stage is fresh where its file holds what today's settings and its needs' files give, its record
-    is whole, and its needs are fresh."""
+class WorkflowMachine(RuleBasedStateMachine):
+    """The oracle: a stage is fresh if its file contains what the current settings and its input files give, its
+    manifest is intact, and its inputs are fresh."""
 
     @initialize()
     def begin(self):
         self.workspace = Path(tempfile.mkdtemp())
         (self.workspace / "in.txt").write_text("a")
         self.seed, self.shift = 0, 0
-        self.broken = set()  # stages whose manifest is no good
+        self.damaged = set()  # stages with a damaged manifest
 
     def teardown(self):
         if hasattr(self, "workspace"):
             shutil.rmtree(self.workspace)
 
-    def call(self, force=False):
-        return toy_stages.call(self.workspace, self.seed, self.shift, force)
+    def workflow(self, force=False):
+        return toy_stages.make_workflow(self.workspace, self.seed, self.shift, force)
 
     def fresh(self):
         """Names of the stages that must be fresh."""
-        texts, found = toy_stages.contents(self.workspace), set()
-        copied = (self.workspace / "in.txt").read_text()
-        made_now = {
-            "take": copied,
+        texts, fresh = toy_stages.contents(self.workspace), set()
+        current = {
+            "take": (self.workspace / "in.txt").read_text(),
             "left": toy_stages.left(self.seed, texts["take"]),
             "right": toy_stages.right(((self.shift, 0),), texts["left"], texts["take"]),
         }
-        for name, needs in (("take", ()), ("left", ("take",)), ("right", ("left", "take"))):
-            if texts[name] == made_now[name] and name not in self.broken and found.issuperset(needs):
-                found.add(name)
-        return found
+        for name, inputs in (("take", ()), ("left", ("take",)), ("right", ("left", "take"))):
+            if texts[name] == current[name] and name not in self.damaged and fresh.issuperset(inputs):
+                fresh.add(name)
+        return fresh
 
     @invariant()
     def agrees(self):
-        if not hasattr(self, "workspace"):
-            return
-        call = self.call()
-        said = {name for name, stage in call.stages.items() if engine.state(call, stage)[0] == "fresh"}
-        assert said == self.fresh()
+        if hasattr(self, "workspace"):
+            workflow = self.workflow()
+            assert {name for name in NAMES if workflow.state(workflow.stages[name]).fresh} == self.fresh()
 
     @rule(force=st.booleans())
     def run_all(self, force):
         stale = set(NAMES) - self.fresh()
-        ran = toy_stages.run_all(self.call(force))
-        assert set(ran) == set(NAMES) if force else stale >= set(ran)  # early ones may come out as they were
-        self.broken.clear()
+        ran = toy_stages.run_all(self.workflow(force))
+        assert set(ran) == set(NAMES) if force else stale >= set(ran)  # the output of an early stage may be unchanged
+        self.damaged.clear()
         assert self.fresh() == set(NAMES)
         assert toy_stages.contents(self.workspace) == toy_stages.expected(self.workspace, self.seed, self.shift)
 
     @rule(name=st.sampled_from(NAMES))
     def run_one(self, name):
-        call, stage = self.call(), toy_stages.STAGES[name]
-        engine.restore_all(call)
-        if self.fresh().issuperset(stage.needs):
-            engine.require_needs(call, stage)
-            engine.run_stage(call, stage)
-            self.broken.discard(name)
+        workflow, stage = self.workflow(), toy_stages.STAGES[name]
+        workflow.restore()
+        if self.fresh().issuperset(stage.inputs):
+            workflow.require_inputs(stage)
+            workflow.run_stage(stage)
+            self.damaged.discard(name)
             assert name in self.fresh()
         else:
-            with pytest.raises(engine.StageError, match="first, or `--stage all`"):
-                engine.require_needs(call, stage)
+            with pytest.raises(StageError, match="first, or `--stage all`"):
+                workflow.require_inputs(stage)
 
     @rule(at=st.integers(0, 170), force=st.booleans())
     def crash(self, at, force):
-        """A run that is cut off at one of its moments, as `kill -9` does, but for the clearing up in this process."""
+        """A run that ends at one of its file operations, as with `kill -9`, except for cleaning up in this process."""
 
-        def cut(point, path):
+        def end(point, path):
             raise Crash
 
         before = toy_stages.contents(self.workspace)
         try:
-            with Points(at, cut):
-                toy_stages.run_all(self.call(force))
+            with Points(at, end):
+                toy_stages.run_all(self.workflow(force))
         except Crash:
             pass
         after = toy_stages.contents(self.workspace)
-        whole = toy_stages.expected(self.workspace, self.seed, self.shift)
+        complete = toy_stages.expected(self.workspace, self.seed, self.shift)
         for name in NAMES:
-            assert after[name] in (before[name], whole[name])
+            assert after[name] in (before[name], complete[name])
             folder = (self.workspace / toy_stages.OUTPUTS[name]).parent
-            if artifacts.read_manifest(artifacts.standing(folder))[0]:
-                self.broken.discard(name)
+            if store.read_manifest(store.published_dir(folder))[0]:
+                self.damaged.discard(name)
 
     @rule(seed=st.integers(0, 2))
     def change_left(self, seed):
@@ -131,17 +128,17 @@ class Engine(RuleBasedStateMachine):
             path.unlink(missing_ok=True)
 
     @rule(name=st.sampled_from(NAMES), text=st.sampled_from(("", "{", "[]", '{"stage": 5}')))
-    def spoil_a_manifest(self, name, text):
-        path = (self.workspace / toy_stages.OUTPUTS[name]).parent / artifacts.MANIFEST
+    def damage_a_manifest(self, name, text):
+        path = (self.workspace / toy_stages.OUTPUTS[name]).parent / store.MANIFEST
         if path.exists():
             path.write_text(text)
-            self.broken.add(name)
+            self.damaged.add(name)
 
 
-class TestEngine(Engine.TestCase):
+class TestWorkflow(WorkflowMachine.TestCase):
     settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
-class TestEngineLonger(Engine.TestCase):
+class TestWorkflowLonger(WorkflowMachine.TestCase):
     settings = settings(max_examples=400, stateful_step_count=40, deadline=None)

@@ -1,111 +1,163 @@
-"""The house rules, over the syntax trees: who imports whom, one writer of files, files that stay one thing."""
+"""The rules of the architecture, checked over the syntax trees: imports, writers of files, sizes."""
 
 import ast
+import itertools
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pipeline.stages import STAGES
-
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([ROOT / "run_pipeline.py", *(ROOT / "pipeline").rglob("*.py")])
+by_path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
-# What each part of the library may import of ours; stages may import all of the library.
-MAY_IMPORT = {
-    "settings": set(),
-    "recipe": {"settings"},
-    "artifacts": set(),
-    "competition": set(),
-    "memory": set(),
-    "views": set(),
-    "metrics": set(),
-    "pictures": {"pictures"},
-    "exploration": set(),
-    "recording": set(),
-    "inspection": {"inference", "models"},
-    "comparison": set(),
-    "page": set(),
-    "sources": {"competition", "artifacts"},
-    "digits": {"memory", "settings"},
-    "augmentation": {"settings"},
-    "models": {"models", "settings"},
-    "inference": {"settings", "views"},
-    "optimizers": {"settings"},
-    "training": {"augmentation", "inference", "memory", "optimizers", "recording", "settings"},
-}
+# What the modules of each layer may import from the pipeline; every layer may import the first one.
+BASE = {"config", "environment", "errors", "settings", "shapes", "source_code", "store"}
+LAYERS = {
+    "dataset": {"dataset"},
+    "nn": {"dataset", "nn"},
+    "analysis": {"dataset", "nn", "analysis"},
+    "reports": {"analysis", "reports"},
+    "declarations": set(),
+    "workflow": {"declarations"},
+    "pool": set(),
+    "training_task": {"dataset", "nn", "pool"},
+    "networks": {"dataset", "nn", "pool", "training_task", "declarations", "workflow"},
+    "stages": {"dataset", "nn", "analysis", "reports", "networks", "pool", "training_task", "declarations", "workflow"},
+    "cleanup": {"networks", "declarations", "workflow"},
+    "summary": {"dataset", "declarations", "workflow"},
+    "cli": {"cleanup", "networks", "pool", "reports", "stages", "summary", "declarations", "workflow"},
+    "run_pipeline": {"cli"},
+} | {name: set() for name in BASE}
 
 
-def imported(path):
-    """Names below `pipeline` that a file imports: "recipe", "stages.engine", ..."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_modules(path):
+    """Dotted names below `pipeline` that a file imports, except for the type checker: "config", "stages.train", ..."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(statement)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (
                 alias.name.removeprefix("pipeline.") for alias in node.names if alias.name.startswith("pipeline")
             )
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
             base = node.module.removeprefix("pipeline").lstrip(".")
             for alias in node.names:
-                whole = f"{base}.{alias.name}".lstrip(".")
-                is_module = (ROOT / "pipeline" / whole.replace(".", "/")).with_suffix(".py").exists()
-                is_package = (ROOT / "pipeline" / whole.replace(".", "/")).is_dir()
-                yield whole if is_module or is_package else base
+                name = f"{base}.{alias.name}".lstrip(".")
+                location = ROOT / "pipeline" / name.replace(".", "/")
+                yield name if location.is_dir() or location.with_suffix(".py").exists() else base
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def layer(path):
+    if path.name == "run_pipeline.py":
+        return "run_pipeline"
+    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+
+
+@by_path
 def test_imports_point_one_way(path):
-    found = {name for name in imported(path) if name}
-    inside = path.relative_to(ROOT).as_posix()
-    if inside.startswith("pipeline/stages/"):
-        stages = {name.removeprefix("stages.") for name in found if name.startswith("stages.")}
-        assert not stages & set(STAGES), "stages meet in files"
-        assert "run_pipeline" not in path.read_text().replace("python run_pipeline.py", "")
-    elif inside == "run_pipeline.py":
-        assert {name.split(".")[0] for name in found} <= {
-            "artifacts",
-            "competition",
-            "recipe",
-            "settings",
-            "sources",
-            "stages",
-        }
-    elif inside != "pipeline/__init__.py":
-        part = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-        assert {name.split(".")[0] for name in found} <= MAY_IMPORT[part]
+    if path == ROOT / "pipeline/__init__.py":
+        return
+    imports = {name for name in imported_modules(path) if name}
+    allowed = LAYERS[layer(path)] | BASE | ({"stages"} if path.parent.name == "stages" else set())
+    assert {name.split(".")[0] for name in imports} <= allowed
+    if path.parent.name == "stages" and path.name != "__init__.py":
+        assert not any(name.startswith("stages") for name in imports), "stages exchange files, not code"
+
+
+def test_there_is_no_import_cycle():
+    modules = [path for path in MODULES if layer(path) != "run_pipeline"]
+    names = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts): path for path in modules}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
+    graph = {name: {module for module in imported_modules(path) if module != name} for name, path in names.items()}
+    while graph:
+        leaves = [name for name, imports in graph.items() if not imports & graph.keys()]
+        assert leaves, f"import cycle among {sorted(graph)}"
+        for name in leaves:
+            del graph[name]
 
 
 WRITERS = {"write_text", "write_bytes", "to_csv", "save", "savez", "tofile", "save_file", "savefig", "dump"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_bytes_reach_files_in_artifacts_alone(path):
-    if path.name == "artifacts.py":
+@by_path
+def test_only_store_writes_files(path):
+    if path.name in ("store.py", "event_files.py"):  # TensorBoard's writer opens its files itself
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         if isinstance(node.func, ast.Name) and node.func.id == "open":
             mode = node.args[1].value if len(node.args) > 1 else "r"
-            assert set(mode) <= set("rb"), f"line {node.lineno} opens for writing"
+            assert set(mode) <= set("rb"), f"line {node.lineno} opens a file for writing"
         if isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
-            # Into memory is fine: torch.save(x, BytesIO()), figure.savefig(BytesIO()), frame.to_csv() as a text.
+            # Writing to memory is fine: torch.save(x, BytesIO()), figure.savefig(BytesIO()), frame.to_csv().
             targets = [ast.unparse(argument) for argument in node.args]
-            assert not any(word in target for target in targets for word in ("path", "folder", "file", "place")), (
-                f"line {node.lineno} writes by itself"
+            assert not any(name in target for target in targets for name in ("path", "folder", "file", "dir")), (
+                f"line {node.lineno} writes a file"
             )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_stay_one_thing_and_say_what(path):
+@by_path
+def test_files_are_short_and_documented(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     assert ast.get_docstring(ast.parse(text))
 
 
-def test_top_level_is_the_agreed_one():
-    agreed = {"README.md", "run_pipeline.py", "pyproject.toml", "pipeline", "data", "docs", "submissions", "tests"}
-    agreed |= {"requirements.txt", "requirements-dev.txt", "requirements"}
-    agreed |= {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+@by_path
+def test_functions_have_at_most_seven_parameters_and_short_results(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+        assert len(names) <= 7, f"{node.name} (line {node.lineno}) has {len(names)} parameters"
+        returns = node.returns
+        if isinstance(returns, ast.Subscript) and ast.unparse(returns.value) == "tuple":
+            items = returns.slice.elts if isinstance(returns.slice, ast.Tuple) else [returns.slice]
+            assert len(items) <= 3, f"{node.name} (line {node.lineno}) returns {len(items)} values"
+
+
+def test_no_two_modules_differ_only_in_their_ending():
+    stems = sorted({path.stem for path in MODULES if path.stem != "__init__"})
+    for first, second in itertools.pairwise(stems):
+        common = len(first.removesuffix("e"))
+        assert not (second.startswith(first[:common]) and len(second) - common <= 3 and len(first) > 3), (first, second)
+
+
+def test_the_hashed_code_of_networks_includes_everything_that_it_imports():
+    """Except what configures and stores: an edit there changes no weights."""
+    from pipeline import networks
+
+    for model, modules in networks.MODEL_CODE.items():
+        listed = {*networks.TRAINING_CODE, *modules}
+        for module in listed:
+            path = ROOT / "pipeline" / module.replace(".", "/")
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            if module == "nn.models":  # imports every model; those of other networks do not count
+                continue
+            imports = {name for name in imported_modules(path) if name and name.split(".")[0] not in BASE}
+            assert imports <= listed | {"nn.recorder", "dataset.memory", "nn.models"}, f"{module} of {model}"
+
+
+def test_top_level_files():
+    expected = {"README.md", "run_pipeline.py", "pyproject.toml", "pipeline", "data", "docs", "submissions", "tests"}
+    expected |= {
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+    }
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    there = {name.split("/")[0] for name in tracked.splitlines() if not name.startswith(".")}
-    assert there == agreed or not tracked  # no git here: a user's copy may hold other files
+    present = {name.split("/")[0] for name in tracked.splitlines() if not name.startswith(".")}
+    assert present == expected or not tracked  # without git, a user's copy may contain other files

@@ -1,376 +1,277 @@
-"""train: the loop against a plain one, the best state, resuming bit for bit, seeds, and that each setting counts."""
+"""Stage train: its files, resuming after an interruption, training on all rows, recording, event files, progress."""
 
-import copy
 import csv
-import dataclasses
+import io
 import json
+import re
+import shutil
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
-import safetensors.torch
-import torch
-from torch.nn.functional import cross_entropy
 
-import run_pipeline
-from pipeline import artifacts, training
-from pipeline.inference import as_input
-from pipeline.models import MODELS
-from pipeline.models.dropout import Dropout
-from pipeline.settings import Affine, Model, Train
-from pipeline.stages import fitting
-from tests.conftest import SHORT, digits_28
+from pipeline import store, training_task
+from pipeline.nn.models import load_networks
+from pipeline.reports import training_figures
+from pipeline.stages import train as stage
+from tests.conftest import ENSEMBLE, SHORT, TINY, digits_28
 
-IMAGES, LABELS = digits_28(200)
-TRAIN = (torch.from_numpy(IMAGES[:150]), torch.from_numpy(LABELS[:150].astype(np.int64)))
-VALIDATION = (torch.from_numpy(IMAGES[150:]), torch.from_numpy(LABELS[150:].astype(np.int64)))
-BASE = Train(epochs=3, batch=64, learning_rate=0.003, precision="fp32", keep="last")
-NO_AFFINE = Affine()
-SMALL = Model("small_cnn", 0.2)
+CALL = (*SHORT, "--device", "cpu")
+TINY_CALL = (*TINY, "--device", "cpu")
+RECORD = ("--set", "train.record=true")
 
 
-def fit(
-    settings=BASE, affine=NO_AFFINE, model=SMALL, train=TRAIN, checkpoint=None, stop_after=None, validation=VALIDATION
-):
-    """Train from the recipe's seed; returns the kept state, the history, and the checkpoints."""
-    training.seed_everything(settings.seed)
-    network = MODELS[model.name](model)
-    checkpoints = []
-
-    def after_epoch(one):
-        checkpoints.append(copy.deepcopy(one))
-        if one["epoch"] == stop_after:
-            raise KeyboardInterrupt
-
-    try:
-        state, history, _, _ = training.fit(
-            network, train, validation, settings, affine, "cpu", settings.precision, checkpoint, after_epoch
-        )
-    except KeyboardInterrupt:
-        state, history = None, None
-    return state, history, checkpoints
+def train_files(workspace):
+    """The content of the files of stage train that are the same in every run."""
+    folder = workspace / "data/runs/quick/train"
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
 
 
-def same(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+def stop_after(monkeypatch, epoch):
+    """Interrupt trainings after an epoch, like Ctrl-C."""
+    fit = training_task.fit
+
+    def fit_and_stop(network, training, validation, options, test, checkpoint, on_epoch):
+        def stop(checkpoint):
+            on_epoch(checkpoint)
+            if checkpoint["epoch"] == epoch:
+                raise KeyboardInterrupt
+
+        return fit(network, training, validation, options, test, checkpoint, stop)
+
+    monkeypatch.setattr(training_task, "fit", fit_and_stop)
 
 
-@pytest.mark.usefixtures("as_on_many_rows")
-@pytest.mark.parametrize("model", [SMALL, Model("dropout_cnn", 0.0)], ids=lambda model: model.name)
-def test_against_a_plain_loop(model):
-    """The same network, order and steps written out, without parts, autocast or channels last."""
-    settings = dataclasses.replace(BASE, batch=100, optimizer="adamw", weight_decay=0.01, epochs=2, learning_rate=1e-4)
-    model = dataclasses.replace(model, dropout=0.0)
-    state, history, _ = fit(settings, model=model)
-    training.seed_everything(settings.seed)
-    network = MODELS[model.name](model)
-    start = copy.deepcopy(network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.01)
-    for epoch in (1, 2):
-        training.seed_everything(settings.seed, epoch)
-        network.train()
-        losses = []
-        for rows in torch.randperm(150).split(100):
-            loss = cross_entropy(network(TRAIN[0][rows, None] / 255), TRAIN[1][rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses += [loss.item()] * len(rows)
-        network.eval()
-        with torch.no_grad():
-            outputs = network(VALIDATION[0][:, None] / 255)
-        assert history[epoch - 1]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
-        assert history[epoch - 1]["validation_loss"] == pytest.approx(
-            cross_entropy(outputs, VALIDATION[1]).item(), rel=1e-2
-        )
-    for name, tensor in network.state_dict().items():
-        moved = (tensor - start[name]).float().abs().mean()
-        assert (state[name] - tensor).float().abs().mean() <= 0.1 * moved, name  # rounding, which Adam enlarges
+def test_files(finished):
+    folder = finished / "data/runs/quick/train"
+    assert {path.name for path in folder.iterdir()} == {
+        "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json",
+    }  # fmt: skip
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert not any("time" in name or "second" in name for name in rows[0])
+    (network,) = store.read_manifest(folder)[0]["numbers"]["networks"]
+    assert network["precision"] in ("fp32", "bf16")
+    assert float(rows[-1]["validation_accuracy"]) == network["validation_accuracy"]
+    (loaded,) = load_networks(folder / "weights.safetensors", "cpu")
+    assert loaded.metadata["precision"] == network["precision"] and loaded.metadata["epoch"] == 2
 
 
-def test_the_network_is_the_published_one():
-    network = MODELS["dropout_cnn"](Model())
-    assert sum(parameter.numel() for parameter in network.parameters()) == 1_805_130
-    # ReLU after dropout and pooling is the published order's function: relu, dropout, pool, with the same masks.
-    network.train()
-    batch = as_input(TRAIN[0][:8])
-    torch.manual_seed(1)
-    ours = network(batch)
-    torch.manual_seed(1)
-    x = batch
-    for layer in network.layers:
-        if isinstance(layer, Dropout):
-            x = layer(x.relu())
-        elif not isinstance(layer, torch.nn.ReLU):
-            x = layer(x)
-    assert torch.allclose(ours, x, atol=1e-5)
-
-
-class TestDropout:
-    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-    @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
-    def test_is_what_torchs_own_is(self, p, form):
-        """Values are 0 with probability p, else value / (1 - p), each on its own; so are gradients."""
-        torch.manual_seed(0)
-        values = torch.rand(50, 8, 10, 10).add(0.5).contiguous(memory_format=form).requires_grad_()
-        out = Dropout(p)(values)
-        out.sum().backward()
-        kept = out != 0
-        assert torch.allclose(out[kept], values[kept] / (1 - p))
-        assert torch.equal(values.grad != 0, kept)
-        spread = (p * (1 - p) / kept.numel()) ** 0.5
-        assert abs((~kept).float().mean().item() - p) < 5 * spread
-        flat = kept.permute(0, 2, 3, 1).flatten().float() - (1 - p)
-        for lag in (1, 2, 3, 4, 8, 100):  # neighbours know nothing of each other
-            assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 5 * p * (1 - p) / kept.numel() ** 0.5
-
-    def test_draws_anew_each_time_and_by_the_seed(self):
-        values, layer = torch.ones(1001), Dropout(0.5)
-        torch.manual_seed(0)
-        one, two = layer(values), layer(values)
-        torch.manual_seed(0)
-        assert torch.equal(layer(values), one) and not torch.equal(one, two)
-
-    def test_does_nothing_in_evaluation(self):
-        values = torch.ones(100)
-        assert Dropout(0.5).eval()(values) is values and Dropout(0.0)(values) is values
-
-    def test_any_layout(self):
-        values = torch.rand(8, 6, 4, 2).add(1).permute(2, 0, 3, 1)[:, ::2]
-        out = Dropout(0.5)(values)
-        assert out.shape == values.shape
-        assert torch.allclose(out[out != 0], 2 * values[out != 0])
-
-
-def test_parts_of_a_batch_give_the_whole_batchs_gradient(monkeypatch):
-    settings = dataclasses.replace(BASE, batch=150, epochs=1)
-    model = Model("dropout_cnn", 0.0)
-    parts, _, _ = fit(settings, model=model)
-    monkeypatch.setattr(training, "CPU_PART", 1000)
-    whole, _, _ = fit(settings, model=model)
-    assert not same(parts, whole)  # rounding
-    for name in whole:  # Adam's first step is the gradient's sign times the rate: compare where signs are certain
-        assert (parts[name] - whole[name]).abs().mean() < 1e-5, name
-
-
-# Labels that have nothing to do with the images: the surer the network grows, the larger its validation loss.
-NONSENSE = (VALIDATION[0], (VALIDATION[1] + torch.arange(1, 51)) % 10)
-
-
-def test_the_best_state_is_a_copy_of_its_epoch():
-    settings = dataclasses.replace(BASE, keep="best", epochs=8, learning_rate=0.02)
-    state, history, checkpoints = fit(settings, validation=NONSENSE)
-    best = int(np.argmin([row["validation_loss"] for row in history]))
-    assert best < 7
-    assert same(state, checkpoints[best]["network"])
-    assert not same(state, checkpoints[-1]["network"])
-    last, _, _ = fit(dataclasses.replace(settings, keep="last"), validation=NONSENSE)
-    assert same(last, checkpoints[-1]["network"])
-
-
-@pytest.mark.parametrize("stop_after", [1, 2])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_is_uninterrupted_bit_for_bit(stop_after, precision):
-    settings = dataclasses.replace(
-        BASE, optimizer="adamw", schedule="linear", warmup=0.3, keep="best", precision=precision
+class TestResuming:
+    @pytest.mark.parametrize(
+        ("changes", "save_interval"), [((), 0), (("train.checkpoint_selection=best", "train.epochs=4"), 1000)]
     )
-    whole = fit(settings, Affine(rotation=10, shift=2))
-    _, _, checkpoints = fit(settings, Affine(rotation=10, shift=2), stop_after=stop_after)
-    resumed = fit(settings, Affine(rotation=10, shift=2), checkpoint=checkpoints[-1])
-    assert same(whole[0], resumed[0])
-    assert whole[1] == resumed[1]
-    assert len(resumed[2]) == 3 - stop_after
-
-
-def test_same_seed_same_weights_and_another_seed_others():
-    one, two, other = fit()[0], fit()[0], fit(dataclasses.replace(BASE, seed=1))[0]
-    assert same(one, two)
-    assert not same(one, other)
-
-
-OTHER = {
-    "epochs": 4,
-    "batch": 50,
-    "optimizer": "adamw",
-    "learning_rate": 0.001,
-    "weight_decay": 0.1,
-    "schedule": "cosine",
-    "warmup": 0.5,
-    "label_smoothing": 0.1,
-    "softmax_before_loss": True,
-    "precision": "bf16",
-    "seed": 5,
-    "keep": "best",
-    "muon_rate": 0.1,
-    "focus": 0.5,
-    "average": 0.5,
-    "momentum": 0.5,
-    "decay": 0.5,
-    "steps": ((2, 0.5),),
-    "average_decay": 0.5,
-}
-# What makes a setting count.
-WITH = {
-    "muon_rate": {"optimizer": "muon"},
-    "momentum": {"optimizer": "sgd", "learning_rate": 0.01},
-    "decay": {"schedule": "exponential"},
-    "steps": {"schedule": "steps"},
-    "average_decay": {"average": 0.5},
-}
-ELSEWHERE = {"fit_all", "deterministic", "record"}  # tests/test_training_ways.py and tests/test_recording.py
-
-
-@pytest.mark.usefixtures("as_on_many_rows")
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Train) if field.name not in ELSEWHERE])
-def test_every_setting_counts(name):
-    # A decay of 0 is the same in adam and adamw; and the best epoch must not be the last.
-    base = dataclasses.replace(BASE, weight_decay=0.01, epochs=5, **WITH.get(name, {}))
-    assert getattr(base, name) != OTHER[name]
-    one, two = (fit(each, validation=NONSENSE)[0] for each in (base, dataclasses.replace(base, **{name: OTHER[name]})))
-    assert not same(one, two)
-
-
-def test_rate_factor():
-    warm = dataclasses.replace(BASE, warmup=0.25, schedule="linear")
-    assert [training.rate_factor(warm, t, 1) for t in (0, 0.125, 0.25, 0.625, 1)] == [0, 0.5, 1, 0.5, 0]
-    cosine = dataclasses.replace(BASE, schedule="cosine")
-    assert [round(training.rate_factor(cosine, t, 1), 6) for t in (0, 0.5, 1)] == [1, 0.5, 0]
-    assert training.rate_factor(BASE, 0.7, 3) == 1
-    falling = dataclasses.replace(BASE, schedule="exponential", decay=0.5)
-    assert [training.rate_factor(falling, 0.3, epoch) for epoch in (1, 2, 4)] == [1, 0.5, 0.125]
-    steps = dataclasses.replace(BASE, schedule="steps", steps=((2, 10.0), (7, 0.1)))
-    assert [training.rate_factor(steps, 0.3, epoch) for epoch in (1, 2, 6, 7, 9)] == [1, 10, 10, 1, 1]
-
-
-def test_validation_rows_never_reach_training():
-    """Poisoned validation pixels change the validation figures and nothing else."""
-    whole = fit()
-    saved = VALIDATION[0].clone()
-    try:
-        VALIDATION[0].copy_(torch.randint(0, 256, saved.shape, dtype=torch.uint8))
-        poisoned = fit()
-    finally:
-        VALIDATION[0].copy_(saved)
-    assert same(whole[0], poisoned[0])
-    assert [row["train_loss"] for row in whole[1]] == [row["train_loss"] for row in poisoned[1]]
-    assert [row["validation_loss"] for row in whole[1]] != [row["validation_loss"] for row in poisoned[1]]
-
-
-@pytest.mark.usefixtures("as_on_many_rows")
-def test_the_last_partial_batch_counts(monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "random_affine", lambda images, affine: seen.append(len(images)) or images)
-    fit(dataclasses.replace(BASE, epochs=2))
-    assert seen == [64, 64, 22] * 2
-
-
-@pytest.mark.parametrize("count", [1, 2, 59, 60, 61, 100, 101, 120])
-@pytest.mark.parametrize("batch", [1, 20, 59, 60, 100, 200])
-def test_batches_take_every_row_once_and_no_last_one_alone(count, batch):
-    sizes = training._batches(count, batch)
-    assert sum(sizes) == count and set(sizes[:-1]) <= {batch}
-    assert sizes[-1] > 1 or batch == 1 or count == 1
-
-
-def test_batch_norm_with_a_row_left_over():
-    model = Model("layers", layers=("conv 4 5x5", "batch_norm", "global_pool", "dense 8", "batch_norm"))
-    _, history, _ = fit(dataclasses.replace(BASE, batch=TRAIN[0].shape[0] - 1), model=model)
-    assert len(history) == 3
-
-
-def test_a_loss_that_is_no_number_is_an_error():
-    with pytest.raises(FloatingPointError, match=r"smaller train\.learning_rate"):
-        fit(dataclasses.replace(BASE, learning_rate=1e30), model=Model("dropout_cnn", 0.5))
-
-
-def test_a_validation_loss_that_is_no_number_is_an_error():
-    with pytest.raises(FloatingPointError, match="validation_loss"):
-        fit(dataclasses.replace(BASE, learning_rate=1e30, epochs=1, batch=1000), model=Model("dropout_cnn", 0.5))
-
-
-class TestStage:
-    def test_what_it_leaves(self, finished):
-        folder = finished / "data/runs/quick/train"
-        assert {path.name for path in folder.iterdir()} == {
-            "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json",
-        }  # fmt: skip
-        rows = list(csv.DictReader((folder / "history.csv").open()))
-        assert [row["epoch"] for row in rows] == ["1", "2"]
-        assert not any("time" in name or "second" in name for name in rows[0])
-        numbers = artifacts.read_manifest(folder)[0]["numbers"]
-        assert numbers["precision"] in ("fp32", "bf16")
-        assert float(rows[-1]["validation_accuracy"]) == numbers["validation_accuracy"]
-
-    @pytest.mark.parametrize("settings", [SHORT, (*SHORT, "--set", "train.keep=best", "--set", "train.epochs=4")])
-    def test_stopped_and_resumed_leaves_the_same_files(self, command, finished, monkeypatch, settings):
-        place = (*settings, "--workspace", finished)
-        folder = finished / "data/runs/quick/train"
-        assert command("--stage", "train", *place).code == 0
-        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
-
-        fit_whole = training.fit
-
-        def fit_and_stop(*arguments):
-            *rest, after_epoch, bar, watched = arguments
-
-            def stop(checkpoint):
-                after_epoch(checkpoint)
-                raise KeyboardInterrupt
-
-            return fit_whole(*rest, stop, bar, watched)
-
-        monkeypatch.setattr(training, "fit", fit_and_stop)
-        stopped = command("--stage", "train", *place, "--force")
-        assert stopped.code == 130 and "goes on from there" in stopped.err
-        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
-        monkeypatch.setattr(training, "fit", fit_whole)
-        resumed = command("--stage", "train", *place)
-        assert "going on after epoch 1" in resumed.out
-        after = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
-        assert after == before
-
-    def test_epochs_too_short_to_save_each_are_saved_when_stopped(self, command, finished, monkeypatch):
-        place = (*SHORT, "--set", "train.epochs=5", "--workspace", finished)
-        assert command("--stage", "train", *place).code == 0
-        folder = finished / "data/runs/quick/train"
-        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
-        monkeypatch.setattr(fitting, "SAVE", 1000)
-        write = run_pipeline._Log.write_only
-
-        def stop(log, text):
-            write(log, text)
-            if "epoch 4" in text:
-                raise KeyboardInterrupt
-
+    def test_gives_the_same_files(self, command, finished, monkeypatch, changes, save_interval):
+        """The last epoch is saved too if epochs are shorter than the interval between two checkpoints."""
+        call = (*TINY_CALL, *(word for change in changes for word in ("--set", change)), "--workspace", finished)
+        assert command("--stage", "train", *call).code == 0
+        before = train_files(finished)
+        shutil.rmtree(finished / "data/networks")
+        monkeypatch.setattr(training_task, "SAVE_INTERVAL", save_interval)
         with monkeypatch.context() as patch:
-            patch.setattr(run_pipeline._Log, "write_only", stop)
-            assert command("--stage", "train", *place, "--force").code == 130
-        resumed = command("--stage", "train", *place)
-        assert "going on after epoch 4" in resumed.out
-        assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"} == before
+            stop_after(patch, 1)
+            stopped = command("--stage", "train", *call)
+        assert stopped.code == 130 and "continues from there" in stopped.err
+        assert train_files(finished) == before
+        resumed = command("--stage", "train", *call)
+        assert "continuing after epoch 1" in resumed.out
+        assert train_files(finished) == before
 
-    def test_a_damaged_checkpoint_is_one_clear_line(self, command, finished, monkeypatch):
-        place = (*SHORT, "--workspace", finished)
-        monkeypatch.setattr(training, "fit", lambda *arguments: arguments[-2](None))  # fails in its own way
-        command("--stage", "train", *place)
-        monkeypatch.undo()
-        (finished / "data/runs/quick/train.partial/checkpoint.pt").write_bytes(b"garbage")
-        run = command("--stage", "train", *place)
+    def test_a_damaged_checkpoint_is_an_error(self, command, finished, monkeypatch):
+        call = (*TINY_CALL, "--workspace", finished)
+        shutil.rmtree(finished / "data/networks")
+        with monkeypatch.context() as patch:
+            stop_after(patch, 1)
+            command("--stage", "train", *call)
+        (checkpoint,) = finished.glob("data/networks/*.partial/checkpoint.pt")
+        checkpoint.write_bytes(b"garbage")
+        run = command("--stage", "train", *call)
         assert run.code == 2 and run.err.count("\n") == 1 and "delete it" in run.err
-        assert command("--stage", "train", *place, "--force").code == 0
-
-    def test_precision_is_recorded_and_kept_on_resume(self, command, finished, monkeypatch):
-        place = (*SHORT, "--workspace", finished)
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "choose_precision", lambda *arguments: "bf16")
-            patch.setattr(run_pipeline.engine.artifacts, "write_manifest", interrupt)
-            assert command("--stage", "train", *place, "--force").code == 130
-        monkeypatch.setattr(training, "choose_precision", lambda *arguments: "fp32")
-        assert command("--stage", "train", *place).code == 0
-        folder = finished / "data/runs/quick/train"
-        assert artifacts.read_manifest(folder)[0]["numbers"]["precision"] == "bf16"
-        with safetensors.safe_open(folder / "weights.safetensors", "pt") as file:
-            assert json.loads(file.metadata()["about"])["precision"] == "bf16"
+        assert command("--stage", "train", *call, "--force").code == 0
 
 
-def interrupt(*arguments):
-    raise KeyboardInterrupt
+class TestFitAll:
+    CALL = (*CALL, "--set", "train.fit_all=true")
+
+    @pytest.fixture
+    def run(self, command, finished):
+        return command("--stage", "all", *self.CALL, "--workspace", finished), finished
+
+    def test_trains_on_all_rows_and_evaluates_on_none(self, command, run):
+        outcome, workspace = run
+        assert outcome.code == 0, outcome.err
+        images, labels = digits_28(500)
+        (augmented,) = (
+            folder for folder in (workspace / "data/augmented").iterdir() if len(np.load(folder / "labels.npy")) == 400
+        )
+        assert np.array_equal(np.load(augmented / "images.npy"), images[:400])
+        assert np.array_equal(np.load(augmented / "labels.npy"), labels[:400])
+        folder = workspace / "data/runs/quick"
+        assert {path.name for path in (folder / "evaluate").iterdir()} == {
+            "metrics.json", "manifest.json", "context.json",
+        }  # fmt: skip
+        metrics = json.loads((folder / "evaluate/metrics.json").read_text())
+        assert metrics["rows"] == 0 and metrics["accuracy"] is None and metrics["record"] is None
+        assert "validation" not in (folder / "train/history.csv").read_text()
+        assert "validation_accuracy" not in store.read_manifest(folder / "train")[0]["numbers"]["networks"][0]
+        receipt = json.loads((workspace / "submissions/quick/submission.json").read_text())
+        assert receipt["expected_score"] is None and receipt["validation"]["accuracy"] is None
+        assert "validation accuracy: none, trained on all rows" in outcome.out
+        assert "expected score: none, the recipe's recorded accuracy was measured with different" in outcome.out
+        assert receipt["message"] == "quick, no row held out"
+
+        # Without the setting, the pictures are drawn again.
+        outcome = command("--stage", "all", *CALL, "--workspace", workspace)
+        assert "train.fit_all true -> false" in outcome.out
+        assert (folder / "evaluate/confusion.png").exists()
+        assert "validation accuracy 0." in outcome.out
+
+    def test_excludes_the_selection_of_an_epoch(self, command, tmp_path):
+        run = command(
+            "--stage", "all", *self.CALL, "--set", "train.checkpoint_selection=best", "--workspace", tmp_path
+        )  # fmt: skip
+        assert run.code == 2 and run.err.count("\n") == 1 and "set train.checkpoint_selection to last" in run.err
+
+
+class TestNetworkErrors:
+    def test_layers_that_do_not_fit(self, command, finished):
+        layers = ("--set", "model.name=layers", "--set", 'model.layers=["max_pool 9", "max_pool 9"]')
+        call = ("--recipe", "ladder/lenet", "--device", "cpu", *layers, "--workspace", finished)
+        run = command("--stage", "all", *call)
+        assert run.code == 2 and run.err.count("\n") == 1 and "'max_pool 9' is larger than its input, 3x3" in run.err
+
+    @pytest.mark.parametrize(("layers", "fits"), [(["dense 5", "batch_norm"], False), (["dense 5", "dropout"], True)])
+    def test_batches_of_one_row(self, command, finished, layers, fits):
+        settings = ("train.batch_size=1", "train.epochs=1", "model.name=layers", f"model.layers={json.dumps(layers)}")
+        call = ("--recipe", "ladder/lenet", "--device", "cpu", "--workspace", finished)
+        call += tuple(word for setting in settings for word in ("--set", setting))
+        run = command("--stage", "train", *call)
+        assert (run.code, run.err.count("\n")) == ((0, 0) if fits else (2, 1)), run.err
+        if not fits:
+            assert "train.batch_size is 1" in run.err
+            run = command("--stage", "compare", *call, "--seeds", "1")
+            assert run.code == 2 and "ladder/lenet: train.batch_size is 1" in run.err
+
+
+class TestRecord:
+    def test_changes_no_weights_and_makes_nothing_stale(self, command, finished):
+        call = (*CALL, "--workspace", finished)
+        weights = finished / "data/runs/quick/train/weights.safetensors"
+        record = weights.with_name("record.json")
+        before = weights.read_bytes()
+        assert not record.exists()
+        assert "stale" not in command("--status", *call, *RECORD).out
+        run = command("--stage", "train", *call, *RECORD)
+        assert run.code == 0
+        assert "train: small_cnn-seed0 exists without its weights record; training it again" in run.out
+        assert weights.read_bytes() == before
+        rows = json.loads(record.read_text())["rows"]
+        assert [row["epoch"] for row in rows] == [0, 1, 2] and len(rows[0]["layers"]) == 5
+        assert "stale" not in command("--status", *call).out
+        (network,) = finished.glob("data/networks/*/manifest.json")
+        trained = network.stat().st_mtime_ns
+        assert command("--stage", "train", *call).code == 0
+        assert weights.read_bytes() == before and not record.exists()
+        assert network.stat().st_mtime_ns == trained
+
+    def test_a_fresh_training_without_record_or_event_files_says_how_to_add_them(self, command, finished):
+        run = command("--stage", "all", *CALL, *RECORD, "--workspace", finished)
+        assert run.code == 0 and "train: fresh" in run.out
+        assert "has no record" in run.out and "--stage train" in run.out
+        run = command("--stage", "all", *CALL, "--tracker", "tensorboard", "--workspace", finished)
+        assert run.code == 0 and "has no event files" in run.out
+
+    def test_is_refused_by_compare(self, command, tmp_path):
+        run = command("--stage", "compare", *CALL, *RECORD, "--workspace", tmp_path)
+        assert run.code == 2 and "train.record" in run.err
+
+    @pytest.mark.parametrize("setting", ["split.folds=2", "ensemble.seeds=2", 'ensemble.views=["even"]'])
+    def test_is_refused_for_an_ensemble(self, command, tmp_path, setting):
+        run = command("--stage", "all", *CALL, *RECORD, "--set", setting, "--workspace", tmp_path)
+        assert run.code == 2 and "train.record" in run.err and "ensemble" in run.err
+
+
+class TestEventFiles:
+    @staticmethod
+    def assert_equal(folder, history):
+        """Compare what TensorBoard itself reads from a folder with a history."""
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        events = accumulator.EventAccumulator(str(folder))
+        events.Reload()
+        columns = {
+            "learning_rate": "learning_rate",
+            "train/loss": "train_loss",
+            "validation/loss": "validation_loss",
+            "validation/accuracy": "validation_accuracy",
+        }
+        assert set(events.Tags()["scalars"]) == set(columns)
+        for tag, column in columns.items():
+            assert [event.step for event in events.Scalars(tag)] == history.epoch.tolist()
+            assert np.allclose([event.value for event in events.Scalars(tag)], history[column], rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("workspace", "call", "trains"),
+        [("finished", CALL, True), ("finished", CALL, False), ("ensemble", (*ENSEMBLE, "--device", "cpu"), True)],
+    )
+    def test_contain_the_history(self, command, request, workspace, call, trains):
+        """Also of a network that exists already; in a folder per network if there are several."""
+        pytest.importorskip("tensorboard")
+        workspace = request.getfixturevalue(workspace)
+        manifests = {path: path.stat().st_mtime_ns for path in workspace.glob("data/networks/*/manifest.json")}
+        force = ("--force",) if trains else ()
+        outcome = command("--stage", "train", *call, "--tracker", "tensorboard", "--workspace", workspace, *force)
+        assert outcome.code == 0, outcome.err
+        assert all((path.stat().st_mtime_ns != written) == trains for path, written in manifests.items())
+        history = pd.read_csv(workspace / "data/runs/quick/train/history.csv")
+        (folder,) = (workspace / "data/logs/tensorboard/quick").iterdir()
+        assert str(folder) in outcome.out
+        if len(manifests) == 1:
+            self.assert_equal(folder, history)
+            return
+        assert {path.name for path in folder.iterdir()} == set(history.network)
+        for path in folder.iterdir():
+            self.assert_equal(path, history[history.network == path.name])
+
+    def test_require_tensorboard_and_a_training(self, command, tmp_path, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        run = command("--stage", "all", *CALL, "--tracker", "tensorboard", "--workspace", tmp_path)
+        assert run.code == 2 and "requirements/tensorboard.txt" in run.err
+        with pytest.raises(SystemExit) as stop:
+            command("--stage", "predict", *CALL, "--tracker", "tensorboard", "--workspace", tmp_path)
+        assert stop.value.code == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class TestProgress:
+    @pytest.mark.parametrize(("share", "n_pictures"), [(1e9, 3), (0, 2)])
+    def test_curves_are_drawn_after_each_epoch_if_that_is_cheap(
+        self, command, finished, monkeypatch, share, n_pictures
+    ):
+        lengths, curves = [], training_figures.curves
+
+        def record_length(histories, *arguments):
+            lengths.append(len(histories[0]))
+            return curves(histories, *arguments)
+
+        monkeypatch.setattr(stage, "DRAWING_SHARE", share)
+        monkeypatch.setattr(training_figures, "curves", record_length)
+        assert command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished).code == 0
+        assert len(lengths) == n_pictures and lengths[0] == 1 and lengths[-1] == 2
+
+    def test_the_bar_fits_80_columns(self, command, finished, monkeypatch):
+        """It shows epoch, losses, accuracy and remaining time."""
+        monkeypatch.setattr(sys, "stderr", _Terminal())
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 24))
+        assert command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished).code == 0
+        lines = sys.stderr.getvalue().replace("\n", "\r").split("\r")
+        last = pd.read_csv(finished / "data/runs/quick/train/history.csv").iloc[-1]
+        line = [line.strip() for line in lines if "epoch 2/2" in line and "100%" in line and "val_acc" in line][-1]
+        assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", line) and len(line) <= 80
+        figures = {"val_acc": last.validation_accuracy, "loss": last.train_loss, "val_loss": last.validation_loss}
+        assert all(f" {name} {value:.4f}" in line for name, value in figures.items())

@@ -1,84 +1,90 @@
-"""Two runs by mistake, or on purpose: one workspace has one run at a time, and two workspaces have two."""
+"""Two runs at the same time: a workspace has one run at a time, and two workspaces do not affect each other."""
 
 import os
 import re
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import SHORT, write_tables
+from tests.conftest import SHORT, TINY, write_tables
 
-ROOT = Path(__file__).parent.parent
-LONG = (*SHORT, "--set", "train.epochs=16", "--device", "cpu")
-
-
-def start(workspace, *more):
-    words = [sys.executable, "run_pipeline.py", "--stage", "all", *LONG, "--workspace", workspace, *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(word) for word in words], cwd=ROOT, **pipes)
-
-
-def until_training(process, workspace):
-    end = time.monotonic() + 60
-    while not (workspace / "data/runs/quick/train.partial/started.json").exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+ALL = ("--stage", "all", *TINY, "--device", "cpu")
+RESULTS = ("data/runs/quick/train/weights.safetensors", "submissions/quick/submission.csv")
 
 
 @pytest.fixture
-def first(tmp_path, tables):
-    workspace = tmp_path / "one"
-    write_tables(workspace / "data/raw", tables)
-    process = start(workspace)
-    until_training(process, workspace)
-    yield process, workspace
-    process.kill()
-    process.communicate()
+def start(runs, tables, tmp_path):
+    """Start a run in a new workspace, which pauses in the middle of its training; returns the process and workspace."""
+    pids = []
+
+    def start(name):
+        write_tables(tmp_path / name / "data/raw", tables)
+        pause = ("before write .checkpoint.pt.PID.tmp", signal.SIGSTOP)
+        pids.append(runs.start(*ALL, "--workspace", tmp_path / name, kill=pause))
+        wait_until(lambda: state(pids[-1]) == "T")
+        return pids[-1], tmp_path / name
+
+    yield start
+    for pid in pids:
+        if state(pid):
+            os.kill(pid, signal.SIGKILL)
 
 
-def test_the_second_is_told_who_is_there_and_a_third_waits(first, command):
-    process, workspace = first
-    waiting = start(workspace, "--wait")
-    for words in (("--stage", "all"), ("--stage", "predict"), ("--clean", "--yes")):
-        second = command(*words, *(LONG if words[0] == "--stage" else ()), "--workspace", workspace)
+def state(pid):
+    """The state of a process: T if it is stopped, Z if it has ended, "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_second_run_is_refused_and_names_the_first_and_a_third_waits(start, runs, command):
+    first, workspace = start("one")
+    third = runs.start(*ALL, "--workspace", workspace, "--wait")
+    for arguments in (ALL, ("--stage", "predict", *ALL[2:]), ("--clean", "--yes")):
+        second = command(*arguments, "--workspace", workspace)
         assert second.code == 1 and second.err.count("\n") == 1
-        holder = rf"process {process.pid}, stage train, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
-        assert re.search(f"error: {workspace} is in use by {holder}; wait for it, or give --wait", second.err)
-    assert command("--status", *LONG, "--workspace", workspace).code == 0  # looking is free
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    out, err = waiting.communicate(timeout=120)
-    assert waiting.returncode == 0, err
-    assert f"is in use by process {process.pid}, stage" in out and out.count("; waiting") == 1
-    assert "train: fresh" in out and "predict: fresh" in out
+        holder = rf"process {first}, stage train, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d"
+        message = f"error: {workspace} is in use by {holder}; wait until it has finished, or use --wait\n"
+        assert re.fullmatch(message, second.err)
+    assert command("--status", *TINY, "--workspace", workspace).code == 0  # needs no lock
+    assert command("--clean", "--workspace", workspace).code == 0  # as long as nothing is deleted
+    wait_until(lambda: "; waiting" in Path(f"/proc/{third}/fd/1").read_text())
+    os.kill(first, signal.SIGCONT)
+    for pid in (first, third):
+        run = runs.finish(pid)
+        assert run.code == 0, run.err
+    assert f"is in use by process {first}, stage train" in run.out and run.out.count("; waiting") == 1
+    assert "train: fresh" in run.out and "predict: fresh" in run.out
 
 
-def test_two_workspaces_run_side_by_side_and_give_the_same(first, tmp_path, tables):
-    process, workspace = first
-    other = tmp_path / "two"
-    write_tables(other / "data/raw", tables)
-    second = start(other)
-    until_training(second, other)
-    assert process.poll() is None  # both train at once
-    for each in (process, second):
-        _, err = each.communicate(timeout=120)
-        assert each.returncode == 0, err
-    for name in ("data/runs/quick/train/weights.safetensors", "submissions/quick/submission.csv"):
-        assert (workspace / name).read_bytes() == (other / name).read_bytes()
+def test_two_workspaces_at_the_same_time_have_the_same_results(start, runs):
+    first, second = start("one"), start("two")  # both are in the middle of their trainings now
+    for pid, _ in (first, second):
+        os.kill(pid, signal.SIGCONT)
+    for pid, _ in (first, second):
+        run = runs.finish(pid)
+        assert run.code == 0, run.err
+    assert len({b"".join((workspace / name).read_bytes() for name in RESULTS) for _, workspace in (first, second)}) == 1
 
 
 @pytest.mark.slow
-def test_members_side_by_side_never_write_to_one_file(tmp_path, tables):
-    """Every file below data/members that a process has open for writing is of the member that it trains."""
-    workspace = tmp_path / "members"
-    write_tables(workspace / "data/raw", tables)
-    process = start(workspace, "--set", "split.folds=2", "--set", "train.epochs=30")
-    held = {}  # the open files of each process, by its number
-    while process.poll() is None:
+def test_networks_that_are_trained_in_parallel_never_write_to_the_same_file(runs, tables, tmp_path):
+    """Every file below data/networks that a worker has open belongs to the network that it trains."""
+    write_tables(tmp_path / "data/raw", tables)
+    options = ("--set", "split.folds=2", "--set", "train.epochs=30", "--device", "cpu", "--workspace", tmp_path)
+    pid = runs.start("--stage", "all", *SHORT, *options)
+    networks, opened = tmp_path / "data/networks", {}  # the open files of each process, by its id
+    while state(pid) != "Z":
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -86,17 +92,14 @@ def test_members_side_by_side_never_write_to_one_file(tmp_path, tables):
                 files = [os.readlink(file) for file in (entry / "fd").iterdir()]
             except OSError:
                 continue
-            inside = {Path(file) for file in files if str(workspace / "data/members") in file}
-            held.setdefault(entry.name, set()).update(inside)
+            opened.setdefault(int(entry.name), set()).update(Path(file) for file in files if str(networks) in file)
         time.sleep(0.01)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    run = runs.finish(pid)
+    assert run.code == 0, run.err
     trained = {
-        number: {file.relative_to(workspace / "data/members").parts[0].split(".")[0] for file in files}
-        for number, files in held.items()
-        if any(file.suffix == ".lock" for file in files)
+        process: {file.relative_to(networks).parts[0].split(".")[0] for file in files}
+        for process, files in opened.items()
+        if process != pid and any(file.suffix == ".lock" for file in files)
     }
-    assert trained and all(len(members) == 1 for number, members in trained.items() if number != str(process.pid)), (
-        trained
-    )
+    assert trained and all(len(names) == 1 for names in trained.values()), trained
     assert len(set().union(*trained.values())) == 2

@@ -1,4 +1,4 @@
-"""Views: against scipy, one image at a time; and networks that are trained on one and shown it afterwards."""
+"""Views against scipy, one image at a time; and networks that are trained and evaluated on their own views."""
 
 import json
 
@@ -7,19 +7,16 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pipeline import recipe
-from pipeline.models import load_weights
-from pipeline.settings import VIEWS as NAMES
-from pipeline.stages import members
-from pipeline.views import FACTORS, STEEPEST, VIEWS, view
-from tests.conftest import SHORT, digits_28
-from tests.test_ensemble import of_one
+from pipeline.config import VIEWS as VIEW_NAMES
+from pipeline.dataset.views import MAX_SLANT, MAX_STRETCH, MIN_STRETCH, VIEWS, apply_view
+from pipeline.nn.models import load_networks
+from tests.conftest import SHORT, digits_28, write_tables
 
 IMAGES, LABELS = digits_28(500)
 
 
 def moments(image):
-    """Centre (down, right) and the second moments of the ink, by numpy's own averages."""
+    """Centre (down, right) and second moments of the ink, by numpy's averages."""
     rows, columns = np.mgrid[:28, :28]
     ink = image.astype(float)
     down, right = np.average(rows, weights=ink), np.average(columns, weights=ink)
@@ -27,69 +24,73 @@ def moments(image):
     return down, right, *(np.average(product, weights=ink) for product in (x * x, x * y, y * y))
 
 
-def plain_view(image, deskew, spread):
+def view_with_scipy(image, deskew, std):
     down, right, xx, xy, yy = moments(image)
-    slant = np.clip(xy / yy, -STEEPEST, STEEPEST) if deskew else 0
-    factor = np.clip(spread / np.sqrt(xx - 2 * slant * xy + slant**2 * yy), *FACTORS) if spread else 1
-    matrix = np.array([[1, 0], [slant, 1 / factor]])
+    slant = np.clip(xy / yy, -MAX_SLANT, MAX_SLANT) if deskew else 0
+    width = np.sqrt(xx - 2 * slant * xy + slant**2 * yy)
+    stretch = np.clip(std / width, MIN_STRETCH, MAX_STRETCH) if std else 1
+    matrix = np.array([[1, 0], [slant, 1 / stretch]])
     offset = np.array([down, right]) - matrix @ [13.5, 13.5]
-    made = scipy.ndimage.affine_transform(image.astype(float), matrix, offset, order=1, mode="grid-constant")
-    return np.clip(made, 0, 255)
+    result = scipy.ndimage.affine_transform(image.astype(float), matrix, offset, order=1, mode="grid-constant")
+    return np.clip(result, 0, 255)
 
 
-def test_the_recipe_knows_all_views():
-    assert tuple(VIEWS) == NAMES
+def test_settings_list_all_views():
+    assert tuple(VIEWS) == VIEW_NAMES
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name != "plain"])
-def test_against_scipy(name):
-    made = view(torch.from_numpy(IMAGES[:60]), name).numpy()
-    wanted = np.array([plain_view(image, *VIEWS[name]) for image in IMAGES[:60]])
-    assert made.dtype == np.uint8 and np.abs(made - wanted).max() < 0.6
+def test_values_are_those_of_scipy(name):
+    views = apply_view(torch.from_numpy(IMAGES[:60]), name).numpy()
+    expected = np.array([view_with_scipy(image, *VIEWS[name]) for image in IMAGES[:60]])
+    assert views.dtype == np.uint8 and np.abs(views - expected).max() < 0.6
 
 
-def test_slant_and_width_are_gone():
-    for image in view(torch.from_numpy(IMAGES[:60]), "deskewed_even").numpy():
+def test_slant_is_removed_and_width_normalised():
+    for image in apply_view(torch.from_numpy(IMAGES[:60]), "deskewed_even").numpy():
         down, right, xx, xy, yy = moments(image)
         assert abs(down - 13.5) < 0.3 and abs(right - 13.5) < 0.3
         assert abs(xy / yy) < 0.1 and 3.4 < xx**0.5 < 4.6
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_an_empty_image_stays_empty_and_rows_do_not_depend_on_each_other(name):
+def test_images_are_independent_and_empty_ones_stay_empty(name):
     images = torch.from_numpy(IMAGES[:5]).clone()
     images[2] = 0
-    made = view(images, name)
-    assert not made[2].any()
-    assert all(torch.equal(view(image[None], name)[0], one) for image, one in zip(images, made, strict=True))
+    views = apply_view(images, name)
+    assert not views[2].any()
+    assert all(torch.equal(apply_view(image[None], name)[0], view) for image, view in zip(images, views, strict=True))
 
 
-def test_an_ensemble_of_views(finished, command):
-    more = ("ensemble.views=['plain', 'deskewed']", "split.folds=2", "train.precision=fp32")
-    words = [word for one in more for word in ("--set", one)]
-    run = command("--stage", "all", *SHORT, *words, "--workspace", finished, "--device", "cpu")
+def predict(network, images):
+    network.eval()
+    with torch.no_grad():
+        return network(torch.from_numpy(images)[:, None].float() / 255).softmax(1).numpy()
+
+
+def test_networks_are_trained_and_evaluated_on_their_own_views(command, tables, tmp_path):
+    write_tables(tmp_path / "data/raw", tables)
+    assignments = ("ensemble.views=['plain', 'deskewed']", "split.folds=2", "train.precision=fp32", "train.epochs=1")
+    options = [word for assignment in assignments for word in ("--set", assignment)]
+    run = command("--stage", "all", *SHORT, *options, "--workspace", tmp_path, "--device", "cpu")
     assert run.code == 0, run.err
-    assert [member.name for member in members.plan(recipe.load("quick", more))] == [
-        f"small_cnn{view}-seed0-fold{fold}" for view in ("", "-deskewed") for fold in (0, 1)
-    ]
-    folder = finished / "data/runs/quick"
-    networks = load_weights(folder / "train/weights.safetensors", "cpu")
-    assert [about["model"]["view"] for _, about in networks].count("deskewed") == 2
-    (folds,) = (np.load(path) for path in finished.glob("data/prepared/splits/*/folds.npy"))
-    shown = {name: view(torch.from_numpy(IMAGES), name).numpy() for name in ("plain", "deskewed")}
-    wanted, test = np.zeros((400, 10)), np.zeros((100, 10))
-    for network, about in networks:
-        images, held = shown[about["model"]["view"]], folds == about["fold"]
-        wanted[held] += of_one(network, images[:400][held]) / 2
-        test += of_one(network, images[400:]) / 4
-    assert np.load(folder / "evaluate/probabilities.npy") == pytest.approx(wanted, abs=1e-4)
-    assert np.load(finished / "submissions/quick/probabilities.npy") == pytest.approx(test, abs=1e-4)
-    found = json.loads((folder / "evaluate/metrics.json").read_text())
-    assert found["right"] == (wanted.argmax(1) == LABELS[:400]).sum()
+    networks = load_networks(tmp_path / "data/runs/quick/train/weights.safetensors", "cpu")
+    names = [(loaded.metadata["model"]["view"], loaded.metadata["fold"]) for loaded in networks]
+    assert names == [("plain", 0), ("plain", 1), ("deskewed", 0), ("deskewed", 1)]
+    # The same seed and rows, but another view: other weights.
+    plain, deskewed = (networks[i].network.state_dict() for i in (0, 2))
+    convolutions = [name for name, tensor in plain.items() if tensor.dim() == 4]
+    assert convolutions and not any(torch.equal(plain[name], deskewed[name]) for name in convolutions)
 
-
-def test_one_network_on_a_view_is_not_the_one_on_plain_images(finished, command):
-    before = (finished / "data/runs/quick/train/weights.safetensors").read_bytes()
-    run = command("--stage", "all", *SHORT, "--set", "model.view=even", "--workspace", finished, "--device", "cpu")
-    assert run.code == 0, run.err
-    assert (finished / "data/runs/quick/train/weights.safetensors").read_bytes() != before
+    (folds,) = (np.load(path) for path in tmp_path.glob("data/prepared/splits/*/folds.npy"))
+    views = {name: apply_view(torch.from_numpy(IMAGES), name).numpy() for name in ("plain", "deskewed")}
+    out_of_fold, test = np.zeros((400, 10)), np.zeros((100, 10))
+    for loaded in networks:
+        images, held_out = views[loaded.metadata["model"]["view"]], folds == loaded.metadata["fold"]
+        out_of_fold[held_out] += predict(loaded.network, images[:400][held_out]) / 2
+        test += predict(loaded.network, images[400:]) / 4
+    evaluation = tmp_path / "data/runs/quick/evaluate"
+    assert np.load(evaluation / "probabilities.npy") == pytest.approx(out_of_fold, abs=1e-4)
+    assert np.load(tmp_path / "submissions/quick/probabilities.npy") == pytest.approx(test, abs=1e-4)
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["n_correct"] == (out_of_fold.argmax(1) == LABELS[:400]).sum()

@@ -1,43 +1,42 @@
-"""Three small stages for tests of the engine: what a stage leaves is a text that says what it was made of.
+"""Three small stages for tests of the workflow; the output of each is a text that says what it was made from.
 
-`take` copies `in.txt`; `left` (reads train.seed) and `right` (reads predict) write their settings and what they read.
-So the content of the files alone says whether a result is fresh: an oracle that knows nothing of manifests.
+`take` copies `in.txt`; `left` (reads train.seed) and `right` (reads predict) write their settings and their inputs. So
+the content of the files alone says whether a result is fresh: an oracle that knows nothing about manifests.
 """
 
-import sys
-from types import ModuleType
-
-from pipeline import artifacts, recipe
-from pipeline.stages import engine
-from pipeline.stages.engine import Stage
+from pipeline import config, store
+from pipeline.declarations import Stage
+from pipeline.store import FORMAT
+from pipeline.workflow import Workflow
 
 OUTPUTS = {"take": "data/take/copy.txt", "left": "data/left/left.txt", "right": "data/right/right.txt"}
 
 
-def _changed(folder, data, manifest):
-    workspace = folder.parent.parent
-    return "" if artifacts.sha256(workspace / "in.txt") == manifest["inputs"]["in.txt"] else "in.txt is another"
+def _stale_reason(workflow, folder, manifest):
+    same = store.sha256(workflow.workspace / "in.txt") == manifest["inputs"]["in.txt"]
+    return "" if same else "in.txt has changed"
 
 
-def _take(job):
-    source = job.call.workspace / "in.txt"
-    job.key["inputs"] = {"in.txt": artifacts.sha256(source)}
-    partial = artifacts.begin(job.place)
-    artifacts.write(partial / "copy.txt", source.read_bytes())
-    artifacts.write_manifest(partial, job.key, ["copy.txt"], {}, job.context)
-    artifacts.publish(job.place)
+def _take(context):
+    source = context.workflow.workspace / "in.txt"
+    key = {"format": FORMAT, "stage": "take", "inputs": {"in.txt": store.sha256(source)}}
+    staging = store.create_staging_dir(context.published_dir)
+    store.write(staging / "copy.txt", source.read_bytes())
+    store.write_manifest(staging, key, ["copy.txt"], {}, context.environment)
+    store.publish(context.published_dir)
+    return {}
 
 
-def _left(job):
-    read = job.paths["take/copy.txt"].read_text()
-    artifacts.write(job.folder / "left.txt", left(job.settings.train.seed, read).encode())
-    return {"length": len(read)}
+def _left(context):
+    copied = context.files["take/copy.txt"].read_text()
+    store.write(context.output_dir / "left.txt", left(context.settings.train.seed, copied).encode())
+    return {"length": len(copied)}
 
 
-def _right(job):
-    read = [job.paths[name].read_text() for name in ("left/left.txt", "take/copy.txt")]
-    artifacts.write_json(job.folder / "halfway.json", {})  # as a checkpoint: goes when it has served
-    artifacts.write(job.folder / "right.txt", right(job.settings.predict.shifts, *read).encode())
+def _right(context):
+    texts = [context.files[name].read_text() for name in ("left/left.txt", "take/copy.txt")]
+    store.write_json(context.output_dir / "intermediate.json", {})  # deleted when the stage is published
+    store.write(context.output_dir / "right.txt", right(context.settings.predict.shifts, *texts).encode())
     return {}
 
 
@@ -49,67 +48,60 @@ def right(shifts, from_left, copied):
     return f"right({shifts}, {from_left}, {copied})"
 
 
-for name, run in (("take", _take), ("left", _left), ("right", _right)):
-    module = ModuleType(f"pipeline.stages.toy_{name}")
-    module.run, module.space = run, lambda job: 0
-    sys.modules[module.__name__] = module
-
 STAGES = {
-    "take": Stage("take", 1, lambda recipe: "data/take", check=_changed, publishes_itself=True, module="toy_take"),
+    "take": Stage("take", _take, lambda workflow: "data/take", stale_reason=_stale_reason, publishes_itself=True),
     "left": Stage(
         "left",
-        1,
-        lambda recipe: "data/left",
-        reads=("train.seed",),
-        needs={"take": ("copy.txt",)},
+        _left,
+        lambda workflow: "data/left",
+        settings=("train.seed",),
+        inputs={"take": ("copy.txt",)},
         outputs=("left.txt",),
-        module="toy_left",
+        code=("source_code",),
     ),
     "right": Stage(
         "right",
-        1,
-        lambda recipe: "data/right",
-        reads=("predict",),
-        needs={"left": ("left.txt",), "take": ("copy.txt",)},
+        _right,
+        lambda workflow: "data/right",
+        settings=("predict",),
+        inputs={"left": ("left.txt",), "take": ("copy.txt",)},
         outputs=("right.txt",),
         resumes=True,
-        module="toy_right",
     ),
 }
 
 
-def call(workspace, seed=0, shift=0, force=False):
-    """A call of the engine with these settings, that says nothing."""
-    settings = (f"train.seed={seed}", f"predict.shifts=[[{shift}, 0]]")
-    made = recipe.load("quick", settings)
-    return engine.Call(STAGES, workspace, made, force=force, say=lambda text: None)
+def make_workflow(workspace, seed=0, shift=0, force=False):
+    """A workflow with these settings that prints nothing."""
+    recipe = config.load_recipe("quick", (f"train.seed={seed}", f"predict.shifts=[[{shift}, 0]]"))
+    return Workflow(STAGES, workspace, (recipe,), force=force, say=lambda message: None)
 
 
-def run_all(call):
+def run_all(workflow):
     """What `--stage all` does; returns the names of the stages that ran."""
-    engine.restore_all(call)
-    ran = []
-    for stage in call.stages.values():
-        if engine.state(call, stage)[0] != "fresh" or call.force:
-            engine.run_stage(call, stage)
-            ran.append(stage.name)
-    return ran
+    workflow.restore()
+    names = []
+    for stage in workflow.stages.values():
+        if not workflow.state(stage).fresh or workflow.force:
+            workflow.run_stage(stage)
+            names.append(stage.name)
+    return names
 
 
 def contents(workspace):
-    """The text that stands for each stage, or None; where a publishing was cut off, the one that still counts."""
-    found = {}
+    """The output of each stage, or None; after an interrupted publish, the output that still counts."""
+    texts = {}
     for name, output in OUTPUTS.items():
-        place = (workspace / output).parent
+        path = workspace / output
         try:
-            found[name] = (artifacts.standing(place) / (workspace / output).name).read_text()
+            texts[name] = (store.published_dir(path.parent) / path.name).read_text()
         except OSError:
-            found[name] = None
-    return found
+            texts[name] = None
+    return texts
 
 
 def expected(workspace, seed, shift):
-    """The texts of all three stages, were they all fresh."""
+    """The outputs of all three stages when all of them are fresh."""
     copied = (workspace / "in.txt").read_text()
     from_left = left(seed, copied)
     return {"take": copied, "left": from_left, "right": right(((shift, 0),), from_left, copied)}

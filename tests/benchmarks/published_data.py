@@ -1,5 +1,6 @@
-"""The published way, rewritten as a plain reference, up to training: pandas reads float32, scipy moves one image at a
-time in float64, and `np.r_` puts them together.
+"""Reference: the published code up to training, rewritten plainly.
+
+pandas reads float32, scipy transforms one image at a time in float64, and `np.r_` concatenates the results.
 """
 
 import numpy as np
@@ -17,14 +18,14 @@ def read(path):
 
 
 def augment(images, labels):
-    """Images (7n, 784), float64, and labels (7n,): the originals, four shifts, two rotations."""
+    """Images (7n, 784) float64 and labels (7n,): the originals, four shifts, two rotations."""
 
-    def shifted(row, right, down):
+    def shift(row, right, down):
         return scipy.ndimage.shift(row.reshape(28, 28).astype(np.float64), (down, right), cval=0).ravel()
 
-    def rotated(row, angle):
+    def rotate(row, angle):
         return scipy.ndimage.rotate(row.reshape(28, 28).astype(np.float64), angle, cval=0, reshape=False).ravel()
 
-    made = [np.apply_along_axis(shifted, 1, images, right, down) for right, down in SHIFTS]
-    made += [np.apply_along_axis(rotated, 1, images, angle) for angle in ANGLES]
-    return np.r_[(images, *made)], np.tile(labels, 1 + len(made))
+    variants = [np.apply_along_axis(shift, 1, images, right, down) for right, down in SHIFTS]
+    variants += [np.apply_along_axis(rotate, 1, images, angle) for angle in ANGLES]
+    return np.r_[(images, *variants)], np.tile(labels, 1 + len(variants))

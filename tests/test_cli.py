@@ -1,36 +1,49 @@
-"""The command line itself: help, exit codes, one clear line for every mistake, a traceback with --debug alone."""
+"""cli: help, exit codes, one clear line for every mistake, a traceback only with --debug."""
 
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import run_pipeline
+from pipeline import cli, config
+from pipeline.dataset import sources
 from tests.conftest import write_tables
+from tests.interference import ROOT
 
-ROOT = Path(__file__).parent.parent
 
-
-def test_help_names_the_stages():
-    run = subprocess.run([sys.executable, "run_pipeline.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+def test_the_script_shows_its_help():
+    command = [sys.executable, "run_pipeline.py", "--help"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0
     for word in ("download", "prepare", "augment", "train", "evaluate", "predict", "submit", "--status", "--recipe"):
         assert word in run.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["--stage", "nothing"], ["--status", "--list"], ["--stage", "all", "--epochs"]])
-def test_wrong_calls_end_with_2(words, capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--stage", "nothing"],
+        ["--status", "--list"],
+        ["--stage", "all", "--epochs"],
+        ["--stage", "all", "--seeds", "2"],
+        ["--stage", "compare"],
+        ["--stage", "predict", "--tracker", "tensorboard"],
+        ["--stage", "submit", "--recipe", "ladder"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_options_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        run_pipeline.main(words)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+        cli.main(arguments)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
         ["--recipe", "quik"],
         ["--recipe", "nowhere.toml"],
@@ -38,17 +51,16 @@ def test_wrong_calls_end_with_2(words, capsys):
         ["--recipe", "quick", "--set", "train.epoch=1", "--set", "trian.epochs=1"],
         ["--recipe", "quick", "--data", "nowhere.zip"],
         ["--recipe", "quick", "--device", "cuda"],
+        ["--recipe", "quick", "--engine", "dask=localhost"],
+        ["--recipe", "quick", "--engine", "dask=tcp://127.0.0.1:9"],
         ["--recipe", "quick", "--set", "train.learning_rate=1" + "0" * 400],
         ["--recipe", "quick", "--set", "augment.angles=" + "[" * 3000],
     ],
-    ids=lambda words: " ".join(words)[:60],
+    ids=lambda options: " ".join(options)[:60],
 )
-def test_mistakes_are_one_line_and_change_nothing(command, tmp_path, words):
-    import torch
-
-    if "cuda" in words and torch.cuda.is_available():
-        words = [*words[:-1], "mps"]
-    run = command("--stage", "all", *words, "--workspace", tmp_path)
+def test_a_mistake_is_reported_in_one_line_and_changes_nothing(command, tmp_path, monkeypatch, options):
+    monkeypatch.setattr("pipeline.pool.has_device", lambda device: device == "cpu")
+    run = command("--stage", "all", *options, "--workspace", tmp_path)
     assert run.code == 2
     assert run.err.startswith("error: ") and run.err.count("\n") == 1 and "Traceback" not in run.out + run.err
     assert not (tmp_path / "data" / "raw").exists()
@@ -65,57 +77,55 @@ def test_debug_shows_the_traceback(command, tmp_path):
     assert run.code == 2 and "Traceback" in run.err and run.err.splitlines()[-1].startswith("error: ")
 
 
-def test_an_unforeseen_error_is_one_line_and_in_the_log(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.from_sample", lambda folder: 1 / 0)
+def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(sources.FETCHERS, "sample", lambda folder: 1 / 0)
     run = command("--stage", "all", "--recipe", "quick", "--data", "sample", "--workspace", tmp_path)
     assert run.code == 1 and run.err == "error: ZeroDivisionError: division by zero\n"
     (log,) = (tmp_path / "data/logs").iterdir()
     assert "Traceback" in log.read_text()
 
 
-def test_what_cannot_be_written_names_the_path_and_the_cause(command, tmp_path, monkeypatch):
-    def full(descriptor):
+def test_a_failed_write_is_reported_with_path_and_cause(command, tmp_path, monkeypatch):
+    def fail(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail)
     run = command("--stage", "all", "--recipe", "quick", "--data", "sample", "--workspace", tmp_path)
     assert run.code == 1 and run.err.count("\n") == 1
     assert str(tmp_path) in run.err and "No space left on device" in run.err
 
 
-def test_the_first_line_says_which_recipe(command, finished):
-    run = command("--stage", "prepare", "--workspace", finished, "--device", "cpu")
-    assert run.lines()[0].startswith("recipe ") and "--recipe chooses another" in run.lines()[0]
-
-
 @pytest.mark.parametrize(("device", "recipe"), [("cpu", "quick"), ("auto", "dropout_cnn"), ("cuda", "dropout_cnn")])
-def test_the_default_recipe_is_for_the_device_that_is_chosen(command, finished, monkeypatch, device, recipe):
+def test_the_first_line_names_the_recipe_whose_default_depends_on_the_device(
+    command, tmp_path, tables, monkeypatch, device, recipe
+):
     """On a machine with a GPU."""
-    monkeypatch.setattr("pipeline.stages.engine.has", lambda device: device in ("cpu", "cuda"))
-    run = command("--stage", "prepare", "--workspace", finished, "--device", device)
+    write_tables(tmp_path / "data/raw", tables)
+    assert command("--stage", "download", "--workspace", tmp_path).code == 0
+    monkeypatch.setattr("pipeline.pool.has_device", lambda device: device in ("cpu", "cuda"))
+    run = command("--stage", "prepare", "--workspace", tmp_path, "--device", device)
     assert run.code == 0 and run.lines()[0].startswith(f"recipe {recipe}: ")
+    assert run.lines()[0].endswith("(--recipe chooses another)")
 
 
-def test_downloading_needs_neither_a_recipe_nor_torch(tmp_path, tables):
-    write_tables(tmp_path / "given", tables)
-    words = ["--stage", "download", "--data", str(tmp_path / "given"), "--workspace", str(tmp_path / "work")]
-    code = f"import sys, run_pipeline; assert run_pipeline.main({words!r}) == 0; print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def test_download_needs_neither_a_recipe_nor_torch(tmp_path, tables):
+    write_tables(tmp_path / "tables", tables)
+    arguments = ["--stage", "download", "--data", str(tmp_path / "tables"), "--workspace", str(tmp_path / "work")]
+    code = f"import sys; from pipeline import cli; assert cli.main({arguments}) == 0; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     lines = run.stdout.splitlines()
-    assert lines[0] == "download: running, asked for" and lines[-1] == "False", run.stderr
+    assert lines[0] == "download: running, requested" and lines[-1] == "False", run.stderr
 
 
 def test_documented_commands_and_recipes_exist():
     """Every command in the documentation parses, every recipe is described, and every relative link has a target."""
-    from pipeline import recipe
-
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     texts = {page: page.read_text() for page in pages}
-    for name in recipe.names():
+    for name in config.recipe_names():
         assert f"`{name}`" in texts[ROOT / "docs/recipes.md"], name
     for page, text in texts.items():
         for line in text.splitlines():
             if line.strip().startswith("python run_pipeline.py"):
-                run_pipeline.parse(shlex.split(line, comments=True)[2:])
+                cli.parse_arguments(shlex.split(line, comments=True)[2:])
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

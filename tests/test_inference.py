@@ -1,0 +1,74 @@
+"""Inference: probabilities against plain computations, independent of the batch size and the order of the images."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from pipeline.config import Model, Predict
+from pipeline.dataset.views import apply_view
+from pipeline.nn import inference
+from pipeline.nn.models import LoadedNetwork, make_network
+from tests.conftest import digits_28
+
+IMAGES = torch.from_numpy(digits_28(101)[0])
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return make_network(Model(name="layers", layers=("conv 8 5x5 stride 2", "batch_norm", "relu", "dropout")))
+
+
+def predict(network, images=IMAGES, view="plain", precision="fp32", shifts=((0, 0),)):
+    loaded = LoadedNetwork(network, {"model": {"view": view}, "precision": precision})
+    return inference.predict_probabilities(loaded, images, Predict(shifts=shifts), "cpu")
+
+
+def shift_by_pixel(image, right, down):
+    moved = np.zeros_like(image)
+    for y in range(28):
+        for x in range(28):
+            if 0 <= y - down < 28 and 0 <= x - right < 28:
+                moved[y, x] = image[y - down, x - right]
+    return moved
+
+
+def test_probabilities_are_the_mean_over_shifted_copies(network):
+    shifts = ((0, 0), (2, -1), (-3, 4))
+    network.train()  # inference switches to evaluation mode
+    probabilities = predict(network, IMAGES[:5], shifts=shifts)
+    assert probabilities.dtype == np.float32 and not network.training
+    for image, row in zip(IMAGES[:5].numpy(), probabilities, strict=True):
+        copies = np.stack([shift_by_pixel(image, *shift) for shift in shifts])
+        with torch.no_grad():
+            expected = network(torch.from_numpy(copies)[:, None].float() / 255).softmax(1).mean(0)
+        assert row == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_the_view_of_the_network_is_applied(network):
+    deskewed = predict(network, view="deskewed")
+    assert np.array_equal(deskewed, predict(network, apply_view(IMAGES, "deskewed")))
+    assert not np.allclose(deskewed, predict(network), atol=1e-3)
+
+
+def test_the_precision_of_the_network_is_applied(network):
+    bf16, fp32 = predict(network, precision="bf16"), predict(network)
+    assert 0 < np.abs(bf16 - fp32).max() < 0.05
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
+def test_no_row_is_lost_or_moved(network, monkeypatch, batch_size):
+    expected = predict(network)
+    monkeypatch.setitem(inference.BATCH_SIZES, "cpu", batch_size)
+    assert predict(network) == pytest.approx(expected, abs=1e-5)
+    order = torch.randperm(101)
+    assert predict(network, IMAGES[order]) == pytest.approx(expected[order], abs=1e-5)
+
+
+def test_progress_counts_images(network):
+    with tqdm(file=io.StringIO()) as progress:
+        inference.predict_logits(network, IMAGES, "cpu", "fp32", progress)
+    assert progress.n == 101

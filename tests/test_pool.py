@@ -1,0 +1,285 @@
+"""Where networks are trained: processes that are killed, GPUs, a real Dask cluster, and engines that do not exist."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, pool, store
+from pipeline.errors import StageError
+from pipeline.pool import ParentGone, Pool
+from tests.conftest import ENSEMBLE, SHORT, write_tables
+
+ROOT = Path(__file__).parent.parent
+# Four networks that take long enough to be interrupted in the middle.
+FOUR = (*ENSEMBLE, "--set", "train.epochs=20", "--set", "train.batch_size=25")
+RESULTS = ("weights.safetensors", "history.csv")
+
+
+def start(*arguments, env=None):
+    """A Python process that leads a process group of its own."""
+    arguments = [sys.executable, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, cwd=ROOT, env=env, start_new_session=True, **pipes)
+
+
+def start_training(workspace, *more):
+    """`--stage train` with FOUR in two processes."""
+    arguments = ("--stage", "train", *FOUR, "--workspace", workspace, "--device", "cpu", "--debug", *more)
+    return start("run_pipeline.py", *arguments, env=os.environ | {"LOKY_MAX_CPU_COUNT": "2"})
+
+
+def wait_until(condition, process=None, seconds=60):
+    """Wait until `condition()` is true while the process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, f"it ended before: {process.stdout.read()}"
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
+def processes_of_group(leader):
+    """The ids of a group's processes that are alive."""
+    alive = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                alive.append(path.parent.name)
+    return alive
+
+
+def trained(workspace):
+    """Name of each published network's folder, and the time its manifest was written."""
+    paths = workspace.glob("data/networks/*/manifest.json")
+    return {path.parent.name: path.stat().st_mtime_ns for path in paths if path.parent.suffix != ".partial"}
+
+
+def in_training(workspace):
+    """The networks in the first half of their training, with two finished epochs, the first of which is saved."""
+    names = []
+    for path in workspace.glob("data/networks/*.partial/log.txt"):
+        with contextlib.suppress(FileNotFoundError):  # it was published meanwhile
+            text = path.read_text()
+            if "epoch 2," in text and "epoch 10," not in text:
+                names.append(path.parent.name.removesuffix(".partial"))
+    return names
+
+
+def read_results(workspace):
+    return [(workspace / "data/runs/quick/train" / name).read_bytes() for name in RESULTS]
+
+
+def read_log(workspace, network):
+    return (workspace / "data/networks" / network / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def _prepared(tmp_path_factory, tables):
+    workspace = tmp_path_factory.mktemp("prepared")
+    write_tables(workspace / "data" / "raw", tables)
+    for stage in ("download", "prepare", "augment"):
+        assert cli.main(["--stage", stage, *FOUR, "--workspace", str(workspace)]) == 0
+    return workspace
+
+
+@pytest.fixture
+def prepared(_prepared, tmp_path):
+    """A workspace in which the stages before `train` have run."""
+    return shutil.copytree(_prepared, tmp_path / "prepared")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(_prepared, tmp_path_factory):
+    """The results of an undisturbed training in this process."""
+    workspace = shutil.copytree(_prepared, tmp_path_factory.mktemp("undisturbed") / "workspace")
+    arguments = ["--stage", "train", *FOUR, "--workspace", str(workspace), "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    return read_results(workspace)
+
+
+class TestProcesses:
+    def test_a_killed_training_continues_with_what_is_missing(self, prepared, command, undisturbed):
+        """Killed in two processes, continued in this one."""
+        process = start_training(prepared)
+        wait_until(lambda: trained(prepared) and in_training(prepared), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        published, interrupted = trained(prepared), in_training(prepared)
+        assert interrupted
+        wait_until(lambda: not processes_of_group(process.pid), seconds=30)  # idle workers after pool.IDLE_TIMEOUT
+        run = command("--stage", "train", *FOUR, "--workspace", prepared, "--device", "cpu")
+        assert run.code == 0, run.err
+        assert f"{len(published)} of 4 networks exist already" in run.out
+        assert len(trained(prepared)) == 4 and published.items() <= trained(prepared).items()
+        assert any("continuing after epoch" in read_log(prepared, name) for name in interrupted)
+        assert read_results(prepared) == undisturbed
+
+    @pytest.mark.slow
+    def test_a_killed_worker_is_an_error_and_the_next_run_continues(self, prepared, command, undisturbed):
+        process = start_training(prepared)
+        wait_until(lambda: trained(prepared) and in_training(prepared), process)
+        workers = [pid for pid in processes_of_group(process.pid) if is_worker(pid)]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 1 and "error: " in output
+        assert command("--stage", "train", *FOUR, "--workspace", prepared, "--device", "cpu").code == 0
+        assert read_results(prepared) == undisturbed
+
+    @pytest.mark.slow
+    def test_no_worker_survives_a_killed_comparison(self, tmp_path, tables):
+        """Also if the shell ignores SIGINT, as for a background job of a script."""
+        write_tables(tmp_path / "data/raw", tables)
+        arguments = ("--recipe", "ladder/lenet,ladder/lenet_normalized", "--set", "train.epochs=100000", "--seeds", "1")
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            arguments = ("--stage", "compare", *arguments, "--workspace", tmp_path, "--device", "cpu")
+            process = start("run_pipeline.py", *arguments, env=os.environ | {"LOKY_MAX_CPU_COUNT": "2"})
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        wait_until(lambda: len(list(tmp_path.glob("data/networks/*.partial/checkpoint.pt"))) == 2, process)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not processes_of_group(process.pid), seconds=7)
+
+    def test_a_training_notices_that_its_parent_has_ended(self):
+        pool.require_parent(os.getppid())
+        pool.require_parent(os.getpid())
+        with pytest.raises(ParentGone):
+            pool.require_parent(2**22 + 1)
+
+    def test_jobs_run_one_after_another_in_this_process_if_there_is_one_worker(self, tmp_path):
+        local = Pool("local", "cpu", "cpu", tmp_path)
+        results = local.run(len, [("a",), ("bc",)], 1, lambda text: (text, os.getpid()))
+        assert list(results) == [("a", os.getpid()), ("bc", os.getpid())]
+
+    @pytest.mark.parametrize(("threads", "n_workers"), [(1, 4), (2, 2), (3, 1), (9, 1)])
+    def test_workers_share_the_cores(self, monkeypatch, tmp_path, threads, n_workers):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "4")
+        monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+        assert Pool("local", "cpu", "cpu", tmp_path)._n_local_workers(threads) == n_workers
+
+
+def is_worker(pid):
+    return b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+LOCK_GPU = """
+import pathlib, sys, time
+from pipeline import pool
+with pool.free_gpu(pathlib.Path(sys.argv[1]), 2) as number:
+    print(number, flush=True)
+    time.sleep(60)
+"""
+
+
+class TestDevices:
+    def test_processes_take_different_gpus_also_after_one_was_killed(self, tmp_path):
+        """Of two GPUs, a new process takes the free one, whichever that is."""
+        processes = []
+
+        def lock_gpu():
+            file = tmp_path / f"process {len(processes)}"
+            arguments = [sys.executable, "-c", LOCK_GPU, tmp_path]
+            processes.append(subprocess.Popen(arguments, stdout=file.open("w"), cwd=ROOT))
+            wait_until(file.read_text)
+            return int(file.read_text())
+
+        def kill(number):
+            processes[number].kill()
+            processes[number].wait()
+
+        try:
+            assert [lock_gpu(), lock_gpu()] == [0, 1]
+            kill(1)
+            assert lock_gpu() == 1
+            kill(0)
+            assert lock_gpu() == 0
+        finally:
+            for number in range(len(processes)):
+                kill(number)
+
+    def test_a_device_that_does_not_exist_is_refused(self, monkeypatch):
+        monkeypatch.setattr(pool, "has_device", lambda device: device == "cpu")
+        assert pool.choose_device("auto") == "cpu"
+        with pytest.raises(StageError, match="--device cuda: PyTorch finds no such device"):
+            pool.choose_device("cuda")
+        monkeypatch.setattr(pool, "has_device", lambda device: device != "cuda")
+        assert pool.choose_device("auto") == "mps"
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a real Dask scheduler on 127.0.0.1, and its two worker processes."""
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    options = ("--no-dashboard", "--scheduler-file", file)
+    processes = [start("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", *options)]
+    try:
+        wait_until(file.exists, processes[0])
+        address = store.read_json(file)["address"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
+        processes += [start("-m", "dask", "worker", address, *options, env=environment) for _ in range(2)]
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+class TestDask:
+    @pytest.mark.slow
+    def test_a_cluster_that_loses_a_worker(self, prepared, undisturbed, cluster):
+        address, workers = cluster
+        process = start_training(prepared, "--engine", f"dask={address}")
+        wait_until(lambda: trained(prepared) and len(in_training(prepared)) == 2, process)
+        published, interrupted = trained(prepared), in_training(prepared)
+        workers[0].kill()
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, output
+        assert published.items() <= trained(prepared).items() and len(trained(prepared)) == 4
+        for network in trained(prepared):
+            assert read_log(prepared, network).count("epoch 1,") == 1  # none was trained twice
+        assert sum("continuing after epoch" in read_log(prepared, network) for network in interrupted) == 1
+        assert read_results(prepared) == undisturbed
+
+    def test_a_cluster_of_one_thread_is_refused(self, tmp_path):
+        distributed = pytest.importorskip("distributed")
+        options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "protocol": "tcp"}
+        with distributed.LocalCluster(**options, dashboard_address=None) as cluster:
+            engine = f"dask={cluster.scheduler_address}"
+            with pytest.raises(StageError, match="the cluster has fewer than two worker threads"):
+                next(Pool(engine, "cpu", "cpu", tmp_path).run(len, [("a",), ("b",)], 1, len))
+
+
+class TestEngine:
+    @pytest.mark.parametrize(
+        ("engine", "message"),
+        [
+            ("dask=tcp://127.0.0.1:9", "no Dask scheduler answers"),
+            ("slurm", "expected local or dask=tcp://HOST:PORT"),
+        ],
+    )
+    def test_an_engine_that_does_not_exist_is_refused(self, prepared, command, monkeypatch, engine, message):
+        if engine.startswith("dask"):
+            pytest.importorskip("distributed")
+        monkeypatch.setattr(pool, "DASK_TIMEOUT", 0.5)
+        run = command("--stage", "train", *FOUR, "--workspace", prepared, "--engine", engine)
+        assert run.code == 2 and message in run.err and run.err.count("\n") == 1
+        assert not trained(prepared)
+
+    def test_dask_that_is_not_installed_is_named(self, prepared, command, monkeypatch):
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        run = command("--stage", "train", *FOUR, "--workspace", prepared, "--engine", "dask=tcp://127.0.0.1:9")
+        assert run.code == 2 and "requirements/dask.txt" in run.err and run.err.count("\n") == 1
+
+    def test_a_single_network_is_refused_before_anything_is_written(self, tmp_path, command):
+        run = command("--stage", "all", *SHORT, "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
+        assert run.code == 2 and "quick trains a single network" in run.err and not list(tmp_path.iterdir())

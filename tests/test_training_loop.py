@@ -1,0 +1,466 @@
+"""Training loop: a plain loop as the oracle, resuming bit for bit, weight averaging, the effect of every setting."""
+
+import copy
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from pipeline import config
+from pipeline.config import Affine, Model, Train
+from pipeline.nn import optimizers, training_loop
+from pipeline.nn.inference import as_input
+from pipeline.nn.models import make_network
+from pipeline.nn.training_loop import FitOptions, FitResult, LabelledImages
+from tests.conftest import digits_28
+
+IMAGES, LABELS = digits_28(200)
+TRAINING = LabelledImages(torch.from_numpy(IMAGES[:150]), torch.from_numpy(LABELS[:150].astype(np.int64)))
+VALIDATION = LabelledImages(torch.from_numpy(IMAGES[150:]), torch.from_numpy(LABELS[150:].astype(np.int64)))
+# Labels that are independent of the images: the validation loss grows with the confidence of the network.
+WRONG_LABELS = LabelledImages(VALIDATION.images, (VALIDATION.labels + torch.arange(1, 51)) % 10)
+
+BASE = Train(epochs=3, batch_size=64, learning_rate=0.003, precision="fp32", checkpoint_selection="last")
+AFFINE = Affine(rotation=10, shift=2)
+CNN = Model(name="layers", layers=("conv 4 5x5 stride 2", "batch_norm", "relu", "dropout"), dropout=0.2)
+CNN_WITHOUT_BATCH_NORM = Model(name="layers", layers=("conv 4 5x5 stride 2", "relu"))
+DENSE = Model(name="layers", layers=("dense 20", "tanh"))
+
+
+@dataclass
+class Run(FitResult):
+    """The result of a training, and its checkpoints."""
+
+    checkpoints: list = field(default_factory=list)
+
+
+def fit(
+    train=BASE, model=CNN, training=TRAINING, validation=VALIDATION, test=None, checkpoint=None, affine=None
+) -> Run:
+    training_loop.seed_everything(train.seed)
+    options, checkpoints = FitOptions(train, affine or Affine(), "cpu", train.precision, progress_bar=False), []
+    result = training_loop.fit(
+        make_network(model), training, validation, options, test, checkpoint,
+        lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),
+    )  # fmt: skip
+    return Run(**vars(result), checkpoints=checkpoints)
+
+
+@pytest.fixture(scope="module")
+def base_run():
+    return fit()
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestAgainstAPlainLoop:
+    @pytest.mark.usefixtures("as_on_many_rows")
+    @pytest.mark.parametrize(
+        "model", [Model(name="small_cnn", dropout=0.0), CNN_WITHOUT_BATCH_NORM], ids=["batch_norm", "micro_batches"]
+    )
+    def test_weights_and_history(self, model):
+        """The plain loop has neither micro-batches nor the channels-last format."""
+        train = BASE.replace(batch_size=100, optimizer="adamw", weight_decay=0.01, epochs=2, learning_rate=1e-4)
+        run = fit(train, model)
+        training_loop.seed_everything(train.seed)
+        network = make_network(model)
+        start = copy.deepcopy(network.state_dict())
+        optimizer = torch.optim.AdamW(network.parameters(), train.learning_rate, weight_decay=0.01)
+        for epoch, row in enumerate(run.history, 1):
+            training_loop.seed_everything(train.seed, epoch)
+            network.train()
+            losses = []
+            for rows in torch.randperm(150).split(100):
+                loss = cross_entropy(network(TRAINING.images[rows, None] / 255), TRAINING.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses += [loss.item()] * len(rows)
+            network.eval()
+            with torch.no_grad():
+                logits = network(VALIDATION.images[:, None] / 255)
+            assert row["epoch"] == epoch and row["learning_rate"] == 1e-4
+            assert row["train_loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+            validation_loss = cross_entropy(logits, VALIDATION.labels).item()
+            assert row["validation_loss"] == pytest.approx(validation_loss, rel=1e-2)
+            accuracy = (logits.argmax(1) == VALIDATION.labels).float().mean().item()
+            assert row["validation_accuracy"] == pytest.approx(accuracy, abs=0.03)
+        for name, tensor in network.state_dict().items():
+            change = (tensor - start[name]).float().abs().mean()
+            # Adam enlarges rounding errors.
+            assert (run.state_dict[name] - tensor).float().abs().mean() <= 0.1 * change, name
+
+    def test_micro_batches_give_the_gradient_of_the_whole_batch(self, monkeypatch):
+        train = BASE.replace(batch_size=150, epochs=1)
+        parts = fit(train, CNN_WITHOUT_BATCH_NORM).state_dict
+        monkeypatch.setattr(training_loop, "CPU_MICRO_BATCH", 1000)
+        whole = fit(train, CNN_WITHOUT_BATCH_NORM).state_dict
+        assert not equal(parts, whole)  # rounding
+        for name in whole:  # Adam's first step is the sign of the gradient times the learning rate
+            assert (parts[name] - whole[name]).abs().mean() < 1e-5, name
+
+
+class TestSelection:
+    def test_the_best_state_is_a_copy_of_its_epoch(self):
+        train = BASE.replace(checkpoint_selection="best", epochs=8, learning_rate=0.02)
+        run = fit(train, validation=WRONG_LABELS)
+        best = int(np.argmin([row["validation_loss"] for row in run.history]))
+        assert best < 7
+        assert equal(run.state_dict, run.checkpoints[best]["network"])
+        assert not equal(run.state_dict, run.checkpoints[-1]["network"])
+        assert training_loop.selected_row(run.history, "best") == run.history[best]
+
+    def test_the_last_state_is_kept(self, base_run):
+        assert equal(base_run.state_dict, base_run.checkpoints[-1]["network"])
+        assert training_loop.selected_row(base_run.history, "last") == base_run.history[-1]
+
+    def test_validation_images_do_not_influence_the_weights(self, base_run):
+        noise = torch.randint(0, 256, VALIDATION.images.shape, dtype=torch.uint8)
+        other = fit(validation=LabelledImages(noise, VALIDATION.labels))
+        assert equal(base_run.state_dict, other.state_dict)
+        for before, after in zip(base_run.history, other.history, strict=True):
+            assert before["train_loss"] == after["train_loss"]
+            assert before["validation_loss"] != after["validation_loss"]
+
+    def test_without_validation_the_weights_are_the_same(self, base_run):
+        run = fit(validation=None)
+        assert equal(base_run.state_dict, run.state_dict)
+        assert list(run.history[0]) == ["epoch", "learning_rate", "train_loss"]
+
+    @pytest.mark.parametrize("selection", ["last", "best"])
+    def test_test_accuracy_is_that_of_the_validated_network(self, selection):
+        """With averaged weights too, and without influence on the weights."""
+        train = BASE.replace(swa_fraction=0.5, checkpoint_selection=selection)
+        run, without = fit(train, test=VALIDATION), fit(train)
+        assert equal(run.state_dict, without.state_dict)
+        for row, row_without in zip(run.history, without.history, strict=True):
+            assert row["test_accuracy"] == row["validation_accuracy"]
+            assert row_without == {name: value for name, value in row.items() if name != "test_accuracy"}
+
+    def test_test_accuracy_without_validation(self):
+        run = fit(validation=None, test=VALIDATION)
+        assert [row["test_accuracy"] for row in run.history] == [row["validation_accuracy"] for row in fit().history]
+
+
+class TestResuming:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"optimizer": "adamw", "checkpoint_selection": "best"},
+            {"optimizer": "adamw", "checkpoint_selection": "best", "precision": "bf16"},
+            {"optimizer": "muon", "weight_decay": 0.02, "hard_example_fraction": 0.5, "swa_fraction": 0.5},
+        ],
+        ids=["best", "bf16", "muon_hard_examples_swa"],
+    )
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_gives_the_same_result_bit_for_bit(self, changes):
+        train = BASE.replace(epochs=4, schedule="linear", warmup=0.3, **changes)
+        model = CNN.replace(layers=(*CNN.layers, "conv 4 3x3"))
+        whole = fit(train, model, affine=AFFINE)
+        for epoch in (1, 2, 3):
+            resumed = fit(train, model, affine=AFFINE, checkpoint=whole.checkpoints[epoch - 1])
+            assert equal(whole.state_dict, resumed.state_dict)
+            assert whole.history == resumed.history
+            assert len(resumed.checkpoints) == 4 - epoch
+
+    def test_after_the_last_epoch_returns_the_result(self, base_run):
+        resumed = fit(checkpoint=base_run.checkpoints[-1])
+        assert equal(base_run.state_dict, resumed.state_dict) and resumed.checkpoints == []
+
+    def test_an_exception_in_the_callback_stops_the_training(self):
+        def stop(checkpoint):
+            raise KeyboardInterrupt
+
+        options = FitOptions(BASE, Affine(), "cpu", "fp32", progress_bar=False)
+        with pytest.raises(KeyboardInterrupt):
+            training_loop.fit(make_network(CNN), TRAINING, None, options, on_epoch=stop)
+
+
+# For each setting another value, and the settings that it requires.
+CHANGES = {
+    "epochs": (4, {}),
+    "batch_size": (50, {}),
+    "optimizer": ("adamw", {}),
+    "learning_rate": (0.001, {}),
+    "weight_decay": (0.1, {}),
+    "schedule": ("cosine", {}),
+    "warmup": (0.5, {}),
+    "label_smoothing": (0.1, {}),
+    "softmax_before_loss": (True, {}),
+    "precision": ("bf16", {}),
+    "seed": (5, {}),
+    "checkpoint_selection": ("best", {}),
+    "hard_example_fraction": (0.5, {}),
+    "swa_fraction": (0.5, {}),
+    "muon_learning_rate": (0.1, {"optimizer": "muon"}),
+    "momentum": (0.5, {"optimizer": "sgd", "learning_rate": 0.01}),
+    "lr_gamma": (0.5, {"schedule": "exponential"}),
+    "steps": (((2, 0.5),), {"schedule": "steps"}),
+    "ema_decay": (0.5, {"swa_fraction": 0.5}),
+}
+TESTED_ELSEWHERE = {"fit_all", "deterministic", "record"}
+
+
+class TestSettings:
+    @staticmethod
+    @functools.cache
+    def weights(train):
+        model = CNN.replace(layers=(*CNN.layers, "conv 4 3x3"))  # two convolutions, for muon
+        return fit(train, model, validation=WRONG_LABELS).state_dict
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    @pytest.mark.parametrize("name", sorted(set(Train.model_fields) - TESTED_ELSEWHERE))
+    def test_every_setting_has_an_effect(self, name):
+        value, required = CHANGES[name]
+        # With a weight decay of 0, adam and adamw are equal; and the best epoch must not be the last.
+        train = BASE.replace(**{"weight_decay": 0.01, "epochs": 5, "learning_rate": 0.01, **required})
+        assert getattr(train, name) != value
+        assert not equal(self.weights(train), self.weights(train.replace(**{name: value})))
+
+    def test_the_same_seed_gives_the_same_weights(self, base_run):
+        assert equal(base_run.state_dict, fit().state_dict)
+
+    @pytest.mark.parametrize(
+        ("settings", "points"),
+        [  # (fraction of steps done, epoch): factor
+            ({}, {(0.7, 3): 1}),
+            (
+                {"schedule": "linear", "warmup": 0.25},
+                {(0, 1): 0, (0.125, 1): 0.5, (0.25, 1): 1, (0.625, 1): 0.5, (1, 1): 0},
+            ),
+            ({"schedule": "cosine"}, {(0, 1): 1, (0.5, 1): 0.5, (1, 1): 0}),
+            ({"schedule": "exponential", "lr_gamma": 0.5}, {(0.3, 1): 1, (0.3, 2): 0.5, (0.3, 4): 0.125}),
+            (
+                {"schedule": "steps", "steps": ((2, 10.0), (7, 0.1))},
+                {(0.3, 1): 1, (0.3, 2): 10, (0.3, 6): 10, (0.3, 7): 1, (0.3, 9): 1},
+            ),
+        ],
+    )
+    def test_learning_rate_schedules(self, settings, points):
+        train = BASE.replace(**settings)
+        factors = {
+            point: training_loop.learning_rate_factor(train, *map(float, point[:1]), point[1]) for point in points
+        }
+        assert factors == pytest.approx(points)
+
+    def test_deterministic_algorithms_are_requested(self, monkeypatch):
+        """`fit` calls the function on CUDA only; results on a CPU are reproducible anyway."""
+        calls = []
+        monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        training_loop.use_deterministic_algorithms()
+        assert calls == [True] and training_loop.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+
+    def test_precision(self, monkeypatch):
+        assert training_loop.choose_precision(Train(precision="bf16"), "mps") == "bf16"
+        assert training_loop.choose_precision(Train(precision="auto"), "mps") == "fp32"
+        for supported, precision in ((True, "bf16"), (False, "fp32")):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+            assert training_loop.choose_precision(Train(precision="auto"), "cpu") == precision
+
+
+class TestBatches:
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_the_last_batch_takes_the_remaining_rows(self, monkeypatch):
+        sizes = []
+        monkeypatch.setattr(training_loop, "random_affine", lambda images, affine: sizes.append(len(images)) or images)
+        fit(BASE.replace(epochs=2))
+        assert sizes == [64, 64, 22] * 2
+
+    @pytest.mark.parametrize("n_rows", [1, 2, 59, 60, 61, 100, 101, 120])
+    @pytest.mark.parametrize("batch_size", [1, 20, 59, 60, 100, 200])
+    def test_batches_use_every_row_once_and_have_no_rest_of_one_row(self, n_rows, batch_size):
+        sizes = training_loop.split_into_batches(n_rows, batch_size)
+        assert sum(sizes) == n_rows and set(sizes[:-1]) <= {batch_size}
+        assert sizes[-1] > 1 or batch_size == 1 or n_rows == 1
+
+    @pytest.mark.parametrize(
+        ("train", "n_rows"),
+        [(BASE.replace(batch_size=149), 150), (BASE.replace(swa_fraction=0.5), 129)],
+        ids=["training", "estimate for averaged weights"],
+    )
+    def test_batch_norm_with_a_remaining_row(self, train, n_rows):
+        """Batch norm of a dense layer cannot be computed for a single row."""
+        model = CNN.replace(layers=("conv 4 5x5", "batch_norm", "global_pool", "dense 8", "batch_norm"), dropout=0.5)
+        run = fit(train, model, LabelledImages(TRAINING.images[:n_rows], TRAINING.labels[:n_rows]))
+        assert len(run.history) == 3 and all(tensor.isfinite().all() for tensor in run.state_dict.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, r"smaller train\.learning_rate"), ({"epochs": 1, "batch_size": 1000}, "validation_loss")],
+)
+def test_a_loss_that_is_not_finite_raises_an_error(changes, message):
+    model = Model(name="layers", layers=("conv 4 5x5", "relu", "dense 20", "relu", "dense 20", "relu"))
+    with pytest.raises(FloatingPointError, match=message):
+        fit(BASE.replace(learning_rate=1e30, **changes), model)
+
+
+class TestHardExamples:
+    TRAIN = BASE.replace(hard_example_fraction=0.4, epochs=5, batch_size=50)
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_rows_with_the_largest_losses_are_used_more_often(self, monkeypatch):
+        """The rows of each epoch are identified by their pixels."""
+        row_by_pixels = {image.numpy().tobytes(): row for row, image in enumerate(TRAINING.images)}
+        assert len(row_by_pixels) == 150
+        rows, losses = [], []
+        select_rows = training_loop.select_rows
+
+        def record_losses(row_losses, n_rows):
+            losses.append(row_losses.clone())
+            return select_rows(row_losses, n_rows)
+
+        def record_rows(batch, affine):
+            pixels = (batch * 255).round().to(torch.uint8)
+            rows.extend(row_by_pixels[image.numpy().tobytes()] for image in pixels[:, 0])
+            return batch
+
+        monkeypatch.setattr(training_loop, "select_rows", record_losses)
+        monkeypatch.setattr(training_loop, "random_affine", record_rows)
+        fit(self.TRAIN)
+        epochs = [rows[start:end] for start, end in ((0, 150), (150, 300), (300, 360), (360, 420), (420, 480))]
+        assert len(rows) == 480
+        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(150))
+        for used, before in zip(epochs[2:], losses[2:], strict=True):
+            assert len(set(used)) == 60
+            hardest = before.argsort(descending=True)[: round(60 * training_loop.HARD_SHARE)].tolist()
+            assert set(hardest) <= set(used)
+            assert used[:30] != hardest  # shuffled
+        assert set(epochs[2]) != set(epochs[3])
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_losses_are_those_of_each_row(self):
+        """With a negligible learning rate, the loss of a row is that of the untrained network."""
+        train = self.TRAIN.replace(learning_rate=1e-12, epochs=3)
+        run = fit(train, CNN_WITHOUT_BATCH_NORM)
+        training_loop.seed_everything(train.seed)
+        network = make_network(CNN_WITHOUT_BATCH_NORM)
+        expected = cross_entropy(network(as_input(TRAINING.images)), TRAINING.labels, reduction="none")
+        assert torch.allclose(run.checkpoints[-1]["row_losses"], expected, atol=1e-4)
+
+    def test_an_epoch_uses_at_least_the_minimum_of_rows(self, monkeypatch):
+        monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 100)
+        n_rows = [training_loop.rows_per_epoch(3, total, self.TRAIN) for total in (50, 150, 250, 1000)]
+        assert n_rows == [50, 100, 100, 400]
+        assert training_loop.rows_per_epoch(training_loop.FULL_EPOCHS, 1000, self.TRAIN) == 1000
+
+
+def assert_statistics_fit_the_weights(state_dict, is_close=True):
+    """Compare batch norm's statistics with mean and variance of the convolution's outputs over all training rows."""
+    network = make_network(CNN)
+    network.load_state_dict(state_dict)
+    convolution, batch_norm = network.layers[0], network.layers[1]
+    with torch.no_grad():
+        outputs = convolution(as_input(TRAINING.images)).transpose(0, 1).flatten(1)
+    if not is_close:
+        assert not torch.allclose(batch_norm.running_var, outputs.var(1), rtol=0.5)
+        return
+    assert torch.allclose(batch_norm.running_mean, outputs.mean(1), atol=1e-4)
+    assert torch.allclose(batch_norm.running_var, outputs.var(1), rtol=1e-3)
+
+
+class TestBatchNormStatistics:
+    def test_are_estimated_again_after_few_steps(self, monkeypatch):
+        """After three steps, the running statistics are mostly the initial ones: a variance of 1."""
+        train = BASE.replace(batch_size=150, learning_rate=0.01)
+        assert_statistics_fit_the_weights(fit(train).state_dict)
+        monkeypatch.setattr(training_loop, "FEW_STEPS", 0)
+        assert_statistics_fit_the_weights(fit(train).state_dict, is_close=False)
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_are_estimated_for_averaged_weights(self):
+        assert_statistics_fit_the_weights(fit(BASE.replace(swa_fraction=0.4, batch_size=150)).state_dict)
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    @pytest.mark.parametrize(("selection", "averaged"), [("last", [0, 0, 1]), ("best", [0, 1, 1])])
+    def test_are_estimated_only_for_weights_that_may_be_kept(self, monkeypatch, selection, averaged):
+        """Averaging begins in the second of three epochs; an estimate takes as many batches as an epoch."""
+        sizes = []
+        monkeypatch.setattr(training_loop, "random_affine", lambda images, affine: sizes.append(len(images)) or images)
+        run = fit(BASE.replace(swa_fraction=0.5, checkpoint_selection=selection))
+        assert [row["averaged_weights"] for row in run.history] == averaged
+        assert sizes == [64, 64, 22] * (3 + sum(averaged))
+
+    def test_are_estimated_from_inputs_in_fp32(self, monkeypatch):
+        """As in training."""
+        is_autocast = []
+
+        def random_affine(batch, affine):
+            is_autocast.append(torch.is_autocast_enabled("cpu"))
+            return batch
+
+        monkeypatch.setattr(training_loop, "random_affine", random_affine)
+        fit(BASE.replace(swa_fraction=0.5, epochs=2, precision="bf16"))
+        assert len(is_autocast) > 2 * 3 and not any(is_autocast)
+
+
+class TestWeightAveraging:
+    def test_is_the_mean_over_the_last_steps(self, monkeypatch):
+        train = BASE.replace(swa_fraction=0.5, epochs=4, optimizer="adamw")  # 3 steps per epoch
+        states, networks = [], []
+        make_optimizers, step = optimizers.make_optimizers, torch.optim.AdamW.step
+
+        def record_network(network, train):
+            networks.append(network)
+            return make_optimizers(network, train)
+
+        def record_state(optimizer):
+            step(optimizer)
+            states.append(copy.deepcopy(networks[0].state_dict()))
+
+        monkeypatch.setattr(training_loop, "make_optimizers", record_network)
+        monkeypatch.setattr(torch.optim.AdamW, "step", record_state)
+        run = fit(train, CNN_WITHOUT_BATCH_NORM)
+        assert len(states) == 12
+        for name, tensor in run.state_dict.items():
+            assert torch.allclose(tensor, torch.stack([state[name] for state in states[6:]]).mean(0), atol=1e-6)
+
+    def test_with_ema_decay_is_an_exponential_moving_average(self):
+        train = BASE.replace(epochs=4, batch_size=150, learning_rate=0.01, swa_fraction=1.0, ema_decay=0.5)
+        run = fit(train, DENSE)
+        weights = [checkpoint["network"]["layers.1.weight"] for checkpoint in run.checkpoints]  # after each step
+        expected = weights[0]
+        for weight in weights[1:]:
+            expected = 0.5 * expected + 0.5 * weight
+        assert torch.allclose(run.state_dict["layers.1.weight"], expected, atol=1e-7)
+        last = fit(train.replace(swa_fraction=0.0, ema_decay=0.0), DENSE).state_dict["layers.1.weight"]
+        assert torch.equal(last, weights[-1]) and not torch.equal(last, expected)
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_current_weights_are_validated_until_the_last_epoch(self):
+        """If the last epoch is kept, the other rows of the history are those of a training without averaging."""
+        averaged, plain = (fit(BASE.replace(swa_fraction=fraction)).history for fraction in (0.9, 0.0))
+        losses = [[row["validation_loss"] for row in history] for history in (averaged, plain)]
+        assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]
+        assert "averaged_weights" not in plain[0]
+
+    def test_history_measures_the_averaged_network(self):
+        run = fit(BASE.replace(swa_fraction=0.9, checkpoint_selection="best"), validation=WRONG_LABELS)
+        network = make_network(CNN).eval()
+        network.load_state_dict(run.state_dict)
+        with torch.no_grad():
+            loss = cross_entropy(network(as_input(WRONG_LABELS.images)), WRONG_LABELS.labels).item()
+        assert loss == pytest.approx(min(row["validation_loss"] for row in run.history), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", config.recipe_names())
+def test_every_recipe_trains_for_an_epoch(name):
+    recipe = config.load_recipe(name, ["train.epochs=1", "train.batch_size=10"])
+    rows = [LabelledImages(TRAINING.images[part], TRAINING.labels[part]) for part in (slice(20), slice(20, 30))]
+    network = make_network(recipe.model, rows[0].images)
+    before = copy.deepcopy(list(network.parameters()))
+    validation = None if recipe.train.fit_all else rows[1]
+    options = FitOptions(recipe.train, recipe.affine, "cpu", "fp32", progress_bar=False)
+    result = training_loop.fit(network, rows[0], validation, options, rows[1])
+    assert len(result.history) == 1 and 0 <= result.history[0]["test_accuracy"] <= 1
+    assert any(not torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))
+    assert result.state_dict.keys() == network.state_dict().keys()

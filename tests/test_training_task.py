@@ -1,0 +1,182 @@
+"""The training of one network in its folder: rows of each fold, checkpoints, and workers on other machines."""
+
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config, store
+from pipeline.errors import StageError
+from pipeline.training_task import (
+    CHECKPOINT,
+    HISTORY,
+    LOG,
+    RECORD,
+    WEIGHTS,
+    TrainingArrays,
+    TrainingTask,
+    history_from_csv,
+    history_to_csv,
+    train_network,
+)
+from tests.conftest import digits_28
+
+IMAGES, LABELS = digits_28(100)
+FOLDS = (np.arange(100) % 2).astype(np.uint8)
+ARRAYS = TrainingArrays(IMAGES, LABELS, folds=FOLDS).by_name()
+SETTINGS = ["train.epochs=3", "train.batch_size=50", "model.name=layers", 'model.layers=["dense 20", "dropout"]']
+RECIPE = config.load_recipe("quick", [*SETTINGS, "train.precision=fp32", "split.folds=2", "affine.rotation=10"])
+
+
+def make_task(folder, started=None, train=RECIPE.train, parent=None):
+    """The task that trains in an existing folder, which is prepared for it unless `started` is None."""
+    if started is not None:
+        folder.mkdir(exist_ok=True)
+        store.write_json(folder / store.STARTED, started)
+    return TrainingTask(
+        model=RECIPE.model,
+        train=train,
+        affine=RECIPE.affine,
+        fold=1,
+        threads=1,
+        device="cpu",
+        staging_dir=str(folder),
+        lock_dir=str(folder.parent),
+        started=started or {"stage": "network"},
+        parent=parent or os.getpid(),
+        array_names=tuple(ARRAYS),
+    )
+
+
+def train(task, **options):
+    return train_network(task, *ARRAYS.values(), **options)
+
+
+def stop_after(epoch):
+    """A callback that stops the training like Ctrl-C."""
+
+    def on_epoch(task, history):
+        if history[-1]["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The outcome of an undisturbed training."""
+    return train(make_task(tmp_path_factory.mktemp("expected") / "network.partial", {}))
+
+
+def assert_equal(outcome, expected):
+    assert {WEIGHTS, HISTORY, LOG} <= outcome.files.keys()
+    for name in (WEIGHTS, HISTORY):
+        assert outcome.files[name] == expected.files[name]
+    assert outcome.history == expected.history and outcome.numbers == expected.numbers
+
+
+def test_the_rows_of_a_fold_are_held_out_of_all_variants():
+    """Offline augmentation: variants follow each other, and the rows that are held out are validated unchanged."""
+    variants = [IMAGES, 255 - IMAGES, IMAGES // 2]
+    arrays = TrainingArrays(np.concatenate(variants), np.tile(LABELS, 3), folds=FOLDS, test_images=IMAGES[:3])
+    part = arrays.split(1)
+    even = slice(0, None, 2)
+    assert np.array_equal(part.images, np.concatenate([variant[even] for variant in variants]))
+    assert np.array_equal(part.labels, np.tile(LABELS[even], 3))
+    assert np.array_equal(part.validation_images, IMAGES[1::2])
+    assert np.array_equal(part.validation_labels, LABELS[1::2])
+    assert part.test_images is arrays.test_images
+    whole = TrainingArrays(IMAGES, LABELS)
+    assert whole.split(None) is whole
+
+
+@pytest.mark.parametrize("save_interval", [0, 1000])
+def test_a_training_that_is_stopped_continues(tmp_path, expected, monkeypatch, save_interval):
+    """Also if the last epoch was too short to be saved at once."""
+    monkeypatch.setattr("pipeline.training_task.SAVE_INTERVAL", save_interval)
+    task = make_task(tmp_path / "network.partial", {"stage": "network"})
+    with pytest.raises(KeyboardInterrupt):
+        train(task, on_epoch=stop_after(2))
+    messages = []
+    outcome = train(task, log=messages.append)
+    assert messages[0] == "continuing after epoch 2" and len(messages) == 2
+    assert_equal(outcome, expected)
+    log = outcome.files[LOG].decode()
+    assert [log.count(f"epoch {number},") for number in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_a_checkpoint_of_other_settings_or_inputs_is_not_used(tmp_path, expected):
+    """A worker that was given up may leave one at the last moment."""
+    folder = tmp_path / "network.partial"
+    with pytest.raises(KeyboardInterrupt):
+        train(make_task(folder, {"inputs": "others"}), on_epoch=stop_after(2))
+    (folder / LOG).unlink()
+    outcome = train(make_task(folder, {"inputs": "these"}))
+    assert_equal(outcome, expected)
+    assert "continuing" not in outcome.files[LOG].decode()
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"\0" * 40, b""])
+def test_a_damaged_checkpoint_is_an_error_that_names_the_file(tmp_path, content):
+    task = make_task(tmp_path / "network.partial", {"stage": "network"})
+    (tmp_path / "network.partial" / CHECKPOINT).write_bytes(content)
+    with pytest.raises(StageError, match=r"network\.partial/checkpoint\.pt: the checkpoint cannot be read .*delete it"):
+        train(task)
+
+
+def test_a_worker_that_does_not_share_the_disk_gives_the_same(tmp_path, expected):
+    """It finds nothing at the path of the folder, and creates nothing there."""
+    task = make_task(tmp_path / "not" / "here")
+    outcome = train(pickle.loads(pickle.dumps(task)))
+    assert_equal(pickle.loads(pickle.dumps(outcome)), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_whose_parent_has_ended_stops_and_continues_later(tmp_path, expected, monkeypatch):
+    folder = tmp_path / "network.partial"
+    task = make_task(folder, {"stage": "network"}, parent=2**22 + 1)
+    monkeypatch.setattr("pipeline.pool._end_with_parent", lambda parent: None)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit):
+        train(task)
+    outcome = train(make_task(folder, {"stage": "network"}))
+    assert "continuing after epoch 1" in outcome.files[LOG].decode()
+    assert_equal(outcome, expected)
+
+
+def test_a_training_that_diverges_returns_the_reason(tmp_path):
+    settings = RECIPE.train.replace(optimizer="sgd", learning_rate=1e30, momentum=0.0)
+    outcome = train(make_task(tmp_path / "network.partial", {}, settings))
+    assert "smaller train.learning_rate" in outcome.error and not outcome.files
+
+
+def test_observations_do_not_change_the_weights(tmp_path, expected):
+    arrays = ARRAYS | {"test_images": IMAGES[:10], "test_labels": LABELS[:10]}
+    task = make_task(tmp_path / "network.partial", {}, RECIPE.train.replace(record=True))
+    task = TrainingTask(**{**vars(task), "array_names": tuple(arrays)})
+    outcome = train_network(task, *arrays.values())
+    assert outcome.files[WEIGHTS] == expected.files[WEIGHTS]
+    assert RECORD in outcome.files and RECORD not in expected.files
+    assert all(0 <= row["test_accuracy"] <= 1 for row in outcome.history)
+
+
+def test_the_number_of_threads_is_restored(tmp_path):
+    n_threads = torch.get_num_threads()
+    task = make_task(tmp_path / "network.partial", {})
+    task = TrainingTask(**{**vars(task), "threads": n_threads + 1})
+
+    def stop(task, history):
+        raise KeyboardInterrupt(torch.get_num_threads())
+
+    with pytest.raises(KeyboardInterrupt, match=str(n_threads + 1)):
+        train(task, on_epoch=stop)
+    assert torch.get_num_threads() == n_threads
+
+
+def test_a_history_is_the_same_after_it_was_written():
+    history = [{"epoch": 1, "train_loss": 0.1 + 0.2, "validation_accuracy": 1 / 3}, {"epoch": 2, "train_loss": 1e-30}]
+    history[1]["validation_accuracy"] = 1.0
+    assert history_from_csv(history_to_csv(history)) == history
