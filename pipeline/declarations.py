@@ -82,7 +82,7 @@ class StageInputs:
     """What a stage gets for one recipe."""
 
     recipe: Recipe
-    settings: Recipe  # with the sections that the stage declares, and no others
+    settings: Recipe  # only with the sections that the stage declares
     files: dict[str, Path]  # by "stage/file"
     hashes: dict[str, str]  # SHA-256 of the same files
     manifests: dict[str, Manifest]  # of the stages that the inputs are from

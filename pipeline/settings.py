@@ -92,7 +92,7 @@ class Ensemble(Section):
     models: TupleOf[ModelName] = ()
     # Empty means `model.view` alone.
     views: TupleOf[ViewName] = ()
-    # Number of consecutive seeds, the first of which is `train.seed`.
+    # Number of consecutive seeds, starting with `train.seed`.
     seeds: int = Field(default=1, ge=1, le=10**6)
     # CPU threads per network. 0 means automatic: all cores for a recipe of one network, 1 thread for each of several
     # networks that are trained side by side. Weights trained on a CPU depend on the number of threads.

@@ -34,7 +34,7 @@ class Outcome:
     err: str
     points: list[str]  # "before write checkpoint.pt", ... in order
     seconds: float  # of the whole run; after the signal, if it got one
-    memory: int  # maximum in KB, of which a few hundred thousand are the server's
+    memory: int  # maximum in KB, including a few hundred thousand of the server
 
 
 class Runs:

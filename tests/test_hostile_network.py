@@ -40,7 +40,7 @@ def require_no_key(run, workspace, *secrets):
 
 
 def require_one_line(run, workspace):
-    """One line of error after the traceback of --debug, and no result."""
+    """One line of error after the traceback of --debug; no result is written."""
     assert run.code in (1, 2), run.out
     last = run.err.splitlines()[-1]
     assert last.startswith("error: ") and len(last) < 500

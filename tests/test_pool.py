@@ -62,7 +62,7 @@ def trained(workspace):
 
 
 def in_training(workspace):
-    """The networks in the first half of their training, with two finished epochs, the first of which is saved."""
+    """The networks in the first half of their training, after two epochs, so that a checkpoint is saved."""
     names = []
     for path in workspace.glob("data/networks/*.partial/log.txt"):
         with contextlib.suppress(FileNotFoundError):  # it was published meanwhile

@@ -198,7 +198,7 @@ def _raise_first_error(file: TableFile, kind: str, text: bytes, n_rows_before: i
         cells = line.split(b",")
         cut = len(cells) < len(names)
         if cut and not cells[-1]:
-            cells.pop()  # the error is the number of values, and not the blank one at the cut
+            cells.pop()  # report the number of values instead of the blank cell at the cut
         for name, cell in zip(names, cells, strict=False):
             limit = 9 if name == "label" else 255
             if not re.fullmatch(rb"[0-9]{1,3}", cell) or int(cell) > limit:

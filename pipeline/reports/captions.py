@@ -4,7 +4,7 @@ DATA = {
     "samples.png": "The first training images of each digit.",
     "counts.png": "The number of rows of each digit.",
     "means.png": "Mean and standard deviation of each digit's pixels: where its images agree and where they do not.",
-    "greys.png": "Histograms of each digit's gray levels, most of which are 0, and the mean amount of ink per digit.",
+    "greys.png": "Histograms of each digit's gray levels (most pixels are 0), and the mean amount of ink per digit.",
     "variance.png": "The fraction of the pixels' variance that the principal components explain.",
     "components.png": "The first 16 principal components as images.",
     "pca_2d.png": "The rows along the first two principal components.",

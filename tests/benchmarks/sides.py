@@ -94,7 +94,7 @@ def memory_published(task):
 
 
 def memory_ours(task):
-    """The same: the stages up to training, and the arrays that training loads, of which every page is read."""
+    """The same: the stages up to training, and every page of the arrays that training loads."""
     import numpy as np
     import torch
 

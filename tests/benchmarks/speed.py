@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.speed [--device cuda] [--quick]` measures both sides in turn on the same data, each in a
 process of its own, which reports its time (without imports) and its peak memory. A ratio is the median over pairs of
-measurements: published by ours, or ours by published for figures of which more is better. The data are the
+measurements: published by ours, or ours by published for figures where higher is better. The data are the
 competition's zip file at DIGIT_RECOGNIZER_ZIP or in data/raw, or else random images of the same size.
 """
 
