@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipeline import cleanup, config, networks, pool, store, summary
+from pipeline import cleanup, config, devices, networks, pool, store, summary
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import State
 from pipeline.errors import PipelineError, StageError
@@ -221,7 +221,7 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     stages = [requested] if requested else [stage for stage in STAGES.values() if not stage.on_demand]
     _check_options(options, workflow)
     if options.stage in DEVICE_STAGES:
-        workflow.device = pool.choose_device(options.device)
+        workflow.device = devices.choose_device(options.device)
     with _running(options) as attach:
         attach(workflow)
         if argument or options.stage != "download":
@@ -230,6 +230,8 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
                 workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
             )
             workflow.say(f"recipe {workflow.name}: {about}{hint}")
+        if options.stage in DEVICE_STAGES:
+            workflow.say(devices.describe_choice(workflow.device, options.device))
         workflow.restore()
         start = time.time()
         for stage in stages:
@@ -279,11 +281,12 @@ def compare(options: argparse.Namespace) -> None:
     assignments += ["compare.ensemble=true"] * options.ensemble
     argument = ",".join(config.split_argument(options.recipe))
     recipes = comparison.load_recipes(argument, assignments)
-    device = pool.choose_device(options.device)
+    device = devices.choose_device(options.device)
     comparison.check_networks(recipes)
     with _running(options) as attach:
         first = attach(_workflow(options, recipes[0].file or recipes[0].name))
         first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
+        first.say(devices.describe_choice(device, options.device))
         first.restore()
         first.ensure_fresh(STAGES["download"])
         # Not before: whether the recipes train on all rows depends on the data.
@@ -337,7 +340,7 @@ def _default_recipe(options: argparse.Namespace) -> str:
     """The recipe if --recipe is missing: it depends on the device that the run will use."""
     if options.stage in (None, "download"):  # choosing the device would import PyTorch
         return "quick"
-    return "dropout_cnn" if pool.choose_device(options.device) == "cuda" else "quick"
+    return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"
 
 
 class _Log:

@@ -49,7 +49,7 @@ MAX_VALUE_CHARACTERS = 80  # of a name or a value in an error message
 MAX_CHANGE_CHARACTERS = 40  # of a value in `changed_settings`
 
 # Settings that no result depends on: changing one makes nothing stale.
-OBSERVATIONAL = frozenset({"train.record"})
+OBSERVATIONAL = frozenset({"train.record", "ensemble.networks_per_gpu"})
 
 # Sections that the accuracy on other rows depends on, and the settings in them that it does not depend on.
 ACCURACY_SETTINGS = ("augment", "affine", "model", "ensemble", "train", "predict")

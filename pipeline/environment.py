@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline.devices import describe_gpus
+
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
 
 
@@ -20,7 +22,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": _commit(),
-    }
+    } | (describe_gpus() if device == "cuda" else {})
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, store
+from pipeline import config, devices, store
 from pipeline.config import Affine, Model, Recipe, Train
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
@@ -19,7 +19,6 @@ from pipeline.source_code import module_hashes
 from pipeline.store import FORMAT, Manifest
 
 if TYPE_CHECKING:
-    from pipeline.nn.held_out import TrainingRows
     from pipeline.training_task import History, TrainingArrays, TrainingOutcome, TrainingTask
 
 NETWORKS = "data/networks"  # below the workspace
@@ -28,9 +27,11 @@ NETWORKS = "data/networks"  # below the workspace
 TRAINING_CODE = (
     "dataset.affine",
     "dataset.views",
+    "nn.averaging",
     "nn.inference",
     "nn.models.pixels",
     "nn.optimizers",
+    "nn.precision",
     "nn.training_loop",
 )
 MODEL_CODE = {
@@ -135,7 +136,7 @@ def training_code(recipe: Recipe) -> tuple[str, ...]:
 
 def inference_code(recipe: Recipe) -> tuple[str, ...]:
     """The modules whose code determines the predictions of a recipe's networks, given their weights."""
-    return ("dataset.views", "nn.inference", "nn.models.pixels", *_model_code(recipe))
+    return ("dataset.views", "nn.inference", "nn.models.pixels", "nn.precision", *_model_code(recipe))
 
 
 def _model_code(recipe: Recipe) -> tuple[str, ...]:
@@ -146,7 +147,7 @@ def _model_code(recipe: Recipe) -> tuple[str, ...]:
 def make_pool(context: StageContext) -> Pool:
     """The pool that the command line selects."""
     workflow = context.workflow
-    return Pool(workflow.engine, workflow.device, workflow.requested_device, workflow.workspace / "data")
+    return Pool(workflow.engine, workflow.device, workflow.requested_device)
 
 
 def network_specs(
@@ -181,38 +182,6 @@ def network_specs(
         )
         for model, seed, fold in planned
     ]
-
-
-def load_arrays(recipe: Recipe, inputs: StageInputs) -> TrainingArrays:
-    """The training arrays of a recipe, mapped from the outputs of prepare and augment where possible."""
-    import numpy as np
-
-    from pipeline.training_task import TrainingArrays
-
-    files = inputs.files
-    arrays = TrainingArrays(np.load(files["augment/images.npy"], mmap_mode="c"), np.load(files["augment/labels.npy"]))
-    if recipe.train.fit_all:
-        return arrays
-    if recipe.split.folds:
-        return replace(arrays, folds=np.load(files["prepare/folds.npy"]))
-    rows = np.load(files["prepare/validation_rows.npy"])
-    images = np.load(files["prepare/train_images.npy"], mmap_mode="r")[rows]
-    return replace(arrays, validation_images=images, validation_labels=np.load(files["prepare/train_labels.npy"])[rows])
-
-
-def load_training_rows(part: StageInputs) -> TrainingRows:
-    """The rows of train.csv and which of them a recipe holds out, from the outputs of prepare."""
-    import numpy as np
-
-    from pipeline.nn.held_out import TrainingRows
-
-    files = part.files
-    return TrainingRows(
-        np.load(files["prepare/train_images.npy"], mmap_mode="r"),
-        np.load(files["prepare/train_labels.npy"]),
-        np.load(files["prepare/validation_rows.npy"]),
-        np.load(files["prepare/folds.npy"]) if "prepare/folds.npy" in files else None,
-    )
 
 
 def ensure(
@@ -251,12 +220,17 @@ def ensure(
         return networks
     store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
     tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
-    arguments = [_task_arguments(context, pool, folder, request) for folder, request in missing.items()]
+    arguments = [
+        _task_arguments(context, pool.place(number), folder, request)
+        for number, (folder, request) in enumerate(missing.items())
+    ]
     threads = max(request.spec.threads for request in missing.values()) or 1
     single = len(arguments) == 1
+    per_gpu = 1 if single else _networks_per_gpu(context, pool, missing.values())
+    n_workers = pool.n_workers(threads, per_gpu)
     in_process = functools.partial(train_network, on_epoch=on_epoch, log=_log_to(context, single), progress_bar=single)
     errors: dict[Path, str] = {}
-    for number, outcome in enumerate(pool.run(train_network, arguments, threads, in_process), 1):
+    for number, outcome in enumerate(pool.run(train_network, arguments, n_workers, in_process), 1):
         folder, request = tasks[outcome.staging_dir]
         if outcome.error and not keep_going:
             raise StageError(f"{request}: {outcome.error}")
@@ -326,7 +300,24 @@ def _disk_space(requests: Iterable[Request]) -> int:
     return 2 * sum(sizes) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
 
 
-def _task_arguments(context: StageContext, pool: Pool, folder: Path, request: Request) -> tuple[Any, ...]:
+def _networks_per_gpu(context: StageContext, pool: Pool, requests: Iterable[Request]) -> int:
+    """How many networks to train on each GPU at the same time: the setting, or what fits; recorded in context.json."""
+    from pipeline.training_task import measure_footprint
+
+    if pool.device != "cuda" or pool.engine != "local":
+        return 1
+    n_networks = min(recipe.ensemble.networks_per_gpu for recipe in context.workflow.recipes)
+    if not n_networks:
+        distinct = {(request.spec.model, request.spec.train.replace(seed=0)): request for request in requests}
+        footprints = [
+            measure_footprint(request.spec.model, request.spec.train, request.arrays) for request in distinct.values()
+        ]
+        n_networks = devices.networks_per_gpu(max(footprints))
+    context.environment["networks_per_gpu"] = n_networks
+    return n_networks
+
+
+def _task_arguments(context: StageContext, device: str, folder: Path, request: Request) -> tuple[Any, ...]:
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
     from pipeline.training_task import TrainingTask
 
@@ -343,9 +334,8 @@ def _task_arguments(context: StageContext, pool: Pool, folder: Path, request: Re
         affine=spec.affine,
         fold=spec.fold,
         threads=spec.threads or 1,
-        device=pool.worker_device(),
+        device=device,
         staging_dir=str(staging),
-        lock_dir=str(pool.lock_dir),
         started=_read_started(folder),
         parent=os.getpid(),
         array_names=tuple(arrays),

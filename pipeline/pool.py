@@ -13,11 +13,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import filelock
-
+from pipeline.devices import choose_device, usable_gpus
 from pipeline.errors import StageError
 
 IDLE_TIMEOUT = 5  # seconds after which a process without work ends
@@ -28,22 +26,6 @@ _training = threading.Lock()
 
 class ParentGone(RuntimeError):
     """The process that started this training no longer waits for it."""
-
-
-def has_device(device: str) -> bool:
-    """Whether PyTorch can use a device of this kind on this machine."""
-    import torch  # not at the top: --status, --list and --help must start quickly
-
-    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
-
-
-def choose_device(requested: str) -> str:
-    """The device to compute on. Raises StageError if this machine does not have the requested device."""
-    if requested == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if has_device(device))
-    if not has_device(requested):
-        raise StageError(f"--device {requested}: PyTorch finds no such device here; omit --device or use --device cpu")
-    return requested
 
 
 def check_engine(engine: str) -> None:
@@ -58,28 +40,41 @@ class Pool:
 
     engine: "local" or "dask=tcp://HOST:PORT".
     device: the device of this machine; on a Dask cluster each worker chooses by `requested_device`.
-    lock_dir: where local processes lock the GPUs that they use.
     """
 
     engine: str
     device: str
     requested_device: str
-    lock_dir: Path
 
     def worker_device(self) -> str:
-        """The value of `device` for `worker`: this machine's, or the requested one for Dask workers."""
+        """The kind of device that trains: this machine's, or the requested one for Dask workers."""
         return self.device if self.engine == "local" else self.requested_device
+
+    def place(self, number: int) -> str:
+        """The value of `device` for the `worker` with this number: the GPUs of this machine in turn."""
+        if self.engine == "local" and self.device == "cuda":
+            gpus = usable_gpus()
+            return f"cuda:{gpus[number % len(gpus)]}"
+        return self.worker_device()
+
+    def n_workers(self, threads: int, per_gpu: int) -> int:
+        """The number of local processes that train at the same time. threads: CPU threads of each, on a CPU."""
+        if self.device == "cpu":
+            import joblib
+
+            return max(1, int(joblib.cpu_count()) // threads)
+        return per_gpu * len(usable_gpus()) if self.device == "cuda" else 1
 
     def run(
         self,
         function: Callable[..., Any],
         arguments: Sequence[tuple[Any, ...]],
-        threads: int,
+        n_workers: int,
         in_process: Callable[..., Any],
     ) -> Iterator[Any]:
         """Call `function` with each tuple of arguments, several at a time; yields results in the order of completion.
 
-        threads: CPU threads of each call.
+        n_workers: local processes, at most.
         in_process: replaces `function` if the calls run one after another in this process.
         """
         import joblib
@@ -87,7 +82,7 @@ class Pool:
         if not arguments:
             return
         options: dict[str, Any] = {"backend": "loky", "idle_worker_timeout": IDLE_TIMEOUT}
-        n_workers = min(self._n_local_workers(threads), len(arguments))
+        n_workers = min(n_workers, len(arguments))
         if self.engine != "local":
             self._dask_client()
             # Copies on every worker: if one dies, the others still have all arrays.
@@ -101,15 +96,6 @@ class Pool:
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             parallel = joblib.Parallel(n_workers, return_as="generator_unordered", batch_size=1, mmap_mode="c")
             yield from parallel(joblib.delayed(function)(*items) for items in arguments)
-
-    def _n_local_workers(self, threads: int) -> int:
-        if self.device == "cpu":
-            import joblib
-
-            return max(1, int(joblib.cpu_count()) // threads)
-        import torch
-
-        return int(torch.cuda.device_count()) if self.device == "cuda" else 1
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of one short function call on a machine that trains."""
@@ -138,9 +124,10 @@ class Pool:
 
 
 @contextlib.contextmanager
-def worker(parent: int, device: str, threads: int, lock_dir: Path) -> Iterator[str]:
-    """Prepare the current process for one training; yields the device, "cpu", "cuda" or "mps".
+def worker(parent: int, device: str, threads: int) -> Iterator[str]:
+    """Prepare the current process for one training; yields the kind of device, "cpu", "cuda" or "mps".
 
+    device: of `Pool.place`. A Dask worker has the GPU that whoever started it selected.
     In a child process, the process ends when its parent does.
     """
     import torch
@@ -150,11 +137,13 @@ def worker(parent: int, device: str, threads: int, lock_dir: Path) -> Iterator[s
     threads_before = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_training)
-        device = choose_device(device)
+        if _dask_worker():
+            device = choose_device(device)
+        device, _, number = device.partition(":")
         if device == "cpu":
             torch.set_num_threads(threads)
-        elif device == "cuda" and not _dask_worker():  # a Dask worker's GPU is chosen by whoever starts the worker
-            torch.cuda.set_device(stack.enter_context(free_gpu(lock_dir, torch.cuda.device_count())))
+        elif number:
+            torch.cuda.set_device(int(number))
         try:
             yield device
         except ParentGone:
@@ -164,29 +153,8 @@ def worker(parent: int, device: str, threads: int, lock_dir: Path) -> Iterator[s
         finally:
             torch.set_num_threads(threads_before)
             if device == "cuda":
-                torch.cuda.empty_cache()  # the next training of this process may use another GPU
-
-
-@contextlib.contextmanager
-def free_gpu(lock_dir: Path, count: int) -> Iterator[int]:
-    """Lock one of `count` GPUs that no other process has locked, and yield its number; waits until one is free.
-
-    Locks rather than the number of the process, because joblib replaces processes and renumbers them. The operating
-    system releases the lock of a process that dies.
-    """
-    while True:
-        for number in range(count):
-            lock = filelock.FileLock(lock_dir / f".gpu{number}.lock")
-            try:
-                lock.acquire(blocking=False)
-            except filelock.Timeout:
-                continue
-            try:
-                yield number
-            finally:
-                lock.release()
-            return
-        time.sleep(0.1)
+                with contextlib.suppress(RuntimeError):  # after an error of CUDA, the first one is the one to report
+                    torch.cuda.empty_cache()  # the next training of this process may use another GPU
 
 
 def require_parent(parent: int) -> None:

@@ -97,6 +97,9 @@ class Ensemble(Section):
     # CPU threads per network. 0 means automatic: all cores for a recipe of one network, 1 thread for each of several
     # networks that are trained side by side. Weights trained on a CPU depend on the number of threads.
     threads: int = Field(default=0, ge=0, le=1024)
+    # Networks trained on each GPU at the same time. 0 means automatic: what fits into the free memory, at most 4, and
+    # one per CPU core.
+    networks_per_gpu: int = Field(default=0, ge=0, le=64)
 
 
 class Train(Section):
@@ -135,8 +138,9 @@ class Train(Section):
     softmax_before_loss: bool = False
     # The epoch whose weights are kept: the one with the lowest validation loss, or the last.
     checkpoint_selection: Literal["best", "last"] = "best"
-    # Of convolutions and matrix products; "auto" uses bf16 if the processor has instructions for it.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Of convolutions and matrix products; "auto" selects bf16 if the device has instructions for it, otherwise fp16 on
+    # GPUs with tensor cores (T4, V100), otherwise fp32. With "fp16", the loss is scaled by the batch size.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Equal weights bit for bit on CUDA too, which is slower. On a CPU they always are.
     deterministic: bool = False
     # Record weight histograms and gradient norms after each epoch, for `inspect`. The weights are the same.
@@ -146,6 +150,9 @@ class Train(Section):
 class Predict(Section):
     # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
     shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
+    # Only images whose margin in the first copy is at most this are copied; 1 means all images. The margin is the
+    # difference of the two largest probabilities.
+    shift_margin: float = Field(default=1.0, ge=0, le=1)
 
 
 class Estimate(Section):

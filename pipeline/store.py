@@ -58,7 +58,8 @@ def write(path: str | Path, content: bytes | Iterable[Any], *, append: bool = Fa
     """Write bytes, or an iterable of buffers, to `path` and flush them to the disk.
 
     All files of the pipeline are written here. The content goes to a temporary file, which is then renamed: `path`
-    holds either the old content or the new. With `append`, the content is added at the end of the file instead.
+    holds either the old content or the new. With `append`, for logs, the content is added at the end of the file
+    instead, and not flushed: after a power failure, the last lines may be missing.
     """
     path = Path(path)
     chunks: Iterable[Any] = [content] if isinstance(content, bytes) else content
@@ -70,7 +71,8 @@ def write(path: str | Path, content: bytes | Iterable[Any], *, append: bool = Fa
                     view = memoryview(chunk).cast("B")
                     while view:
                         view = view[file.write(view) :]
-                os.fsync(file.fileno())
+                if not append:
+                    os.fsync(file.fileno())
             if not append:
                 os.replace(target, path)
     except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import json
@@ -20,29 +19,36 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pipeline import store
 from pipeline.config import Affine, Model, Train
 from pipeline.dataset.views import apply_view
+from pipeline.devices import choose_device
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
+from pipeline.nn.inference import BATCH_SIZES, predict_logits
 from pipeline.nn.models import make_network, serialize_network
+from pipeline.nn.precision import choose_precision, describe_settings
 from pipeline.nn.training_loop import (
     Checkpoint,
     FitOptions,
     LabelledImages,
-    choose_precision,
+    Trainer,
     fit,
     seed_everything,
     selected_row,
 )
-from pipeline.pool import choose_device, require_parent, worker
+from pipeline.pool import require_parent, worker
 from pipeline.shapes import UInt8
 
 WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
 CHECKPOINT = "checkpoint.pt"
 DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
-SAVE_INTERVAL = 2.0  # seconds between checkpoints on disk, if epochs are shorter
+# Checkpoints are saved after each epoch, but if epochs are short, no more often than that saving them takes this share
+# of the time; and after so many seconds in any case.
+SAVE_SHARE = 0.01
+MAX_SAVE_INTERVAL = 4.0
 
 History = list[dict[str, float]]
 
@@ -93,9 +99,8 @@ class TrainingTask:
     affine: Affine
     fold: int | None
     threads: int
-    device: str  # "auto" on a Dask cluster: whatever the worker has
+    device: str  # of `Pool.place`; "auto" on a Dask cluster: whatever the worker has
     staging_dir: str  # as the parent sees it
-    lock_dir: str
     started: Mapping[str, Any]  # the content of started.json: a checkpoint with other content is not resumed
     parent: int  # process id
     array_names: tuple[str, ...]  # of `TrainingArrays`
@@ -135,7 +140,7 @@ def train_network(
     data = TrainingArrays(**dict(zip(task.array_names, arrays, strict=True))).split(task.fold)
     staging = Path(task.staging_dir)
     with contextlib.ExitStack() as stack:
-        device = stack.enter_context(worker(task.parent, task.device, task.threads, Path(task.lock_dir)))
+        device = stack.enter_context(worker(task.parent, task.device, task.threads))
         if store.read_json(staging / store.STARTED) == task.started:
             # A process whose parent was killed may still be saving its checkpoint.
             stack.enter_context(filelock.FileLock(staging.with_suffix(".lock")))
@@ -158,9 +163,11 @@ def train_network(
             return _fit(task, data, checkpoints, options, note, after_epoch)
         except FloatingPointError as error:
             return TrainingOutcome(task.staging_dir, error=str(error))
-        except BaseException:  # for example stopped by a signal
-            checkpoints.flush()
-            raise
+        except torch.OutOfMemoryError:
+            raise StageError(
+                "the memory of the GPU is too small: try a smaller train.batch_size, or, for several networks, "
+                "--set ensemble.networks_per_gpu=1"
+            ) from None
 
 
 def _fit(
@@ -187,8 +194,13 @@ def _fit(
         test = on_device(data.test_images, data.test_labels)
 
     def on_epoch(checkpoint: Checkpoint) -> None:
-        checkpoints.update(checkpoint)
-        after_epoch(checkpoint["history"])
+        is_saved = checkpoints.update(checkpoint)
+        try:
+            after_epoch(checkpoint["history"])
+        except BaseException:  # for example the parent has ended
+            if not is_saved:
+                checkpoints.save(checkpoint)
+            raise
 
     result = fit(network, on_device(data.images, data.labels), validation, options, test, checkpoint, on_epoch)
     kept = selected_row(result.history, task.train.checkpoint_selection)
@@ -214,19 +226,39 @@ def _fit(
         "kept_epoch": int(kept["epoch"]),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    return TrainingOutcome(
-        task.staging_dir, files, result.history, numbers, checkpoints.seconds(), describe_environment(options.device)
+    environment = describe_environment(options.device) | describe_settings(
+        options.device, options.precision, task.train.deterministic
     )
+    return TrainingOutcome(task.staging_dir, files, result.history, numbers, checkpoints.seconds(), environment)
+
+
+def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:
+    """Bytes of PyTorch's memory on the current GPU that a training needs, measured in one step and one prediction."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+    def zeros(n_rows: int) -> LabelledImages:
+        images = torch.zeros(n_rows, 28, 28, dtype=torch.uint8, device=device)
+        return LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
+
+    batch = zeros(min(train.batch_size, len(arrays.labels)))
+    network = make_network(model, batch.images.cpu())
+    trainer = Trainer(network, batch, FitOptions(train.replace(epochs=1), Affine(), device, train.precision, False))
+    trainer.train_epoch(tqdm(disable=True))
+    predict_logits(network, zeros(BATCH_SIZES[device]).images, device, train.precision)
+    step = torch.cuda.max_memory_reserved()
+    # The best and the averaged weights; on the device, images twice while the view is applied, and labels as int64.
+    copies = 2 * sum(4 * parameter.numel() for parameter in network.parameters())
+    return step + copies + 2 * sum(array.nbytes for array in arrays.by_name().values()) + 8 * len(arrays.labels)
 
 
 class _Checkpoints:
-    """The checkpoint file of one training, and its history, saved at most every SAVE_INTERVAL seconds."""
+    """The checkpoint file of one training, and its history."""
 
     def __init__(self, folder: Path, started: Mapping[str, Any]) -> None:
         self.folder, self.path = folder, folder / CHECKPOINT
         self.key = hashlib.sha256(json.dumps(started, sort_keys=True).encode()).hexdigest()
-        self.start, self.last_save = time.monotonic(), -math.inf
-        self.unsaved: Checkpoint | None = None
+        self.start, self.last_save, self.save_seconds = time.monotonic(), -math.inf, 0.0
 
     def seconds(self) -> float:
         """Seconds of training so far, including those before an interruption."""
@@ -251,29 +283,23 @@ class _Checkpoints:
         self.start -= checkpoint["seconds"]
         return checkpoint
 
-    def update(self, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint, or keep it in memory until SAVE_INTERVAL has passed."""
-        if time.monotonic() - self.last_save > SAVE_INTERVAL:
-            self._save(checkpoint)
-        else:
-            # The tensors change in the next epoch. The rows of the lists do not, and copying them would take long.
-            self.unsaved = {
-                name: list(value) if name in ("history", "record") else copy.deepcopy(value)
-                for name, value in checkpoint.items()
-            }
+    def update(self, checkpoint: Checkpoint) -> bool:
+        """Save a checkpoint if enough time has passed since the last one; returns whether it was saved."""
+        is_due = time.monotonic() - self.last_save >= min(self.save_seconds / SAVE_SHARE, MAX_SAVE_INTERVAL)
+        if is_due:
+            self.save(checkpoint)
+        return is_due
 
-    def flush(self) -> None:
-        """Save the last checkpoint if it is not saved yet."""
-        if self.unsaved:
-            self._save(self.unsaved)
-
-    def _save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Save a checkpoint."""
+        start = time.monotonic()
         buffer = io.BytesIO()
         torch.save({**checkpoint, "key": self.key, "seconds": self.seconds()}, buffer)
-        content = buffer.getvalue()
+        content = buffer.getbuffer()
         store.write(self.path, [hashlib.sha256(content).digest(), content])
         store.write(self.folder / HISTORY, history_to_csv(checkpoint["history"]))
-        self.last_save, self.unsaved = time.monotonic(), None
+        self.last_save = time.monotonic()
+        self.save_seconds = self.last_save - start
 
 
 def history_to_csv(history: History) -> bytes:

@@ -63,6 +63,12 @@ ENSEMBLE = (
 )
 
 
+def pytest_configure(config):
+    """Hide GPUs from all tests, unless exactly those marked `gpu` are requested (-m gpu); CUDA has not started yet."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass
 class Outcome:
     code: int

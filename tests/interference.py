@@ -238,7 +238,7 @@ def _child(request, out, err, notes):
         from pipeline.stages import evaluate
 
         os.fsync = lambda descriptor: None  # a flush matters only in a power failure
-        training_task.SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
+        training_task.MAX_SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
         evaluate.MAX_IMAGES = 2  # drawing more takes longer than everything else
         actions = {"kill": lambda number: lambda *point: os.kill(os.getpid(), number), "fail": failing, "fill": filling}
         at, action = None, None

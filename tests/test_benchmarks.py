@@ -1,5 +1,6 @@
 """Speed benchmark: the published references compute the same as the pipeline, and the table is complete."""
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -76,6 +77,43 @@ def test_every_part_has_its_sides():
     for part in sides.PARTS:
         assert hasattr(sides, f"{part}_ours")
         assert hasattr(sides, f"{part}_published") == (part not in speed.MAX_SECONDS)
+
+
+class TestParts:
+    def run(self, monkeypatch, tmp_path, device, seconds):
+        """The JSON file after each of two parts, whose measurements take so many seconds of a simulated clock."""
+        clock, saved = [0.0], []
+
+        def measure(benchmark, side, part, timeout=None):
+            if timeout is not None and seconds > timeout:
+                clock[0] += timeout
+                raise subprocess.TimeoutExpired("benchmark", timeout)
+            clock[0] += seconds
+            return {"value": 2.0 if side == "published" else 1.0, "peak": 10}
+
+        monkeypatch.setattr(speed.Benchmark, "measure", measure)
+        monkeypatch.setattr(speed.time, "monotonic", lambda: clock[0])
+        options = argparse.Namespace(device=device, quick=False, part=["read", "train"])
+        benchmark = speed.Benchmark(
+            tmp_path, None, options, lambda results: saved.append(json.loads(json.dumps(results)))
+        )
+        benchmark.speed()
+        return saved
+
+    @pytest.mark.parametrize(
+        ("device", "seconds", "n_pairs"), [("cuda", 1, [5, 3]), ("cuda", 70, [2, 2]), ("cpu", 1000, [5, 3])]
+    )
+    def test_results_are_saved_after_each_part_and_bounded_on_a_gpu(
+        self, monkeypatch, tmp_path, device, seconds, n_pairs
+    ):
+        first, second = self.run(monkeypatch, tmp_path, device, seconds)
+        assert list(first) == ["read"] and list(second) == ["read", "train"] and second["read"] == first["read"]
+        assert [second[part]["pairs"] for part in second] == n_pairs
+
+    def test_a_part_without_a_result_is_named(self, monkeypatch, tmp_path, capsys):
+        _, results = self.run(monkeypatch, tmp_path, "cuda", 200)
+        assert results == {part: {"error": "no pair within 300 s"} for part in ("read", "train")}
+        assert "train        no pair within 300 s" in capsys.readouterr().out
 
 
 def test_random_images_replace_missing_data(tmp_path, monkeypatch, capsys):

@@ -59,7 +59,7 @@ def test_wrong_options_exit_with_2(arguments, capsys):
     ids=lambda options: " ".join(options)[:60],
 )
 def test_a_mistake_is_reported_in_one_line_and_changes_nothing(command, tmp_path, monkeypatch, options):
-    monkeypatch.setattr("pipeline.pool.has_device", lambda device: device == "cpu")
+    monkeypatch.setattr("pipeline.devices.why_unusable", lambda device: "" if device == "cpu" else "no such device")
     run = command("--stage", "all", *options, "--workspace", tmp_path)
     assert run.code == 2
     assert run.err.startswith("error: ") and run.err.count("\n") == 1 and "Traceback" not in run.out + run.err
@@ -102,7 +102,10 @@ def test_the_first_line_names_the_recipe_whose_default_depends_on_the_device(
     """On a machine with a GPU."""
     write_tables(tmp_path / "data/raw", tables)
     assert command("--stage", "download", "--workspace", tmp_path).code == 0
-    monkeypatch.setattr("pipeline.pool.has_device", lambda device: device in ("cpu", "cuda"))
+    monkeypatch.setattr("pipeline.devices.why_unusable", lambda device: "")
+    monkeypatch.setattr("pipeline.devices.usable_gpus", lambda: (0,))
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
+    monkeypatch.setattr("pipeline.workflow.describe_environment", lambda device: {"commit": None, "versions": {}})
     run = command("--stage", "prepare", "--workspace", tmp_path, "--device", device)
     assert run.code == 0 and run.lines()[0].startswith(f"recipe {recipe}: ")
     assert run.lines()[0].endswith("(--recipe chooses another)")

@@ -189,8 +189,8 @@ class TestReuse:
         folder = network_folders(compared)[2]
         weights = (folder / "weights.safetensors").read_bytes()
         (folder / "weights.safetensors").unlink()
-        monkeypatch.setattr(training_task, "SAVE_INTERVAL", 0)
-        save = training_task._Checkpoints._save
+        monkeypatch.setattr(training_task, "MAX_SAVE_INTERVAL", 0)
+        save = training_task._Checkpoints.save
 
         def save_and_stop(checkpoints, checkpoint):
             save(checkpoints, checkpoint)
@@ -198,7 +198,7 @@ class TestReuse:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(training_task._Checkpoints, "_save", save_and_stop)
+            patch.setattr(training_task._Checkpoints, "save", save_and_stop)
             assert run_compare("--seeds", "2", "--ensemble").code == 130
         partial = folder.with_name(f"{folder.name}.partial")
         assert (partial / "checkpoint.pt").exists()

@@ -138,6 +138,7 @@ CHANGED_VALUES = {
     "train.deterministic": "true",
     "train.seed": "7",
     "predict.shifts": "[[1, 1]]",
+    "predict.shift_margin": "0.5",
     "estimate.accuracy": "0.5",
     "estimate.std": "0.5",
     "estimate.seeds": "0",
@@ -150,7 +151,7 @@ CHANGED_VALUES = {
 # Settings of the stages that run on demand, and what only observes a training.
 ON_DEMAND = {"compare": Compare, "explore": Explore, "inspect": Inspect, "published": Published, "submit": Submit}
 TESTED_ELSEWHERE = {f"{name}.{field}" for name, section in ON_DEMAND.items() for field in section.model_fields}
-TESTED_ELSEWHERE |= {"train.record"}
+TESTED_ELSEWHERE |= config.OBSERVATIONAL
 
 
 def setting_names():

@@ -22,9 +22,9 @@ def network():
     return make_network(Model(name="layers", layers=("conv 8 5x5 stride 2", "batch_norm", "relu", "dropout")))
 
 
-def predict(network, images=IMAGES, view="plain", precision="fp32", shifts=((0, 0),)):
+def predict(network, images=IMAGES, view="plain", precision="fp32", **settings):
     loaded = LoadedNetwork(network, {"model": {"view": view}, "precision": precision})
-    return inference.predict_probabilities(loaded, images, Predict(shifts=shifts), "cpu")
+    return inference.predict_probabilities(loaded, images, Predict(**settings), "cpu")
 
 
 def shift_by_pixel(image, right, down):
@@ -36,11 +36,44 @@ def shift_by_pixel(image, right, down):
     return moved
 
 
+def test_only_images_with_a_small_margin_are_shifted(network, monkeypatch):
+    shifts = ((0, 0), (2, -1), (-3, 4))
+    plain, mean = predict(network), predict(network, shifts=shifts)
+    ordered = np.sort(plain, axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    limit = float(np.median(margins))
+    sizes, shift = [], inference._shift
+    monkeypatch.setattr(
+        inference, "_shift", lambda images, *pixels: sizes.append(len(images)) or shift(images, *pixels)
+    )
+    mixed = predict(network, shifts=shifts, shift_margin=limit)
+    assert sizes == [101, 51, 51]
+    assert np.array_equal(mixed[margins > limit], plain[margins > limit])
+    assert mixed[margins <= limit] == pytest.approx(mean[margins <= limit], abs=1e-6)
+    assert np.array_equal(predict(network, shifts=shifts, shift_margin=0.0), plain)
+
+
+def test_folded_batch_norm_gives_the_same_logits(network):
+    for model in (network, make_network(Model(name="medium_cnn")), make_network(Model(name="small_cnn"))):
+        inputs = inference.as_input(IMAGES)
+        with torch.no_grad():
+            for _ in range(3):  # running statistics that are not those of an untrained network
+                model.train()(inputs)
+            expected = model.eval()(inputs)
+        fused = inference.fuse_batch_norm(model)
+        n_layers = [sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in kind.modules()) for kind in (model, fused)]
+        assert n_layers[1] < n_layers[0]
+        with torch.no_grad():
+            assert torch.allclose(fused(inputs), expected, atol=1e-5)
+            assert torch.equal(model(inputs), expected)  # unchanged
+
+
 def test_probabilities_are_the_mean_over_shifted_copies(network):
     shifts = ((0, 0), (2, -1), (-3, 4))
-    network.train()  # inference switches to evaluation mode
+    network.train()  # inference uses a copy in evaluation mode
     probabilities = predict(network, IMAGES[:5], shifts=shifts)
-    assert probabilities.dtype == np.float32 and not network.training
+    assert probabilities.dtype == np.float32 and network.training
+    network.eval()
     for image, row in zip(IMAGES[:5].numpy(), probabilities, strict=True):
         copies = np.stack([shift_by_pixel(image, *shift) for shift in shifts])
         with torch.no_grad():

@@ -5,14 +5,13 @@ import csv
 import json
 import shutil
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from pipeline import config, networks, pool, source_code, store, training_task
+from pipeline import config, networks, source_code, store, training_task
 from pipeline.declarations import StageInputs
 from pipeline.pool import Pool
 from pipeline.training_task import history_to_csv
@@ -31,7 +30,7 @@ HASHES = {
     "prepare/train_labels.npy": "6",
     "prepare/test_images.npy": "7",
 }
-CPU = Pool("local", "cpu", "cpu", Path())
+CPU = Pool("local", "cpu", "cpu")
 
 
 def resolve(recipe, hashes=HASHES, pool=CPU, **options):
@@ -119,8 +118,8 @@ class TestSpecs:
         assert folder_names(["ensemble.threads=1"]) == folder_names(["ensemble.seeds=2"])[:1] != folder_names([])
 
     def test_on_a_gpu_threads_do_not_matter(self, monkeypatch):
-        monkeypatch.setattr(pool, "has_device", lambda device: True)
-        gpu = Pool("local", "cuda", "cuda", Path())
+        monkeypatch.setattr(training_task, "choose_device", lambda device: device)
+        gpu = Pool("local", "cuda", "cuda")
         settings = ["train.precision=fp32"]
         assert resolve(settings, pool=gpu)[0].threads == 0
         threads = [folder_names([*settings, f"ensemble.threads={n}"], pool=gpu) for n in (1, 2)]

@@ -155,7 +155,7 @@ class TestProcesses:
             pool.require_parent(2**22 + 1)
 
     def test_jobs_run_one_after_another_in_this_process_if_there_is_one_worker(self, tmp_path):
-        local = Pool("local", "cpu", "cpu", tmp_path)
+        local = Pool("local", "cpu", "cpu")
         results = local.run(len, [("a",), ("bc",)], 1, lambda text: (text, os.getpid()))
         assert list(results) == [("a", os.getpid()), ("bc", os.getpid())]
 
@@ -163,55 +163,11 @@ class TestProcesses:
     def test_workers_share_the_cores(self, monkeypatch, tmp_path, threads, n_workers):
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "4")
         monkeypatch.setattr("joblib.cpu_count", lambda: 4)
-        assert Pool("local", "cpu", "cpu", tmp_path)._n_local_workers(threads) == n_workers
+        assert Pool("local", "cpu", "cpu").n_workers(threads, 1) == n_workers
 
 
 def is_worker(pid):
     return b"LokyProcess" in Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-LOCK_GPU = """
-import pathlib, sys, time
-from pipeline import pool
-with pool.free_gpu(pathlib.Path(sys.argv[1]), 2) as number:
-    print(number, flush=True)
-    time.sleep(60)
-"""
-
-
-class TestDevices:
-    def test_processes_take_different_gpus_also_after_one_was_killed(self, tmp_path):
-        """Of two GPUs, a new process takes the free one, whichever that is."""
-        processes = []
-
-        def lock_gpu():
-            file = tmp_path / f"process {len(processes)}"
-            arguments = [sys.executable, "-c", LOCK_GPU, tmp_path]
-            processes.append(subprocess.Popen(arguments, stdout=file.open("w"), cwd=ROOT))
-            wait_until(file.read_text)
-            return int(file.read_text())
-
-        def kill(number):
-            processes[number].kill()
-            processes[number].wait()
-
-        try:
-            assert [lock_gpu(), lock_gpu()] == [0, 1]
-            kill(1)
-            assert lock_gpu() == 1
-            kill(0)
-            assert lock_gpu() == 0
-        finally:
-            for number in range(len(processes)):
-                kill(number)
-
-    def test_a_device_that_does_not_exist_is_refused(self, monkeypatch):
-        monkeypatch.setattr(pool, "has_device", lambda device: device == "cpu")
-        assert pool.choose_device("auto") == "cpu"
-        with pytest.raises(StageError, match="--device cuda: PyTorch finds no such device"):
-            pool.choose_device("cuda")
-        monkeypatch.setattr(pool, "has_device", lambda device: device != "cuda")
-        assert pool.choose_device("auto") == "mps"
 
 
 @pytest.fixture
@@ -256,7 +212,7 @@ class TestDask:
         with distributed.LocalCluster(**options, dashboard_address=None) as cluster:
             engine = f"dask={cluster.scheduler_address}"
             with pytest.raises(StageError, match="the cluster has fewer than two worker threads"):
-                next(Pool(engine, "cpu", "cpu", tmp_path).run(len, [("a",), ("b",)], 1, len))
+                next(Pool(engine, "cpu", "cpu").run(len, [("a",), ("b",)], 1, len))
 
 
 class TestEngine:

@@ -12,7 +12,7 @@ MODULES = sorted([ROOT / "run_pipeline.py", *(ROOT / "pipeline").rglob("*.py")])
 by_path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
 # What the modules of each layer may import from the pipeline; every layer may import the first one.
-BASE = {"config", "environment", "errors", "settings", "shapes", "source_code", "store"}
+BASE = {"config", "devices", "environment", "errors", "settings", "shapes", "source_code", "store"}
 LAYERS = {
     "dataset": {"dataset"},
     "nn": {"dataset", "nn"},
@@ -22,8 +22,9 @@ LAYERS = {
     "workflow": {"declarations"},
     "pool": set(),
     "training_task": {"dataset", "nn", "pool"},
+    "arrays": {"nn", "training_task", "declarations"},
     "networks": {"dataset", "nn", "pool", "training_task", "declarations", "workflow"},
-    "stages": {"dataset", "nn", "analysis", "reports", "networks", "pool", "training_task", "declarations", "workflow"},
+    "stages": {"dataset", "nn", "analysis", "reports", "arrays", "networks", "declarations", "workflow"},
     "cleanup": {"networks", "declarations", "workflow"},
     "summary": {"dataset", "declarations", "workflow"},
     "cli": {"cleanup", "networks", "pool", "reports", "stages", "summary", "declarations", "workflow"},

@@ -247,24 +247,6 @@ class TestSettings:
         }
         assert factors == pytest.approx(points)
 
-    def test_deterministic_algorithms_are_requested(self, monkeypatch):
-        """`fit` calls the function on CUDA only; results on a CPU are reproducible anyway."""
-        calls = []
-        monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
-        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-        training_loop.use_deterministic_algorithms()
-        assert calls == [True] and training_loop.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        assert not torch.utils.deterministic.fill_uninitialized_memory
-
-    def test_precision(self, monkeypatch):
-        assert training_loop.choose_precision(Train(precision="bf16"), "mps") == "bf16"
-        assert training_loop.choose_precision(Train(precision="auto"), "mps") == "fp32"
-        for supported, precision in ((True, "bf16"), (False, "fp32")):
-            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
-            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-            assert training_loop.choose_precision(Train(precision="auto"), "cpu") == precision
-
 
 class TestBatches:
     @pytest.mark.usefixtures("as_on_many_rows")

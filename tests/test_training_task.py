@@ -44,7 +44,6 @@ def make_task(folder, started=None, train=RECIPE.train, parent=None):
         threads=1,
         device="cpu",
         staging_dir=str(folder),
-        lock_dir=str(folder.parent),
         started=started or {"stage": "network"},
         parent=parent or os.getpid(),
         array_names=tuple(ARRAYS),
@@ -96,7 +95,7 @@ def test_the_rows_of_a_fold_are_held_out_of_all_variants():
 @pytest.mark.parametrize("save_interval", [0, 1000])
 def test_a_training_that_is_stopped_continues(tmp_path, expected, monkeypatch, save_interval):
     """Also if the last epoch was too short to be saved at once."""
-    monkeypatch.setattr("pipeline.training_task.SAVE_INTERVAL", save_interval)
+    monkeypatch.setattr("pipeline.training_task.MAX_SAVE_INTERVAL", save_interval)
     task = make_task(tmp_path / "network.partial", {"stage": "network"})
     with pytest.raises(KeyboardInterrupt):
         train(task, on_epoch=stop_after(2))

@@ -73,7 +73,7 @@ def layer_outputs(network: nn.Module, image: UInt8[Tensor, "28 28"]) -> list[tup
     for layer in flatten_layers(network):
         values = layer(values)
         if description := describe_layer(layer):
-            outputs.append((description, values[0].float().cpu().numpy()))
+            outputs.append((description, values[0].float().cpu().numpy().copy()))  # a ReLU changes it in place
     return outputs
 
 

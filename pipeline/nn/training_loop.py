@@ -7,8 +7,7 @@ number generators with (seed, epoch), so that their state is not needed.
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,16 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from tqdm import tqdm
 
 from pipeline.config import Affine, Train
 from pipeline.dataset.affine import random_affine
 from pipeline.dataset.memory import keep_freed_memory
-from pipeline.nn.inference import as_input, autocast, predict_logits
+from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
+from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.optimizers import make_optimizers
+from pipeline.nn.precision import autocast, choose_memory_format, library_settings
 from pipeline.nn.recorder import RECORDED_BATCHES, RECORDED_EPOCHS, Recorder
-from pipeline.shapes import Float32, Int64, UInt8
+from pipeline.shapes import Bool, Float32, Int64, UInt8
 
 # Images per forward pass on a CPU, whose activations stay in its cache; gradients are accumulated over the batch.
 # Images/s of dropout_cnn on 2 cores with 32, 64, 128 and 4,096: 1,550, 2,290, 2,010 and 930 in bf16, 1,430, 1,540,
@@ -47,6 +47,9 @@ MIN_EPOCH_ROWS = 8192
 # each epoch).
 FEW_STEPS = 200
 
+# A larger fraction of steps without finite gradients in an epoch stops a training in fp16.
+MAX_SKIPPED_STEPS = 0.1
+
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with all figures
 
 Checkpoint = dict[str, Any]
@@ -66,7 +69,7 @@ class FitOptions:
     train: Train
     affine: Affine
     device: str
-    precision: str  # "fp32" or "bf16"
+    precision: str  # "fp32", "bf16" or "fp16"
     progress_bar: bool = True  # shown if stderr is a terminal
 
 
@@ -101,13 +104,14 @@ def fit(
     """
     if options.device == "cpu":
         keep_freed_memory()
-    if options.train.deterministic and options.device == "cuda":
-        use_deterministic_algorithms()
     trainer = Trainer(network, training, options)
     if checkpoint:
         trainer.load_state_dict(checkpoint)
     disable = None if options.progress_bar else True
-    with tqdm(total=trainer.n_steps, initial=trainer.step, bar_format=BAR_FORMAT, disable=disable) as progress:
+    with (
+        library_settings(options.device, benchmark=True, deterministic=options.train.deterministic),
+        tqdm(total=trainer.n_steps, initial=trainer.step, bar_format=BAR_FORMAT, disable=disable) as progress,
+    ):
         while trainer.epoch < options.train.epochs:
             progress.set_description(f"epoch {trainer.epoch + 1}/{options.train.epochs}")
             row = trainer.train_epoch(progress)
@@ -123,8 +127,9 @@ class Trainer:
     def __init__(self, network: nn.Module, training: LabelledImages, options: FitOptions) -> None:
         train, n_rows = options.train, len(training.images)
         self.options, self.training = options, training
-        self.network: nn.Module = network.to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged: AveragedModel | None = None  # from the first averaged step on
+        self.memory_format = choose_memory_format(options.device, options.precision)
+        self.network: nn.Module = network.to(options.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.averaged: WeightAverage | None = None  # from the first averaged step on
         self.optimizers = make_optimizers(network, train)
         for group in self._parameter_groups():
             group["initial_lr"] = group["lr"]
@@ -151,30 +156,44 @@ class Trainer:
         self.network.train()
         batch_sizes = self.batch_sizes[self.epoch - 1]
         n_rows, record_interval = sum(batch_sizes), max(1, len(batch_sizes) // RECORDED_BATCHES)
-        total_loss = torch.zeros((), device=options.device)
+        total_loss, n_skipped = torch.zeros(2, device=options.device)
         for batch in select_rows(self.row_losses, n_rows).split(batch_sizes):
             factor = learning_rate_factor(train, (self.step + 0.5) / self.n_steps, self.epoch)
             for group in self._parameter_groups():
                 group["lr"] = group["initial_lr"] * factor
             for rows in batch.split(self.micro_batch):
-                inputs = random_affine(as_input(images[rows]), options.affine)
+                inputs = random_affine(as_input(images[rows], self.memory_format), options.affine)
                 with autocast(options.device, options.precision):
                     logits = self.network(inputs)
                 losses = _losses(logits.float(), labels[rows], train, train.label_smoothing)
-                (losses.sum() / len(batch)).backward()
+                loss = losses.sum() if options.precision == "fp16" else losses.sum() / len(batch)
+                loss.backward()
                 self.row_losses[rows] = losses.detach()
                 total_loss += losses.detach().sum()
+            if options.precision == "fp16":
+                n_skipped += unscale_gradients(self.network.parameters(), len(batch))
             if self.recorder and self.step % record_interval == 0:
                 self.recorder.add_gradients()
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if self.step >= (1 - train.swa_fraction) * self.n_steps:
-                self.averaged = self.averaged or self._make_averaged()
-                self.averaged.update_parameters(self.network)
+                if self.averaged:
+                    self.averaged.update(self.network)
+                else:
+                    self.averaged = WeightAverage(self.network, train.ema_decay)
             self.step += 1
             progress.update()
-        return {"epoch": self.epoch, "learning_rate": group["lr"], "train_loss": total_loss.item() / n_rows}
+        sums = torch.stack([total_loss, n_skipped]).tolist()
+        row = {"epoch": self.epoch, "learning_rate": group["lr"], "train_loss": sums[0] / n_rows}
+        if options.precision == "fp16":
+            row["skipped_steps"] = int(sums[1])
+            if sums[1] > MAX_SKIPPED_STEPS * len(batch_sizes):
+                raise FloatingPointError(
+                    f"the gradients of {sums[1]:.0f} of {len(batch_sizes)} steps of epoch {self.epoch} exceed the "
+                    "range of fp16: try --set train.precision=fp32"
+                )
+        return row
 
     def validate_epoch(
         self, row: dict[str, float], validation: LabelledImages | None, test: LabelledImages | None
@@ -186,7 +205,7 @@ class Trainer:
         # The batch-norm statistics of averaged weights require a pass over all rows. If the last epoch is kept, this is
         # done after the last epoch only, and the other epochs validate the current weights.
         if self.averaged and (train.checkpoint_selection == "best" or is_last):
-            network = self.averaged.module
+            network = self.averaged.network
         is_averaged = network is not self.network
         if (is_averaged or self.n_steps < FEW_STEPS) and (validation or test or is_last):
             self._estimate_batch_norm(network)
@@ -210,7 +229,7 @@ class Trainer:
 
     def result(self) -> FitResult:
         """The result after the last epoch."""
-        last = self.averaged.module if self.averaged else self.network
+        last = self.averaged.network if self.averaged else self.network
         return FitResult(self.best_state or last.state_dict(), self.history, self.record)
 
     def state_dict(self) -> Checkpoint:
@@ -233,7 +252,7 @@ class Trainer:
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         self.network.load_state_dict(checkpoint["network"])
         if checkpoint["averaged"]:
-            self.averaged = self._make_averaged()
+            self.averaged = WeightAverage(self.network, self.options.train.ema_decay)
             self.averaged.load_state_dict(checkpoint["averaged"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -247,10 +266,6 @@ class Trainer:
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         return (group for optimizer in self.optimizers for group in optimizer.param_groups)
 
-    def _make_averaged(self) -> AveragedModel:
-        decay = self.options.train.ema_decay
-        return AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay) if decay else None)
-
     def _estimate_batch_norm(self, network: nn.Module) -> None:
         """Estimate the batch-norm statistics of a network's current weights over all training rows."""
         options, images = self.options, self.training.images
@@ -258,32 +273,25 @@ class Trainer:
         def batches() -> Iterator[Float32[Tensor, "n 1 28 28"]]:
             for batch in images.split(split_into_batches(len(images), options.train.batch_size)):
                 with torch.autocast(options.device, enabled=False):  # as in training
-                    inputs = random_affine(as_input(batch), options.affine)
+                    inputs = random_affine(as_input(batch, self.memory_format), options.affine)
                 yield inputs
 
         with autocast(options.device, options.precision):
-            update_bn(batches(), network)
+            estimate_batch_norm(network, batches())
 
 
-def choose_precision(train: Train, device: str) -> str:
-    """The precision of `train.precision`; for "auto", bf16 if the processor has instructions for it, else fp32.
+def unscale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> Bool[Tensor, ""]:
+    """Divide gradients by `scale`; if one is not finite, set all to 0. Returns whether that was so, on the device.
 
-    It depends on nothing but the processor, so that a machine always gives the same weights.
+    In fp16, the loss is the sum over the batch instead of the mean: the gradients of single rows would be too small for
+    its range. This is a static loss scale equal to the batch size.
     """
-    if train.precision != "auto":
-        return train.precision
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device == "cpu" else ()
-    return "bf16" if any(getattr(torch.cpu, check, bool)() for check in checks) else "fp32"
-
-
-def use_deterministic_algorithms() -> None:
-    """Restrict CUDA to algorithms with reproducible results; an operation without one raises RuntimeError."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    # No result depends on it, and it takes time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_div_(gradients, scale)
+    is_skipped = nn.utils.get_total_norm(gradients).isfinite().logical_not()
+    for gradient in gradients:
+        gradient.masked_fill_(is_skipped, 0)
+    return is_skipped
 
 
 def seed_everything(*numbers: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, networks, store
+from pipeline import arrays, config, networks, store
 from pipeline.config import Predict, Published, Recipe
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
@@ -151,10 +151,10 @@ class Measurement:
 
     def arrays(self) -> TrainingArrays:
         """The arrays to train with; with the test rows, if these are measured."""
-        arrays = networks.load_arrays(self.part.settings, self.part)
+        training = arrays.load_arrays(self.part.settings, self.part)
         if not self.on_test_rows:
-            return arrays
-        return replace(arrays, test_images=self.images, test_labels=self.labels)
+            return training
+        return replace(training, test_images=self.images, test_labels=self.labels)
 
     def test_data(self) -> str:
         """A hash of the test rows, if these are measured."""
@@ -178,7 +178,7 @@ class Measurement:
                 predictions = [predict_probabilities(network, tensor, Predict(), device) for network in loaded]
                 probabilities = np.mean(predictions, axis=0)
             else:
-                held_out = predict_held_out(loaded, networks.load_training_rows(self.part), Predict(), device)
+                held_out = predict_held_out(loaded, arrays.load_training_rows(self.part), Predict(), device)
                 probabilities = held_out.probabilities[self.rows]
             self.probabilities.append(probabilities)
             self.correct.append(probabilities.argmax(1) == labels)
@@ -220,11 +220,11 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
     pool = networks.make_pool(context)
     parallel = len(measurements) > 1 or measurements[0].part.settings.compare.seeds > 1
     for measurement in measurements:
-        recipe, arrays, recipe_name = measurement.part.settings, measurement.arrays(), measurement.recipe.name
+        recipe, training, recipe_name = measurement.part.settings, measurement.arrays(), measurement.recipe.name
         for number in range(recipe.compare.seeds):
             for spec in networks.network_specs(recipe, measurement.part, pool, number, parallel):
                 label = f"{recipe_name}, {spec.name}"
-                yield Request(spec, arrays, label=label, test_data=measurement.test_data())
+                yield Request(spec, training, label=label, test_data=measurement.test_data())
 
 
 # The table and the page

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, networks, store
+from pipeline.arrays import load_training_rows
 from pipeline.dataset.kaggle_client import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
 
@@ -26,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reports import training_figures
 
     parts = [_predict(part, context.workflow.device) for part in context.parts]
-    training_rows = networks.load_training_rows(context.parts[0])
+    training_rows = load_training_rows(context.parts[0])
     numbers = _record(context, parts)
     held_out = np.logical_and.reduce([part.n_networks > 0 for part in parts])
     rows = np.flatnonzero(held_out)
@@ -77,7 +78,7 @@ def _predict(part: StageInputs, device: str) -> HeldOutPredictions:
     from pipeline.nn.models import load_networks
 
     loaded = load_networks(part.files["train/weights.safetensors"], device)
-    return predict_held_out(loaded, networks.load_training_rows(part), part.settings.predict, device)
+    return predict_held_out(loaded, load_training_rows(part), part.settings.predict, device)
 
 
 def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:

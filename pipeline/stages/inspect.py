@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pipeline import networks, store
+from pipeline.arrays import load_training_rows
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError
 from pipeline.reports import captions
@@ -23,7 +24,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reports import network_report
 
     files, settings, device = context.files, context.settings, context.workflow.device
-    training_rows = networks.load_training_rows(context.only)
+    training_rows = load_training_rows(context.only)
     if settings.inspect.image > len(training_rows.labels):
         n_rows = f"{len(training_rows.labels):,} rows"
         raise StageError(f"inspect.image is {settings.inspect.image}: train.csv has {n_rows}")

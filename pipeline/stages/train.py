@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import networks, store
+from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
 from pipeline.workflow import Workflow
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from pipeline.reports.event_files import EventWriter
     from pipeline.training_task import History, TrainingTask
 
-# The largest share of the time that drawing the curves after an epoch may take. Drawing takes 0.11 s, so that the
-# curves are drawn after each epoch of 1.1 s or more.
-DRAWING_SHARE = 0.1
+# The largest share of the time that drawing the curves between epochs may take, and about what it takes at first.
+DRAWING_SHARE = 0.01
+DRAWING_SECONDS = 0.11
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     recipe = context.settings
     specs = networks.network_specs(recipe, context.only, networks.make_pool(context))
-    arrays = networks.load_arrays(recipe, context.only)
+    arrays = load_arrays(recipe, context.only)
     requests = [networks.Request(spec, arrays, recipe.train.record) for spec in specs]
     monitor = _Monitor(context, single=len(specs) == 1)
     start = time.monotonic()
@@ -69,7 +70,7 @@ class _Monitor:
 
     def __init__(self, context: StageContext, single: bool) -> None:
         self.context, self.single = context, single
-        self.start, self.drawing_seconds = time.monotonic(), 0.0
+        self.next_drawing = time.monotonic() + DRAWING_SECONDS / DRAWING_SHARE
         self.finished: list[History] = []
         self.writer: EventWriter | None = None
         if context.workflow.tracker == "tensorboard":
@@ -103,11 +104,12 @@ class _Monitor:
         """Draw the curves, if that takes no more than DRAWING_SHARE of the time."""
         from pipeline.reports import training_figures
 
-        now = time.monotonic()
-        if final or self.drawing_seconds <= DRAWING_SHARE * (now - self.start):
+        start = time.monotonic()
+        if final or start >= self.next_drawing:
             selection = self.context.settings.train.checkpoint_selection
             store.write(self.context.output_dir / "curves.png", training_figures.curves(histories, selection))
-            self.drawing_seconds += time.monotonic() - now
+            now = time.monotonic()
+            self.next_drawing = now + (now - start) / DRAWING_SHARE
 
     def _track(self, network: str, history: History) -> None:
         if self.writer:

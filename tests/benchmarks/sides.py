@@ -307,6 +307,7 @@ def _fit(task, recipe, training, validation):
 
     from pipeline.nn import training_loop
     from pipeline.nn.models import make_network
+    from pipeline.nn.precision import choose_precision
 
     def on_device(images, labels):
         tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
@@ -314,7 +315,7 @@ def _fit(task, recipe, training, validation):
 
     training_loop.seed_everything(recipe.train.seed)
     network = make_network(recipe.model, torch.from_numpy(training[0]))
-    precision = training_loop.choose_precision(recipe.train, task["device"])
+    precision = choose_precision(recipe.train, task["device"])
     options = training_loop.FitOptions(recipe.train, recipe.affine, task["device"], precision)
     times = []
 

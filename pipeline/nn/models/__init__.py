@@ -18,6 +18,7 @@ from pipeline.nn.models.medium_cnn import MediumCNN
 from pipeline.nn.models.pixels import Pixels as Pixels
 from pipeline.nn.models.pixels import scale_pixels
 from pipeline.nn.models.small_cnn import SmallCNN
+from pipeline.nn.precision import choose_memory_format, inference_precision
 from pipeline.shapes import UInt8
 
 MODELS: dict[str, Callable[[Model], nn.Module]] = {
@@ -91,7 +92,8 @@ def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
         network.load_state_dict(
             {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         )
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        precision = inference_precision(own_metadata["precision"], device)
+        network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
         loaded.append(LoadedNetwork(network, own_metadata))
     return loaded
 

@@ -69,7 +69,7 @@ def _make_layer(definition: str, dropout: float, values: Float[Tensor, "1 channe
             return Dropout(dropout)
         case "tanh":
             return nn.Tanh()
-    return nn.ReLU()
+    return nn.ReLU(inplace=True)
 
 
 class SqueezeExcite(nn.Module):

@@ -1,0 +1,173 @@
+"""The devices of this machine: which of them compute with this PyTorch, why others do not, and what they are."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from typing import Any
+
+from pipeline.errors import StageError
+
+DRIVER_TIMEOUT = 10  # seconds for nvidia-smi
+# A training process on a GPU needs this much memory beside PyTorch's: the CUDA context and the libraries' kernels.
+CONTEXT_BYTES = 1 << 30
+# Processes on a GPU share its time: each fills the gaps that the others leave while their CPU core prepares kernels.
+MAX_PER_GPU = 4
+
+
+def choose_device(requested: str) -> str:
+    """The device to compute on. Raises StageError if this machine cannot compute on the requested device."""
+    if requested == "auto":
+        requested = next(device for device in ("cuda", "mps", "cpu") if not why_unusable(device))
+    if reason := why_unusable(requested):
+        raise StageError(f"--device {requested}: {reason}; omit --device or use --device cpu")
+    if requested == "cuda":
+        import torch  # not at the top: --status, --list and --help must start quickly
+
+        torch.cuda.set_device(usable_gpus()[0])
+    return requested
+
+
+def describe_choice(device: str, requested: str) -> str:
+    """The chosen device, and if it is the CPU without being requested, why no other is used."""
+    if device == "cpu" and requested == "auto":
+        import torch
+
+        return f"device: cpu ({why_unusable('mps' if torch.backends.mps.is_built() else 'cuda')})"
+    if device == "cuda":
+        return f"device: {', '.join(sorted({str(_describe_gpu(number)['name']) for number in usable_gpus()}))}"
+    return f"device: {device}"
+
+
+@functools.cache
+def why_unusable(device: str) -> str:
+    """Why this machine cannot compute on a kind of device, and what to do about it; "" if it can."""
+    import torch
+
+    if device == "cpu":
+        return ""
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            return "this PyTorch or this machine does not support Apple's GPUs (MPS)"
+        return _why_it_does_not_compute("mps")
+    if not torch.backends.cuda.is_built():
+        return (
+            f"PyTorch {torch.__version__} is built without CUDA; for an NVIDIA GPU, install a CUDA build: "
+            "https://pytorch.org/get-started/locally"
+        )
+    try:
+        torch.cuda.init()
+    except Exception as error:  # PyTorch raises RuntimeError or AssertionError, with these texts
+        return _explain_missing_gpu(str(error))
+    if usable_gpus():
+        return ""
+    return _why_it_does_not_compute("cuda:0")
+
+
+@functools.cache
+def usable_gpus() -> tuple[int, ...]:
+    """The numbers of the CUDA GPUs that compute."""
+    import torch
+
+    return tuple(n for n in range(torch.cuda.device_count()) if not _why_it_does_not_compute(f"cuda:{n}"))
+
+
+def _explain_missing_gpu(message: str) -> str:
+    """What to do about an error of torch.cuda.init()."""
+    import torch
+
+    if "driver on your system is too old" in message:
+        return (
+            f"the NVIDIA driver is too old for PyTorch {torch.__version__}, which needs CUDA {torch.version.cuda}: "
+            "update the driver, or install a PyTorch build for an older CUDA"
+        )
+    if "Found no NVIDIA driver" in message:
+        return "there is no NVIDIA driver; for an NVIDIA GPU, install one"
+    if "No CUDA GPUs are available" in message:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return "no NVIDIA GPU" + (f" is visible: CUDA_VISIBLE_DEVICES is {hidden!r}" if hidden is not None else "")
+    return f"CUDA does not start ({' '.join(message.split())[:200]})"
+
+
+def _why_it_does_not_compute(device: str) -> str:
+    """Why a small convolution fails on a device; "" if it succeeds.
+
+    torch.cuda.is_available() is also true for a GPU that the installed PyTorch has no kernels for.
+    """
+    try:
+        _convolve(device)
+    except Exception as error:  # of many types
+        message = " ".join(str(error).split())
+        if device == "mps":
+            return f"Apple's GPU does not compute ({message[:200]})"
+        return _explain_failed_gpu(int(device.removeprefix("cuda:")), message)
+    return ""
+
+
+def _convolve(device: str) -> None:
+    import torch
+
+    images, weight = torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)
+    if torch.nn.functional.conv2d(images, weight).sum().item() != 6 * 6 * 9:
+        raise RuntimeError("a convolution has a wrong result")
+
+
+def _explain_failed_gpu(number: int, message: str) -> str:
+    import torch
+
+    gpu = _describe_gpu(number)
+    name = f"{gpu['name']} (compute capability {gpu['compute_capability']})"
+    if "no kernel image" in message or "ARCH_MISMATCH" in message:
+        architectures = ", ".join(torch.cuda.get_arch_list())
+        return (
+            f"PyTorch {torch.__version__} has no kernels for {name}, only for {architectures}: install a PyTorch build "
+            "that supports this GPU (older GPUs: a build for CUDA 12.6)"
+        )
+    if "out of memory" in message:
+        return f"{name} has no free memory: other processes use it"
+    return f"{name} does not compute ({message[:200]})"
+
+
+def _describe_gpu(number: int) -> dict[str, Any]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(number)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+    }
+
+
+def describe_gpus() -> dict[str, Any]:
+    """The GPUs that compute, and the versions of driver, CUDA and cuDNN, as JSON can hold them."""
+    import torch
+
+    return {
+        "gpus": [_describe_gpu(number) for number in usable_gpus()],
+        "driver": _driver_version(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+@functools.cache
+def _driver_version() -> str | None:
+    """The version of the NVIDIA driver; None without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=DRIVER_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.split("\n")[0].strip() or None
+
+
+def networks_per_gpu(footprint: int) -> int:
+    """How many trainings that need `footprint` bytes of PyTorch's memory to run on each GPU at the same time."""
+    import torch
+
+    gpus = usable_gpus()
+    free = min(torch.cuda.mem_get_info(number)[0] for number in gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_PER_GPU, cores // len(gpus), int(0.9 * free) // (footprint + CONTEXT_BYTES)))

@@ -1,0 +1,164 @@
+"""Training on a CUDA GPU (`pytest -m gpu`, under 5 minutes): the CPU as the oracle, resuming, several processes."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config, devices, store
+from pipeline.config import Affine, Model
+from pipeline.nn import training_loop
+from pipeline.nn.inference import predict_logits
+from pipeline.nn.models import MODELS, make_network
+from pipeline.nn.precision import choose_precision, library_settings
+from pipeline.nn.training_loop import FitOptions, LabelledImages
+from pipeline.training_task import TrainingArrays, measure_footprint
+from tests.conftest import digits_28
+from tests.test_training_loop import BASE, CNN
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU, or PyTorch is built without CUDA"),
+]
+ROOT = Path(__file__).parent.parent
+IMAGES, LABELS = digits_28(300)
+CONVOLUTIONS = Model(name="layers", layers=(*CNN.layers, "conv 4 3x3"), dropout=0.2)
+
+
+def on_device(device, n_rows=300):
+    labels = torch.from_numpy(LABELS[:n_rows].astype(np.int64))
+    return LabelledImages(torch.from_numpy(IMAGES[:n_rows]).to(device), labels.to(device))
+
+
+def fit(device, train=BASE, model=CONVOLUTIONS, checkpoint=None, n_rows=300):
+    """The result of a training, and its checkpoints."""
+    training_loop.seed_everything(train.seed)
+    options, checkpoints = FitOptions(train, Affine(), device, train.precision, progress_bar=False), []
+    data = on_device(device, n_rows)
+    result = training_loop.fit(
+        make_network(model), data, data, options, checkpoint=checkpoint,
+        on_epoch=lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),
+    )  # fmt: skip
+    return result, checkpoints
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta"])
+def test_one_step_in_fp32_is_that_of_the_cpu(optimizer):
+    """All rows in one batch, without dropout: neither the order of rows nor random masks differ."""
+    train = BASE.replace(epochs=1, batch_size=300, optimizer=optimizer, learning_rate=0.001, swa_fraction=0.5)
+    model = CONVOLUTIONS.replace(dropout=0.0)
+    cpu, gpu = (fit(device, train, model)[0].state_dict for device in ("cpu", "cuda"))
+    training_loop.seed_everything(train.seed)
+    start = make_network(model).state_dict()
+    for name, expected in cpu.items():
+        change = (expected - start[name]).float().abs().mean()
+        # Adam's first step is the sign of the gradient, which rounding changes where the gradient is 0.
+        assert (gpu[name].cpu() - expected).float().abs().mean() <= 0.05 * change + 1e-7, name
+
+
+@pytest.mark.parametrize("used", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_forward_and_backward(name, used):
+    """bf16 is emulated on cards without it, fp16 runs on all."""
+    model = CONVOLUTIONS if name == "layers" else Model(name=name)
+    result, _ = fit("cuda", BASE.replace(epochs=2, precision=used), model)
+    assert all(tensor.isfinite().all() for tensor in result.state_dict.values())
+    assert result.history[-1]["validation_loss"] < 2.5 and not result.history[-1].get("skipped_steps")
+    network = make_network(model)
+    network.load_state_dict(result.state_dict)
+    images = on_device("cpu").images
+    exact = predict_logits(network, images, "cpu", "fp32")
+    with library_settings("cuda"):
+        logits = predict_logits(network.to("cuda"), images.to("cuda"), "cuda", used).cpu()
+    tolerance = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.15}[used]
+    assert (logits - exact).abs().max() < tolerance * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("used", ["fp32", "fp16"])
+def test_a_deterministic_training_continues_with_the_same_weights(used):
+    train = BASE.replace(epochs=4, precision=used, deterministic=True, swa_fraction=0.5, optimizer="muon")
+    whole, checkpoints = fit("cuda", train)
+    again, _ = fit("cuda", train)
+    resumed, _ = fit("cuda", train, checkpoint=checkpoints[1])
+    assert equal(whole.state_dict, again.state_dict) and equal(whole.state_dict, resumed.state_dict)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class ForbidWaits(training_loop.tqdm):
+    """A progress bar that makes PyTorch raise an error at each operation that waits between two steps."""
+
+    def __init__(self, n_steps):
+        super().__init__(disable=True)
+        self.n_steps = n_steps
+
+    def update(self, n=1):
+        self.n_steps -= n
+        torch.cuda.set_sync_debug_mode("error" if self.n_steps else "default")
+
+
+def test_the_loop_does_not_wait_within_an_epoch():
+    train = BASE.replace(epochs=2, batch_size=50, swa_fraction=0.9, optimizer="muon")
+    options = FitOptions(train, Affine(rotation=10), "cuda", "fp16", progress_bar=False)
+    trainer = training_loop.Trainer(make_network(CONVOLUTIONS), on_device("cuda"), options)
+    trainer.train_epoch(training_loop.tqdm(disable=True))
+    progress = ForbidWaits(n_steps=6)
+    try:
+        trainer.train_epoch(progress)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert progress.n_steps == 0
+
+
+def test_the_footprint_of_a_training_is_measured():
+    arrays = TrainingArrays(IMAGES, LABELS)
+    small = measure_footprint(CONVOLUTIONS, BASE, arrays)
+    large = measure_footprint(Model(name="dropout_cnn"), BASE.replace(batch_size=300), arrays)
+    assert 0 < small < large < 16 * 2**30
+    assert devices.networks_per_gpu(small) >= 1
+
+
+def run(workspace, *arguments):
+    command = [sys.executable, "run_pipeline.py", *arguments, "--device", "cuda", "--workspace", str(workspace)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+
+
+def read_context(workspace, recipe):
+    return store.read_json(workspace / f"data/runs/{recipe}/train/context.json")
+
+
+def test_two_processes_on_one_card(tmp_path):
+    settings = ("train.epochs=3", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
+    options = [word for setting in settings for word in ("--set", setting)]
+    outcome = run(tmp_path, "--stage", "train", "--recipe", "quick", *options)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("done in") >= 4 and read_context(tmp_path, "quick")["networks_per_gpu"] == 2
+    assert len(list(tmp_path.glob("data/networks/*/manifest.json"))) == 4
+
+
+def test_two_epochs_of_dropout_cnn(tmp_path):
+    outcome = run(tmp_path, "--stage", "train", "--recipe", "dropout_cnn", "--set", "train.epochs=2")
+    assert outcome.returncode == 0, outcome.stderr
+    context = read_context(tmp_path, "dropout_cnn")
+    assert context["gpus"] and context["cuda"] and context["cudnn"] and context["driver"]
+
+
+def test_a_full_quick_run(tmp_path):
+    """On the sample."""
+    outcome = run(tmp_path, "--stage", "all", "--recipe", "quick")
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"device: {torch.cuda.get_device_name(0)}" in outcome.stdout
+    metrics = store.read_json(tmp_path / "data/runs/quick/evaluate/metrics.json")
+    assert metrics["accuracy"] > 0.97
+
+
+def test_automatic_precision():
+    expected = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    assert choose_precision(config.load_recipe("quick", []).train, "cuda") == expected

