@@ -10,6 +10,9 @@ import torch
 
 from pipeline import config, store
 from pipeline.errors import StageError
+from pipeline.nn import training_loop
+from pipeline.nn.models import make_network
+from pipeline.pool import worker
 from pipeline.training_task import (
     CHECKPOINT,
     HISTORY,
@@ -20,6 +23,7 @@ from pipeline.training_task import (
     TrainingTask,
     history_from_csv,
     history_to_csv,
+    measure_footprint,
     train_network,
 )
 from tests.conftest import digits_28
@@ -179,3 +183,57 @@ def test_a_history_is_the_same_after_it_was_written():
     history = [{"epoch": 1, "train_loss": 0.1 + 0.2, "validation_accuracy": 1 / 3}, {"epoch": 2, "train_loss": 1e-30}]
     history[1]["validation_accuracy"] = 1.0
     assert history_from_csv(history_to_csv(history)) == history
+
+
+class TestErrorsOfTheGpu:
+    def test_the_first_error_is_reported(self, monkeypatch):
+        """After an error of CUDA, every further call raises an error, too."""
+
+        def fail():
+            raise RuntimeError("CUDA error: second")
+
+        monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+        monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+        with pytest.raises(RuntimeError, match="first"), worker(os.getpid(), "cuda:0", 1) as device:
+            assert device == "cuda"
+            raise RuntimeError("CUDA error: first")
+
+    def test_the_last_checkpoint_stays(self, tmp_path, expected, monkeypatch):
+        """The state is not saved after the error, since it would be read from the GPU."""
+        monkeypatch.setattr("pipeline.training_task.MAX_SAVE_INTERVAL", 0)
+        task = make_task(tmp_path / "network.partial", {"stage": "network"})
+        train_epoch = training_loop.Trainer.train_epoch
+
+        def fail_in_the_last_epoch(trainer, progress):
+            if trainer.epoch == 2:
+                trainer.network.load_state_dict = None  # unusable
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return train_epoch(trainer, progress)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training_loop.Trainer, "train_epoch", fail_in_the_last_epoch)
+            with pytest.raises(RuntimeError, match="illegal memory access"):
+                train(task)
+        messages = []
+        assert_equal(train(task, log=messages.append), expected)
+        assert messages[0] == "continuing after epoch 2"
+
+    def test_too_little_memory_is_explained(self, tmp_path, monkeypatch):
+        def fail(*arguments):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+        monkeypatch.setattr("pipeline.training_task.fit", fail)
+        with pytest.raises(StageError, match=r"memory of the GPU is too small: .*networks_per_gpu=1"):
+            train(make_task(tmp_path / "network.partial", {"stage": "network"}))
+
+
+def test_the_memory_of_a_training_is_measured(monkeypatch):
+    """The peak of a step, and the arrays, which are on the GPU twice while they are prepared."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 1000)
+    arrays = TrainingArrays(IMAGES, LABELS)
+    n_weights = sum(parameter.numel() for parameter in make_network(RECIPE.model).parameters())
+    expected = 1000 + 2 * 4 * n_weights + 2 * (100 * 784 + 100) + 8 * 100
+    assert measure_footprint(RECIPE.model, RECIPE.train, arrays, "cpu") == expected and calls == ["reset"]
