@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.training_task import History, TrainingArrays, TrainingOutcome, TrainingTask
 
 NETWORKS = "data/networks"  # below the workspace
+SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar
 
 # The modules whose code determines the weights of every network, and those of each model.
 TRAINING_CODE = (
@@ -344,10 +347,18 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
 
 
 def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
-    """Where the lines of a training in this process go: to the log file; a resumed epoch also to the screen."""
+    """Where the lines of a training in this process go: to the log file.
+
+    Those of a single network go to the screen too, if an interrupted training continues, or, where no progress bar is
+    shown, after each SCREEN_INTERVAL.
+    """
+    last = time.monotonic()
 
     def log(message: str) -> None:
-        if single and message.startswith("continuing"):
+        nonlocal last
+        is_due = not sys.stderr.isatty() and time.monotonic() - last >= SCREEN_INTERVAL
+        if single and (is_due or message.startswith("continuing")):
+            last = time.monotonic()
             context.say(message)
         else:
             context.workflow.log(f"{context.stage.name}: {message}")

@@ -47,7 +47,7 @@ CHECKPOINT = "checkpoint.pt"
 DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
 # Checkpoints are saved after each epoch, but if epochs are short, no more often than that saving them takes this share
 # of the time; and after so many seconds in any case.
-SAVE_SHARE = 0.01
+SAVE_SHARE = 0.008
 MAX_SAVE_INTERVAL = 4.0
 
 History = list[dict[str, float]]

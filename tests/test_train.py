@@ -261,6 +261,12 @@ class TestProgress:
         assert command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished).code == 0
         assert lengths == expected
 
+    @pytest.mark.parametrize(("interval", "n_lines"), [(0, 2), (60, 0)])
+    def test_lines_replace_the_bar_without_a_terminal(self, command, finished, monkeypatch, interval, n_lines):
+        monkeypatch.setattr("pipeline.networks.SCREEN_INTERVAL", interval)
+        run = command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished)
+        assert sum("validation_accuracy 0." in line for line in run.lines()) == n_lines
+
     def test_the_bar_fits_80_columns(self, command, finished, monkeypatch):
         """It shows epoch, losses, accuracy and remaining time."""
         monkeypatch.setattr(sys, "stderr", _Terminal())

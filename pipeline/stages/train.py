@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.training_task import History, TrainingTask
 
 # The largest share of the time that drawing the curves between epochs may take, and about what it takes at first.
-DRAWING_SHARE = 0.01
+DRAWING_SHARE = 0.008
 DRAWING_SECONDS = 0.11
 
 
