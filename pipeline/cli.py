@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipeline import cleanup, config, devices, networks, pool, store, summary
+from pipeline import cleanup, config, devices, kaggle_machine, networks, pool, store, summary
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import State
 from pipeline.errors import PipelineError, StageError
@@ -23,7 +23,8 @@ from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow
 
-HOME = Path(__file__).resolve().parent.parent
+# The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
+HOME = kaggle_machine.working_root() or Path(__file__).resolve().parent.parent
 TRACKERS = ("none", "tensorboard")
 DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect")
 
@@ -44,8 +45,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
         epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
-        "explore, inspect, compare. `all` runs what is missing or stale; a stage that is requested by name always "
-        "runs. `compare` trains several recipes, each with several seeds, and writes a table and pictures.",
+        "explore, inspect, notebook, compare. `all` runs what is missing or stale; a stage that is requested by name "
+        "always runs. `compare` trains several recipes, each with several seeds, and writes a table and pictures.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")
@@ -93,8 +94,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
     if options.ensemble and options.seeds == 1:
         parser.error("--ensemble averages seeds and requires --seeds 2 or more")
-    if options.stage == "submit" and options.recipe and config.recipes_in(options.recipe):
-        parser.error(f"--stage submit --recipe {options.recipe}: send one recipe at a time, or a,b,c for their mean")
+    if options.stage in ("submit", "notebook") and options.recipe and config.recipes_in(options.recipe):
+        parser.error(
+            f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
+        )
     if options.seeds is not None and not 1 <= options.seeds <= 1000:
         parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
     return options
@@ -338,7 +341,7 @@ def _with_options(
 
 def _default_recipe(options: argparse.Namespace) -> str:
     """The recipe if --recipe is missing: it depends on the device that the run will use."""
-    if options.stage in (None, "download"):  # choosing the device would import PyTorch
+    if options.stage in (None, "download", "notebook"):  # choosing the device would import PyTorch
         return "quick"
     return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"
 

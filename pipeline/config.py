@@ -19,7 +19,9 @@ from pipeline.errors import UserError
 # Re-exported: other modules import all settings from here.
 from pipeline.settings import (
     MODELS as MODELS,
+    LAYER,
     SECTIONS as SECTIONS,
+    TITLE,
     VIEWS as VIEWS,
     Affine as Affine,
     Augment as Augment,
@@ -29,6 +31,7 @@ from pipeline.settings import (
     Explore as Explore,
     Inspect as Inspect,
     Model as Model,
+    Notebook as Notebook,
     Predict as Predict,
     Prepare as Prepare,
     Published as Published,
@@ -84,11 +87,17 @@ _EXPECTED = {
     "invalid-json-value": "a table of settings without dates",
     "model_type": "a section",
     "literal_error": "one of {expected}",
-    "string_pattern_mismatch": 'a layer such as "conv 32 3x3", "dense 100" or "relu" (see docs/recipes.md)',
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",
     "less_than_equal": "at most {le}",
     "less_than": "less than {lt}",
+}
+
+_EXPECTED_BY_PATTERN = {
+    LAYER: 'a layer such as "conv 32 3x3", "dense 100" or "relu" (see docs/recipes.md)',
+    TITLE: "letters and digits of ASCII, and single spaces or dashes between them",
 }
 
 
@@ -205,7 +214,10 @@ def _describe(details: ErrorDetails, name: str, value: Any) -> str:
     if details["type"] != "extra_forbidden":
         context = details.get("ctx", {}).items()
         limits = {key: f"{limit:g}" if isinstance(limit, float) else limit for key, limit in context}
-        expected = _EXPECTED.get(details["type"], details["msg"]).format(**limits)
+        expected = _EXPECTED_BY_PATTERN.get(str(limits.get("pattern"))) or _EXPECTED.get(
+            details["type"], details["msg"]
+        )
+        expected = expected.format(**limits)
         return f"{name} is {_shorten(repr(value), MAX_VALUE_CHARACTERS)}, expected {expected}"
     if name in RENAMED:
         return f"{name} is now called {RENAMED[name]}"

@@ -17,6 +17,9 @@ LAYER = (
     r"|global_pool|squeeze_excite [1-9][0-9]?|batch_norm|dropout|relu|tanh)$"
 )
 
+# Kaggle forms the address of a notebook from its title: lower case, with dashes for spaces.
+TITLE = r"^[A-Za-z0-9]+([ -][A-Za-z0-9]+)*$"
+
 S = TypeVar("S", bound="Section")  # typing.Self is not supported by beartype in undecorated classes
 T = TypeVar("T")
 U = TypeVar("U")
@@ -213,6 +216,15 @@ class Submit(Section):
     wait: bool = True
 
 
+class Notebook(Section):
+    # Title of the notebook on Kaggle. A push with the same title adds a version.
+    title: str = Field(default="Digit Recognizer pipeline", min_length=5, max_length=50, pattern=TITLE)
+    # Push the notebook to Kaggle, where it runs.
+    push: bool = False
+    # Wait until it has run, and fetch its results.
+    wait: bool = True
+
+
 class Published(Section):
     """Accuracy that the source of a recipe reports, which `compare` shows next to the measured one; 0 means none."""
 
@@ -247,6 +259,7 @@ class RecipeTable(Section):
     inspect: Inspect = Inspect()
     compare: Compare = Compare()
     submit: Submit = Submit()
+    notebook: Notebook = Notebook()
 
 
 class Recipe(RecipeTable):

@@ -4,6 +4,7 @@ Importing the client already authenticates; it has no time limits, prints to std
 returning normally. Each call therefore runs in a short-lived child process (`kaggle_process.py`) with a time limit.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -105,23 +106,38 @@ def count_submissions_left() -> int:
     return int(_call("count_submissions_left")["left"])
 
 
-def _call(action: str, retry: bool = True, download_folder: Path | None = None, **arguments: str) -> dict[str, Any]:
+def _call(action: str, retry: bool = True, download_folder: Path | None = None, **arguments: Any) -> dict[str, Any]:
     """The child's reply, after a temporary failure that of a second attempt. Raises KaggleError."""
+    reply = send_request(action, retry, download_folder, **arguments)
+    if "error" in reply:
+        raise explain(reply, f", {OTHER_SOURCES}" if download_folder else "")
+    return reply
+
+
+def send_request(
+    action: str, retry: bool = True, download_folder: Path | None = None, **arguments: Any
+) -> dict[str, Any]:
+    """The child's reply, after a temporary failure that of a second attempt; {"error", "detail"} after a failure."""
     request = {"action": action, "competition": SLUG, "max_resumes": MAX_RESUMES, **arguments}
     reply = _run_child(request, download_folder)
     if retry and reply.get("temporary"):
         time.sleep(RETRY_PAUSE)
         reply = _run_child(request, download_folder)
-    if "error" not in reply:
-        return reply
+    return reply
+
+
+def explain(reply: dict[str, Any], advice: str = "") -> KaggleError:
+    """The error that a failed reply describes, with advice at the end."""
     kind, detail = reply["error"], reply.get("detail")
     message = USER_ERRORS.get(kind) or FAILURES.get(kind) or f"Kaggle failed ({kind}): try again later"
-    message += (f" ({detail})" if detail else "") + (f", {OTHER_SOURCES}" if download_folder else "")
-    raise KaggleError(message, user_error=kind in USER_ERRORS)
+    return KaggleError(message + (f" ({detail})" if detail else "") + advice, user_error=kind in USER_ERRORS)
 
 
 def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[str, Any]:
-    """The reply of a child process, which is killed after TIMEOUT without a reply or growth of the download."""
+    """The reply of a child process, which is killed after TIMEOUT without a reply or growth of the download.
+
+    An entry "timeout_factor" of the request extends this time.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
     # Not pipes: a long reply would fill one, and the child would block.
     with tempfile.TemporaryFile() as request_file, tempfile.TemporaryFile() as reply_file:
@@ -139,12 +155,11 @@ def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[st
             with tqdm(desc="download", unit="B", unit_scale=True, disable=None if download_folder else True) as bar:
                 while child.poll() is None:
                     time.sleep(0.05)
-                    zips = download_folder.glob("*.zip") if download_folder else ()
-                    new_size = sum(path.stat().st_size for path in zips)
+                    new_size = _folder_size(download_folder) if download_folder else 0
                     if new_size > size:
                         bar.update(new_size - size)
                         size, last_progress = new_size, time.monotonic()
-                    if time.monotonic() - last_progress > TIMEOUT:
+                    if time.monotonic() - last_progress > TIMEOUT * request.get("timeout_factor", 1):
                         return {"error": "timeout"}
         finally:
             child.kill()
@@ -155,3 +170,12 @@ def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[st
         except (ValueError, TypeError, IndexError):
             return {"error": "crash", "detail": f"exit code {child.returncode}"}
         return {**reply, "temporary": reply.get("temporary") and not size}
+
+
+def _folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder, in which another process creates and deletes files."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size

@@ -27,7 +27,9 @@ def main() -> None:
 
 
 def run_request(request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to a request, whose `action` is download, submit, list_submissions or count_submissions_left."""
+    """The reply to a request, whose `action` is download, submit, list_submissions, count_submissions_left, or one of
+    those of `run_notebook_request`.
+    """
     try:
         from kaggle.api.kaggle_api_extended import KaggleApi
     except ModuleNotFoundError as error:
@@ -45,8 +47,44 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
         return {"ref": reference} if reference else {"error": "upload", "detail": str(result.message)[:200]}
     if action == "count_submissions_left":
         return {"left": api.competition_get_submission_limits(competition).num_allowed_now}
-    submissions = api.competition_submissions(competition, page_size=100) or []
-    return {"submissions": [_as_dict(submission) for submission in submissions if submission is not None]}
+    if action == "list_submissions":
+        submissions = api.competition_submissions(competition, page_size=100) or []
+        return {"submissions": [_as_dict(submission) for submission in submissions if submission is not None]}
+    return run_notebook_request(api, request)
+
+
+def run_notebook_request(api: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to a request: get_username, push_notebook, find_notebook, get_session_status or fetch_output."""
+    action = request["action"]
+    if action == "get_username":
+        return {"username": api.get_config_value("username")}
+    if action == "push_notebook":
+        result = api.kernels_push(request["folder"])
+        return {
+            "url": result.url,
+            "version": result.version_number,
+            "rejection": result.error or "",
+            "invalid_competitions": list(result.invalid_competition_sources or []),
+        }
+    if action == "find_notebook":
+        return _find_notebook(api, request["notebook"], request["text"])
+    if action == "get_session_status":
+        session = api.kernels_status(request["notebook"])
+        return {"status": session.status.name, "message": session.failure_message or ""}
+    api.kernels_output(request["notebook"], request["folder"], file_pattern=request["pattern"], force=True)
+    return {}
+
+
+def _find_notebook(api: Any, name: str, text: str) -> dict[str, Any]:
+    """The newest version of a notebook, if its source contains `text`; otherwise None."""
+    from kagglesdk.kernels.types.kernels_api_service import ApiGetKernelRequest
+
+    request = ApiGetKernelRequest()
+    request.user_name, request.kernel_slug = name.split("/")
+    with api.build_kaggle_client() as client:
+        notebook = client.kernels.kernels_api_client.get_kernel(request)
+    contains_text = text in (notebook.blob.source or "")
+    return {"version": notebook.metadata.current_version_number if contains_text else None}
 
 
 def _as_dict(submission: Any) -> dict[str, Any]:
@@ -64,10 +102,12 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     """An exception of the client as {"error": kind or HTTP status, "detail", "temporary"}, without headers or keys."""
     import requests
 
-    response = getattr(error, "response", None)
+    # For notebooks, the client replaces the error of an HTTP status by a ValueError.
+    response = next((r for e in (error, error.__context__) if (r := getattr(e, "response", None)) is not None), None)
     if response is not None:  # a 4xx response is falsy
         try:
-            detail = str(response.json().get("message", ""))[:200]
+            content = response.json()
+            detail = str(content.get("message") or content.get("error") or "")[:200]
         except (ValueError, AttributeError):
             detail = ""
         status = response.status_code

@@ -1,6 +1,8 @@
 """Sources of raw data (Kaggle, OpenML, a sample, a path), and which of them `data/raw` contains."""
 
+import contextlib
 import http.client
+import os
 import socket
 import tempfile
 import warnings
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import kaggle_machine, store
 from pipeline.dataset import files, kaggle_client
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.dataset.kaggle_client import KaggleError
@@ -18,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.store import Manifest
 
 SAMPLE = "mnist-5000"  # recorded in the manifest; earlier versions recorded no name and had another sample
+MAX_ATTACHED_DEPTH = 4  # folders below /kaggle/input that are searched for the competition's tables
 OPENML_TRAIN_ROWS = 60_000  # the first rows are MNIST's training set
 OPENML_TIMEOUT = 30  # seconds without a reply; scikit-learn sets no limit
 # Sources whose predictions can be submitted: the competition's own files, however they were obtained.
@@ -80,6 +83,44 @@ def is_outdated_sample(manifest: Manifest) -> bool:
     """Whether a manifest describes the sample of an earlier version, which consisted of other digits."""
     numbers = manifest["numbers"]
     return bool(numbers.get("source") == "sample" and numbers.get("sample") != SAMPLE)
+
+
+def find_attached() -> Path | None:
+    """The folder with the competition's tables that is attached to a Kaggle Notebook; None on other machines.
+
+    Kaggle mounts a competition in one of two places, depending on how it was attached; the other folders are searched
+    for the three tables. Raises SourceError if none, or several, contain them.
+    """
+    root = kaggle_machine.input_root()
+    if root is None:
+        return None
+    for folder in (root / "competitions" / kaggle_client.SLUG, root / kaggle_client.SLUG):
+        if folder.is_dir():
+            return folder
+    matches = [folder for folder in _folders_below(root) if _has_all_tables(folder)]
+    if not matches:
+        raise SourceError(
+            f"{root} contains no {', '.join(files.TABLES)}.csv: attach the competition to the notebook (Add Input, "
+            f"Competitions, Digit Recognizer; {kaggle_client.PAGE}), or choose a source with --data"
+        )
+    if len(matches) > 1:
+        raise SourceError(f"{matches[0]} and {matches[1]} both contain competition tables: choose one with --data")
+    return matches[0]
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    """The folders below `root`, sorted, up to MAX_ATTACHED_DEPTH levels deep."""
+    for path, folders, _ in os.walk(root):
+        folders.sort()
+        if len(Path(path).relative_to(root).parts) == MAX_ATTACHED_DEPTH:
+            folders.clear()
+        yield Path(path)
+
+
+def _has_all_tables(folder: Path) -> bool:
+    with contextlib.suppress(SourceError):  # a damaged or ambiguous file of another data set
+        return files.find_tables(files.list_table_files(folder)).keys() == set(files.TABLES)
+    return False
 
 
 def hash_path(data: str) -> dict[str, str]:

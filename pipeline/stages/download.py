@@ -76,6 +76,10 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
             "source with --data"
         )
     if not earlier:
+        attached = sources.find_attached()
+        if attached:
+            context.say(f"reading {attached}")
+            return str(attached)
         return "kaggle" if kaggle_client.has_credentials() else "sample"
     if not (sources.is_outdated_sample(earlier) or store.changed_outputs(raw, earlier) or context.workflow.force):
         return None
@@ -101,7 +105,12 @@ def _require_only_downloads(raw: Path, earlier: Manifest | None) -> None:
 def _disk_space(context: StageContext) -> int:
     data = context.workflow.data
     if data in ("auto", *sources.FETCHERS):
-        return 0 if sources.find_user_files(context.published_dir) else DISK_SPACE.get(data, DISK_SPACE["kaggle"])
+        if sources.find_user_files(context.published_dir):
+            return 0
+        attached = sources.find_attached() if data == "auto" and not context.published_dir.exists() else None
+        if attached is None:
+            return DISK_SPACE.get(data, DISK_SPACE["kaggle"])
+        data = str(attached)
     return sources.estimate_written_bytes(data)
 
 
