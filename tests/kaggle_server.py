@@ -5,6 +5,7 @@ Environment variables direct the client here: KAGGLE_API_ENVIRONMENT=LOCALHOST a
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import socket
@@ -15,7 +16,7 @@ NAME, KEY, TOKEN = "demo", "canary-key-1234567890", "canary-token-1234567890"
 
 
 class KaggleServer:
-    """Serves one competition. `fail` maps the name of a call, "Download" or "Upload" to a fault:
+    """Serves one competition and its notebooks. `fail` maps the name of a call, "Download" or "Upload" to a fault:
 
     an HTTP status, "hang", "reset", "html", "json: TEXT" (TEXT is the reply), "redirect" (to `elsewhere`), and for a
     download: "cut" (at half, every time), "cut at TENTH", "corrupt" (of the right size), "longer" or "shorter" (than
@@ -34,6 +35,11 @@ class KaggleServer:
         self.left = 5
         self.score = "0.99514"
         self.polls_until_scored = 1
+        self.notebooks = {}  # slug -> the requests that saved its versions
+        self.session = itertools.repeat("COMPLETE")  # the answers to requests for the status, in order
+        self.failure_message = ""
+        self.output = {}  # name -> content of the files that a notebook writes
+        self.log = [{"stream_name": "stdout", "time": 1.5, "data": "hello\n"}]
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.http.daemon_threads = True
         self.closing = threading.Event()
@@ -88,7 +94,7 @@ def _handler(server):
             expected = {"Basic": base64.b64encode(f"{NAME}:{KEY}".encode()).decode(), "Bearer": TOKEN}
             if expected.get(kind) != credentials:
                 return self._json(401, {"code": 401, "message": "Unauthenticated"})
-            if request.get("competitionName") != "digit-recognizer":
+            if "KernelsApiService" not in self.path and request.get("competitionName") != "digit-recognizer":
                 return self._json(404, {"code": 404, "message": "Not found"})
             getattr(self, name)(request)
 
@@ -137,6 +143,51 @@ def _handler(server):
         def GetSubmissionLimits(self, request):
             self._json(200, {"numToday": 5 - server.left, "numTotal": 0, "numAllowedNow": server.left})
 
+        def SaveKernel(self, request):
+            """Kaggle's rules, as far as they are known: the title forms the slug, and 1 MB is too much."""
+            owner, slug = request["slug"].split("/")
+            if len(request["text"]) >= 1_000_000:
+                return self._json(400, {"error": "The source code is too large"})
+            if slug != "-".join(re.findall("[a-z0-9]+", request["newTitle"].lower())):
+                return self._json(409, {"code": 409, "message": "Conflict"})
+            assert owner == NAME and json.loads(request["text"])["metadata"]["kernelspec"]["name"] == "python3"
+            invalid = [name for name in request["competitionDataSources"] if name != "digit-recognizer"]
+            versions = server.notebooks.setdefault(slug, [])
+            versions.append(request)
+            url = f"https://www.kaggle.com/code/{owner}/{slug}"
+            reply = {"ref": f"/code/{owner}/{slug}", "url": url, "versionNumber": len(versions)}
+            self._json(200, reply | {"error": "", "invalidCompetitionSources": invalid})
+
+        def _requires_notebook(handle):
+            def checked(self, request):
+                versions = server.notebooks.get(request["kernelSlug"], []) if request["userName"] == NAME else []
+                version = request.get("versionLabel", f"v{len(versions)}")
+                if not versions or version not in [f"v{number}" for number in range(1, len(versions) + 1)]:
+                    return self._json(403, {"code": 403, "message": "Permission 'kernels.get' was denied"})
+                handle(self, request, versions)
+
+            return checked
+
+        @_requires_notebook
+        def GetKernel(self, request, versions):
+            metadata = {"ref": f"{NAME}/{request['kernelSlug']}", "currentVersionNumber": len(versions)}
+            self._json(200, {"metadata": metadata, "blob": {"source": versions[-1]["text"]}})
+
+        @_requires_notebook
+        def GetKernelSessionStatus(self, request, versions):
+            reply = {"status": next(server.session)}
+            failed = reply["status"] == "ERROR" and server.failure_message
+            self._json(200, reply | ({"failureMessage": server.failure_message} if failed else {}))
+
+        @_requires_notebook
+        def ListKernelSessionOutput(self, request, versions):
+            names, start, size = sorted(server.output), int(request.get("pageToken") or 0), request["pageSize"]
+            files = [
+                {"url": f"http://localhost/output/{name}", "fileName": name} for name in names[start : start + size]
+            ]
+            token = str(start + size) if start + size < len(names) else ""
+            self._json(200, {"files": files, "log": json.dumps(server.log), "nextPageToken": token})
+
         def do_PUT(self):
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self._has_failed("Upload"):
@@ -149,7 +200,8 @@ def _handler(server):
                 server.seen_elsewhere.append(str(self.headers))
                 return self._send(200, b"<html>not here</html>", "text/html")
             fault = server.fault("Download")
-            content = server.archive
+            _, is_output, name = self.path.partition("/output/")
+            content = server.output[name] if is_output else server.archive
             if fault == "corrupt":
                 content = content[:100] + bytes(64) + content[164:]
             elif fault == "html":

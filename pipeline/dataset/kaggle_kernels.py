@@ -97,7 +97,7 @@ def find_version(notebook: str, text: str) -> int | None:
         return None
     if "error" in reply:
         raise _explain(reply)
-    return reply["version"]
+    return None if reply["version"] is None else int(reply["version"])
 
 
 def get_session(notebook: str) -> Session:

@@ -139,11 +139,11 @@ def _code(source: str, hidden: bool = False) -> dict[str, Any]:
 INTRODUCTION = """\
 # Digit Recognizer: recipe `{name}`
 
-This notebook checks the competition's data, trains the networks of the recipe, measures their accuracy on rows that
-they were not trained on, and writes `submission.csv`. It contains the pipeline's source code, installs nothing and needs
-no internet.
+This notebook checks the competition's data, trains the networks of the recipe, measures their accuracy on held-out
+rows, and writes `submission.csv`. It contains the pipeline's source code, installs nothing and needs no internet.
 
-To run it in the editor: add the competition under *Add Input*, choose the accelerator *{accelerator}*, and *Run All*."""
+To run it in the editor: add the competition under *Add Input*, choose the accelerator *{accelerator}*, then *Run All*.
+"""
 
 UNPACK = """\
 # Unpacks the pipeline's source code: a zip of {n_files} files (build {digest})
