@@ -34,11 +34,11 @@ def run(context: StageContext) -> dict[str, Any]:
     _require_applicable_options(workflow)
     folder, gpu = workflow.workspace / "data/notebook", workflow.requested_device != "cpu"
     content = _build(context, gpu)
-    slug = re.sub("[ -]+", "-", settings.title.lower())
     owner = kaggle_kernels.get_username() if settings.push else os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
+    name = f"{owner}/{make_slug(settings.title)}"
     folder.mkdir(parents=True, exist_ok=True)
     store.write(folder / NOTEBOOK, content)
-    metadata = notebook_file.kernel_metadata(f"{owner}/{slug}", settings.title, NOTEBOOK, gpu)
+    metadata = notebook_file.kernel_metadata(name, settings.title, NOTEBOOK, gpu)
     store.write_json(folder / METADATA, metadata)
     context.say(f"{folder / NOTEBOOK} ({len(content):,} bytes)")
     if not settings.push:
@@ -47,7 +47,7 @@ def run(context: StageContext) -> dict[str, Any]:
             f"it: run_pipeline.py --stage notebook{workflow.arguments} --set notebook.push=true"
         )
         return {}
-    push = _PushedNotebook(context, folder, f"{owner}/{slug}", store.sha256(folder / NOTEBOOK))
+    push = _PushedNotebook(context, folder, name, store.sha256(folder / NOTEBOOK))
     push.ensure_pushed()
     if push.state["status"] != "fetched":
         if not settings.wait:
@@ -56,6 +56,11 @@ def run(context: StageContext) -> dict[str, Any]:
         push.wait()
     push.show_submission()
     return {}
+
+
+def make_slug(title: str) -> str:
+    """The part of a notebook's address that Kaggle forms from its title."""
+    return re.sub("[ -]+", "-", title.lower())
 
 
 def _require_applicable_options(workflow: Workflow) -> None:
