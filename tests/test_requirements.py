@@ -9,9 +9,13 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-LOCK = "requirements/lock.txt"
+LOCK, OLDEST = "requirements/lock.txt", "requirements/oldest.txt"
 FILES = ["requirements.txt", "requirements-dev.txt"]
-FILES += sorted(f"requirements/{path.name}" for path in (ROOT / "requirements").iterdir() if path != ROOT / LOCK)
+FILES += sorted(
+    f"requirements/{path.name}"
+    for path in (ROOT / "requirements").iterdir()
+    if f"requirements/{path.name}" not in (LOCK, OLDEST)
+)
 
 
 def requirements(name):
@@ -46,6 +50,15 @@ def test_the_lock_file_matches_the_requirements():
         versions = [version for version, _ in packages[requirement.name.lower()]]
         assert versions and all(version in requirement.specifier for version in versions), requirement
     assert all(n_hashes for versions in packages.values() for _, n_hashes in versions)
+
+
+def test_the_constraints_are_the_oldest_allowed_versions():
+    oldest = {requirement.name: str(requirement.specifier) for requirement, _ in requirements(OLDEST)}
+    allowed = {}
+    for requirement, _ in requirements("requirements.txt"):
+        (bound,) = [item for item in requirement.specifier if item.operator in (">=", "==")]
+        allowed[requirement.name] = Version(bound.version)
+    assert {name: Version(specifier.removeprefix("==")) for name, specifier in oldest.items()} == allowed
 
 
 def test_installing_runs_no_code_of_this_project():
