@@ -36,8 +36,10 @@ def results(kaggle, sendable):
 
 @pytest.fixture
 def push(kaggle, results, requests_in_process, command, tmp_path, monkeypatch):
-    """The command that pushes, with short waits, whose requests run in this process."""
+    """The command that pushes a small notebook, with short waits, whose requests run in this process."""
     monkeypatch.setattr(notebook_stage, "POLL_INTERVAL", 0.01)
+    package = {"run_pipeline.py": ROOT / "run_pipeline.py"}
+    monkeypatch.setattr("pipeline.reports.notebook_file.list_package_files", lambda home: package)
     return lambda *options: command(*PUSH, "--workspace", tmp_path / "user", *options)
 
 
@@ -144,6 +146,7 @@ def test_stopped_while_waiting_continues(push, kaggle, folder, monkeypatch):
     assert len(kaggle.notebooks[SLUG]) == 1
 
 
+@pytest.mark.slow
 def test_terminated_process_continues(kaggle, results, tmp_path, folder):
     """SIGTERM while the run on Kaggle takes long: exit code 143, and no child process is left."""
     kaggle.session = itertools.chain(itertools.repeat("RUNNING", 1), itertools.repeat("COMPLETE"))

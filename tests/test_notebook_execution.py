@@ -116,6 +116,7 @@ def test_executed_notebook_writes_the_submission_of_a_local_run(machine, build, 
     assert [path.name for path in (machine.root / "tmp").iterdir() if path.is_dir()] == ["digit-recognizer"]
 
 
+@pytest.mark.slow
 def test_failed_run_fails_the_session(machine, build):
     """Kaggle reports ERROR only if a cell raises."""
     table = next(machine.input.rglob("train.csv"))

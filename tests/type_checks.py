@@ -12,6 +12,8 @@ check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a f
 
 def import_checked():
     """Import all modules of the pipeline so that a call of a function with arguments of wrong types is an error."""
+    # Not below, with TYPE_CHECKING: the oldest Pillow has an import cycle then.
+    import matplotlib.figure  # noqa: F401
     import torch  # noqa: F401
 
     install_import_hook("pipeline", f"{__name__}.check_types")
