@@ -85,3 +85,4 @@ def test_the_hash_depends_on_the_syntax_tree_alone():
     assert len({syntax_hash(text) for text in (code, *different)}) == 4
     # The same on every Python version: recorded with Python 3.11.
     assert syntax_hash(code) == "d093199db43588ef"
+    assert syntax_hash('f"{x:<{y}} and {x!r}"') == "3ce1d3e44a5606b5"
