@@ -45,7 +45,7 @@ def _simplified(node: Any) -> Any:
     for name, value in ast.iter_fields(node):
         value = body if name == "body" else value
         if isinstance(node, ast.JoinedStr):  # Python 3.12 adds an empty text to some format specifications
-            value = [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
+            value = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
         # A field of a dataclass is kept: its annotation is code.
         if value not in (None, []) and (name not in _SKIPPED_FIELDS or isinstance(node, ast.AnnAssign)):
             fields.append((name, _simplified(value)))
