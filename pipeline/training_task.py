@@ -310,5 +310,6 @@ def history_to_csv(history: History) -> bytes:
 
 def history_from_csv(content: bytes) -> History:
     """The rows of a CSV file that `history_to_csv` wrote."""
-    rows: History = pd.read_csv(io.BytesIO(content)).to_dict("records")
+    # pandas before 3 would lose the last digit.
+    rows: History = pd.read_csv(io.BytesIO(content), float_precision="round_trip").to_dict("records")
     return rows

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline import config
-from pipeline.config import SECTIONS, Compare, Explore, Inspect, Published, Submit
+from pipeline.config import SECTIONS
 from tests.conftest import ENSEMBLE, SHORT, as_csv, digits_28, mnist_files, write_tables
 
 WEIGHTS, HISTORY = "data/runs/quick/train/weights.safetensors", "data/runs/quick/train/history.csv"
@@ -149,8 +149,8 @@ CHANGED_VALUES = {
     "estimate.settings": '"x"',
 }
 # Settings of the stages that run on demand, and what only observes a training.
-ON_DEMAND = {"compare": Compare, "explore": Explore, "inspect": Inspect, "published": Published, "submit": Submit}
-TESTED_ELSEWHERE = {f"{name}.{field}" for name, section in ON_DEMAND.items() for field in section.model_fields}
+ON_DEMAND = ("compare", "explore", "inspect", "notebook", "published", "submit")
+TESTED_ELSEWHERE = {f"{name}.{field}" for name in ON_DEMAND for field in SECTIONS[name].model_fields}
 TESTED_ELSEWHERE |= config.OBSERVATIONAL
 
 

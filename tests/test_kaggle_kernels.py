@@ -251,16 +251,16 @@ def test_notebook_above_the_servers_limit(push, kaggle, monkeypatch):
 )
 def test_server_that_does_not_answer(kaggle, results, command, tmp_path, monkeypatch, call):
     """With the client in a process of its own, which is ended."""
-    monkeypatch.setattr(kaggle_client, "TIMEOUT", 2)
     monkeypatch.setattr(kaggle_kernels, "FETCH_TIMEOUT_FACTOR", 1)
     monkeypatch.setattr(notebook_stage, "MAX_FAILURES", 1)
     kaggle.fail[call] = "hang"
     start = time.monotonic()
     run = command(*PUSH, "--workspace", tmp_path / "user")
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 40
     assert (run.code, run.err.count("\n")) == (1, 1), run.err
     assert "did not answer" in run.err
     kaggle.fail.clear()
+    monkeypatch.setattr(kaggle_client, "TIMEOUT", 30)
     assert command(*PUSH, "--workspace", tmp_path / "user").code == 0
     assert len(kaggle.notebooks[SLUG]) == 1
 

@@ -19,6 +19,10 @@ def attached(monkeypatch, tmp_path):
     return tmp_path / "input"
 
 
+def modification_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def download(command, tmp_path, *options):
     return command("--stage", "download", "--workspace", tmp_path / "working", *options)
 
@@ -29,14 +33,14 @@ def test_finds_the_attached_competition(attached, command, tables, tmp_path, mou
     (attached / "another").mkdir()
     (attached / "another/train.csv").write_text("a,b\n")
     (attached / "another/damaged.zip").write_bytes(b"PK")
-    before = {path: path.stat() for path in attached.rglob("*")}
+    before = modification_times(attached)
     run = download(command, tmp_path)
     assert run.code == 0, run.err
     assert f"reading {attached / mount}" in run.out
     raw = tmp_path / "working/data/raw"
     assert all((raw / name).read_bytes() == content for name, content in tables.items())
     assert store.read_manifest(raw)[0]["numbers"]["source"] == "path"  # can be submitted
-    assert {path: path.stat() for path in attached.rglob("*")} == before
+    assert modification_times(attached) == before
     # The attached folder is not needed again.
     assert "download  fresh" in command("--status", "--recipe", "quick", "--workspace", tmp_path / "working").out
 
