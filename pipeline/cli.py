@@ -1,4 +1,4 @@
-"""The command line: arguments, what is printed, exit codes."""
+"""The command line: what runs, what is printed, exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipeline import cleanup, config, devices, kaggle_machine, networks, pool, store, summary
+from pipeline import cleanup, config, devices, networks, pool, store, summary
+from pipeline.arguments import HOME, parse_arguments
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import State
 from pipeline.errors import PipelineError, StageError
@@ -23,84 +24,11 @@ from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow
 
-# The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
-HOME = kaggle_machine.working_root() or Path(__file__).resolve().parent.parent
-TRACKERS = ("none", "tensorboard")
-DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect")
+DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect", "recognize")
 
 
 class Terminated(BaseException):
     """SIGTERM was received."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked as far as that is possible without reading files."""
-    parser = _Parser(
-        prog="run_pipeline.py",
-        allow_abbrev=False,
-        description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
-        epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
-        "explore, inspect, notebook, compare. `all` runs what is missing or stale; a stage that is requested by name "
-        "always runs. `compare` trains several recipes, each with several seeds, and writes a table and pictures.",
-    )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")
-    action.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
-    action.add_argument("--list", action="store_true", help="show the recipes")
-    action.add_argument(
-        "--clean", action="store_true", help="list the files that nothing uses; with --yes, delete them"
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME|FILE.toml|FOLDER|a,b",
-        help="default: dropout_cnn on CUDA, quick on other devices; a,b: the mean of several recipes' networks (with "
-        "--stage compare: the recipes to compare); a folder of recipes: each of them in turn",
-    )
-    parser.add_argument(
-        "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where the data come from"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="the device to use")
-    parser.add_argument(
-        "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where several networks are trained"
-    )
-    parser.add_argument(
-        "--tracker", default="none", choices=TRACKERS, help="with --stage train or all: also write event files"
-    )
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="with --stage compare: trainings of each recipe (compare.seeds)"
-    )
-    parser.add_argument(
-        "--ensemble",
-        action="store_true",
-        help="with --stage compare: also average each recipe's seeds (compare.ensemble)",
-    )
-    parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
-    parser.add_argument("--force", action="store_true", help="start over: use no cached and no interrupted result")
-    parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
-    parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(arguments)
-    if options.tracker != "none" and options.stage not in ("all", "train"):
-        parser.error(f"--tracker {options.tracker} requires --stage all or --stage train")
-    if options.stage != "compare" and (options.seeds is not None or options.ensemble):
-        parser.error("--seeds and --ensemble require --stage compare")
-    if options.stage == "compare" and not options.recipe:
-        parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
-    if options.ensemble and options.seeds == 1:
-        parser.error("--ensemble averages seeds and requires --seeds 2 or more")
-    if options.stage in ("submit", "notebook") and options.recipe and config.recipes_in(options.recipe):
-        parser.error(
-            f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
-        )
-    if options.seeds is not None and not 1 <= options.seeds <= 1000:
-        parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
-    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,7 +178,7 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
 def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
     """Raise StageError for options that do not go together."""
     several = len(workflow.recipes) > 1
-    if several and options.stage in ("explore", "inspect"):
+    if several and options.stage in ("explore", "inspect", "recognize", "export"):
         raise StageError(f"--stage {options.stage} --recipe {workflow.recipe_argument}: choose one recipe")
     pool.check_engine(options.engine)
     if options.engine != "local" and not several and len(networks.variants(workflow.recipe)) == 1:
@@ -335,13 +263,15 @@ def _with_options(
     workflow.recipe_argument, workflow.assignments = argument, tuple(assignments)
     workflow.options = "".join(f" {shlex.quote(word)}" for word in repeated)
     workflow.data, workflow.requested_device = options.data, options.device
+    workflow.images = tuple(options.images or ())
     workflow.tracker, workflow.engine, workflow.force = options.tracker, options.engine, options.force
     return workflow
 
 
 def _default_recipe(options: argparse.Namespace) -> str:
     """The recipe if --recipe is missing: it depends on the device that the run will use."""
-    if options.stage in (None, "download", "notebook"):  # choosing the device would import PyTorch
+    # recognize has a pretrained network of quick; elsewhere, choosing the device would import PyTorch.
+    if options.stage in (None, "download", "notebook", "recognize"):
         return "quick"
     return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"
 

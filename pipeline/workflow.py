@@ -42,6 +42,7 @@ class Workflow:
     tracker: str = "none"
     engine: str = "local"
     force: bool = False
+    images: tuple[Path, ...] = ()  # the files and folders that recognize reads
     say: Callable[[str], None] = print
     log: Callable[[str], None] = lambda message: None  # for the log file alone
     on_stage: Callable[[str], None] = lambda stage: None  # called with the name of the stage that runs

@@ -46,9 +46,9 @@ def _apply_view(images: UInt8[Tensor, "n 28 28"], deskew: bool, std: float | Non
     width = (xx - 2 * slant * xy + slant**2 * yy).clamp_min(1e-3).sqrt()
     stretch = (std / width).clamp(MIN_STRETCH, MAX_STRETCH) if std else torch.ones_like(total)
     # From pixels of the view to pixels of the image, in affine_grid's units: the image is 2 wide.
-    maps = torch.zeros(len(images), 2, 3, device=images.device)
+    maps = torch.zeros(images.shape[0], 2, 3, device=images.device)
     maps[:, 0, 0], maps[:, 0, 1], maps[:, 1, 1] = 1 / stretch, slant, 1
     maps[:, 0, 2], maps[:, 1, 2] = ((mean - (side - 1) / 2) * 2 / side for mean in (mean_x, mean_y))
-    grid = affine_grid(maps, [len(images), 1, side, side], align_corners=False)
+    grid = affine_grid(maps, [images.shape[0], 1, side, side], align_corners=False)
     view = grid_sample(ink[:, None], grid, align_corners=False)[:, 0]
     return view.round().clamp(0, 255).to(torch.uint8)

@@ -6,17 +6,22 @@ from pipeline.stages import (
     download,
     evaluate,
     explore,
+    export,
     inspect,
     notebook,
     predict,
     prepare,
+    recognize,
     submit,
     train,
 )
 
 STAGES = {
     module.STAGE.name: module.STAGE
-    for module in (download, prepare, augment, train, evaluate, predict, explore, inspect, notebook, submit)
+    for module in (
+        *(download, prepare, augment, train, evaluate, predict),
+        *(explore, inspect, recognize, export, notebook, submit),
+    )
 }
 # A comparison trains its networks itself.
 COMPARISON_STAGES = {name: STAGES[name] for name in ("download", "prepare", "augment")} | {"compare": compare.STAGE}

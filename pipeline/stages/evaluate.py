@@ -23,7 +23,7 @@ MAX_SUSPECTS = 100  # rows in the table of suspects
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
 
-    from pipeline.analysis import metrics
+    from pipeline.analysis import calibration, metrics
     from pipeline.reports import training_figures
 
     parts = [_predict(part, context.workflow.device) for part in context.parts]
@@ -51,6 +51,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "accuracy": n_correct / len(rows),
         "interval_95": metrics.wilson_interval(n_correct, len(rows)),
         "loss": metrics.cross_entropy(probabilities, labels),
+        "temperature": calibration.fit_temperature(probabilities, labels),
         "classes": metrics.class_metrics(confusion),
         "kept_epoch": metadata[0]["epoch"] if len(metadata) == 1 else [network["epoch"] for network in metadata],
         "chosen_on_these_rows": any(network["checkpoint_selection"] == "best" for network in metadata),
@@ -215,6 +216,7 @@ STAGE = Stage(
     optional_outputs=("probabilities.npy", "rows.npy", "suspects.csv", "confusion.png", "errors.png", "suspects.png"),
     code=lambda recipe: (
         *networks.inference_code(recipe),
+        "analysis.calibration",
         "analysis.metrics",
         "nn.held_out",
         "stages.evaluate",

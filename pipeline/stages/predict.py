@@ -53,9 +53,12 @@ def _predict(part: StageInputs, device: str) -> Float32[np.ndarray, "n 10"]:
 
     from pipeline.nn.inference import predict_probabilities
     from pipeline.nn.models import load_networks
+    from pipeline.nn.pretrained import refuse_pretrained
 
     images = torch.from_numpy(np.load(part.files["prepare/test_images.npy"]))
     loaded = load_networks(part.files["train/weights.safetensors"], device)
+    for network in loaded:
+        refuse_pretrained(network)
     predictions = [predict_probabilities(network, images, part.settings.predict, device) for network in loaded]
     mean: Float32[np.ndarray, "n 10"] = np.mean(predictions, axis=0)
     return mean

@@ -30,6 +30,8 @@ class Submission:
     def load(cls, folder: Path) -> Submission:
         """Load a submission. Raises StageError if it is edited, or not made from the competition's data."""
         file, receipt_file = folder / "submission.csv", folder / "submission.json"
+        from pipeline.nn import pretrained
+
         receipt = store.read_json(receipt_file)
         if not receipt or not isinstance(receipt.get("sent"), list) or "sha256" not in receipt:
             raise StageError(f"{receipt_file}: the receipt is damaged; run --stage predict again")
@@ -37,6 +39,11 @@ class Submission:
             raise StageError(
                 f"{file} was made from {receipt.get('source')} data, not from the competition's, and cannot be "
                 "submitted: " + sources.HOW_TO_GET_REAL_DATA
+            )
+        if _weights_hashes(receipt) & pretrained.pretrained_hashes().keys():
+            raise StageError(
+                f"{file} was made with pretrained weights, which are not for submissions: the rows that they were "
+                "trained on may be in Kaggle's test set. Nothing was sent"
             )
         digest = store.sha256(file)
         if digest != receipt["sha256"]["submission.csv"]:
@@ -65,6 +72,12 @@ class Submission:
 
     def save(self) -> None:
         store.write_json(self.receipt_file, self.receipt)
+
+
+def _weights_hashes(receipt: dict[str, Any]) -> set[str]:
+    """The SHA-256 of the weights that a submission was made with: one, or a list for a blend."""
+    hashes = receipt["sha256"].get("weights.safetensors")
+    return {str(digest) for digest in (hashes if isinstance(hashes, list) else [hashes])}
 
 
 def run(context: StageContext) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""The arguments of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline import config, kaggle_machine
+from pipeline.stages import STAGES
+
+# The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
+HOME = kaggle_machine.working_root() or Path(__file__).resolve().parent.parent
+TRACKERS = ("none", "tensorboard")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked as far as that is possible without reading files."""
+    parser = _Parser(
+        prog="run_pipeline.py",
+        allow_abbrev=False,
+        description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
+        epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
+        "explore, inspect, recognize, export, notebook, compare. `all` runs what is missing or stale; a stage that is "
+        "requested by name always runs. `compare` trains several recipes, each with several seeds, and writes a table.",
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")
+    action.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
+    action.add_argument("--list", action="store_true", help="show the recipes")
+    action.add_argument(
+        "--clean", action="store_true", help="list the files that nothing uses; with --yes, delete them"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE.toml|FOLDER|a,b",
+        help="default: dropout_cnn on CUDA, quick on other devices; a,b: the mean of several recipes' networks (with "
+        "--stage compare: the recipes to compare); a folder of recipes: each of them in turn",
+    )
+    parser.add_argument(
+        "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where the data come from"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="the device to use")
+    parser.add_argument(
+        "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where several networks are trained"
+    )
+    parser.add_argument(
+        "--tracker", default="none", choices=TRACKERS, help="with --stage train or all: also write event files"
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="with --stage compare: trainings of each recipe (compare.seeds)"
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="with --stage compare: also average each recipe's seeds (compare.ensemble)",
+    )
+    parser.add_argument(
+        "--images", nargs="+", type=Path, metavar="PATH", help="with --stage recognize: files or folders"
+    )
+    parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
+    parser.add_argument("--force", action="store_true", help="start over: use no cached and no interrupted result")
+    parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
+    parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parser.parse_args(arguments)
+    if options.tracker != "none" and options.stage not in ("all", "train"):
+        parser.error(f"--tracker {options.tracker} requires --stage all or --stage train")
+    if options.stage != "compare" and (options.seeds is not None or options.ensemble):
+        parser.error("--seeds and --ensemble require --stage compare")
+    if options.stage == "compare" and not options.recipe:
+        parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
+    if options.ensemble and options.seeds == 1:
+        parser.error("--ensemble averages seeds and requires --seeds 2 or more")
+    if options.stage in ("submit", "notebook") and options.recipe and config.recipes_in(options.recipe):
+        parser.error(
+            f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
+        )
+    if (options.stage == "recognize") != bool(options.images):
+        parser.error("--stage recognize requires --images PATH..., and no other stage reads images")
+    if options.seeds is not None and not 1 <= options.seeds <= 1000:
+        parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
+    return options

@@ -1,0 +1,1 @@
+"""The pretrained weights: quick.safetensors, standard.safetensors, and what they may be tested on."""

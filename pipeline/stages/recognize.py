@@ -1,0 +1,185 @@
+"""recognize: the digits in photos and drawings, with the recipe's trained network or a pretrained one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline import networks, store
+from pipeline.declarations import Stage, StageContext
+from pipeline.errors import StageError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.nn.models import LoadedNetwork
+    from pipeline.shapes import UInt8
+
+CHUNK = 64  # images that are prepared before their digits are predicted and shown
+MAX_PICTURED = 300  # images in recognized.png
+
+
+class Prediction(NamedTuple):
+    """The two most probable digits in an image file."""
+
+    file: str
+    digit: int
+    probability: float
+    runner_up: int
+    runner_up_probability: float
+    unsure: bool
+
+    def __str__(self) -> str:
+        unsure = "unsure, " if self.unsure else ""
+        return (
+            f"{self.file}: {unsure}{self.digit} ({self.probability:.1%}), "
+            f"then {self.runner_up} ({self.runner_up_probability:.1%})"
+        )
+
+
+@dataclass
+class Recognizer:
+    """Networks, and the temperature that calibrates the mean of their probabilities."""
+
+    loaded: Sequence[LoadedNetwork]
+    temperature: float
+    about: str
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    from pipeline.reports import recognition_figure
+
+    recognizer = _load_recognizer(context)
+    context.say(recognizer.about)
+    predictions: list[Prediction] = []
+    pictured: list[UInt8[np.ndarray, "28 28"]] = []
+    faults: list[str] = []
+    digits = _read_digits(context, faults)
+    while chunk := list(itertools.islice(digits, CHUNK)):
+        files, images = zip(*chunk, strict=True)
+        for prediction in _predict(context, recognizer, files, images):
+            context.say(str(prediction))
+            predictions.append(prediction)
+        pictured += images[: MAX_PICTURED - len(pictured)]
+    if predictions:
+        shown = predictions[: len(pictured)]
+        picture = recognition_figure.draw(
+            pictured,
+            [prediction.file for prediction in shown],
+            [f"{prediction.digit}  {prediction.probability:.1%}" for prediction in shown],
+            [prediction.unsure for prediction in shown],
+            len(predictions),
+        )
+        _publish(context, recognizer, predictions, picture)
+        context.workflow.say(f"results: {context.published_dir}/recognized.csv, with a picture in recognized.png")
+    if faults:
+        n_images = len(faults) + len(predictions)
+        raise UserError(f"{len(faults)} of {n_images} images could not be recognized: see the lines above")
+    return {}
+
+
+def _load_recognizer(context: StageContext) -> Recognizer:
+    """The recipe's trained networks if they are fresh, otherwise the pretrained one. Raises StageError."""
+    from pipeline.nn import pretrained
+    from pipeline.nn.models import load_networks
+
+    recipe, files, device = context.only.recipe, context.files, context.workflow.device
+    if weights := files.get("train/weights.safetensors"):
+        metrics = store.read_json(files["evaluate/metrics.json"]) if "evaluate/metrics.json" in files else None
+        temperature = pretrained.choose_temperature(recipe, metrics)
+        calibrated = "" if temperature else "; its probabilities are not calibrated, since no rows were held out"
+        return Recognizer(load_networks(weights, device), temperature or 1.0, f"with {weights}{calibrated}")
+    state = context.workflow.state(context.workflow.stages["train"])
+    if recipe.name not in pretrained.pretrained_recipes():
+        raise StageError(
+            f"recipe {recipe.name} has no trained network ({state}): run `python run_pipeline.py --stage all"
+            f"{context.workflow.arguments}` first, or use a pretrained one: "
+            + " or ".join(f"--recipe {name}" for name in pretrained.pretrained_recipes())
+        )
+    network = pretrained.load_pretrained(recipe.name, device)
+    about = f"with the pretrained network, since the recipe's own is {state}"
+    return Recognizer([network], network.metadata[pretrained.RECORD]["temperature"], about)
+
+
+def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, UInt8[np.ndarray, "28 28"]]]:
+    """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
+    from pipeline.dataset.photos import NoDigit, list_image_files, read_digit
+
+    for path in context.workflow.images:
+        try:
+            files = list_image_files(path)
+        except NoDigit as error:
+            context.say(str(error))
+            faults.append(str(error))
+            continue
+        for file in files:
+            try:
+                yield str(file), read_digit(file)
+            except NoDigit as error:
+                context.say(str(error))
+                faults.append(str(error))
+
+
+def _predict(
+    context: StageContext, recognizer: Recognizer, files: Sequence[str], images: Sequence[UInt8[np.ndarray, "28 28"]]
+) -> Iterator[Prediction]:
+    """The calibrated predictions for prepared images."""
+    import numpy as np
+    import torch
+
+    from pipeline.analysis.calibration import UNSURE_BELOW, calibrate
+    from pipeline.nn.inference import predict_probabilities
+
+    batch, device = torch.from_numpy(np.stack(images)), context.workflow.device
+    each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
+    probabilities = calibrate(np.mean(each, axis=0), recognizer.temperature)
+    for file, row in zip(files, probabilities, strict=True):
+        second, first = np.argsort(row, kind="stable")[-2:].tolist()
+        yield Prediction(file, first, float(row[first]), second, float(row[second]), bool(row[first] < UNSURE_BELOW))
+
+
+def _publish(context: StageContext, recognizer: Recognizer, predictions: Sequence[Prediction], picture: bytes) -> None:
+    """Write the table and the picture, and replace the results of an earlier call."""
+    staging, table = store.create_staging_dir(context.published_dir), io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(Prediction._fields)
+    for p in predictions:
+        fields = (p.digit, f"{p.probability:.6f}", p.runner_up, f"{p.runner_up_probability:.6f}", int(p.unsure))
+        writer.writerow((p.file, *fields))
+    store.write(staging / "recognized.csv", table.getvalue().encode())
+    store.write(staging / "recognized.png", picture)
+    numbers = {
+        "recipe": context.only.recipe.name,
+        "network": recognizer.about,
+        "temperature": recognizer.temperature,
+        "images": len(predictions),
+        "unsure": sum(prediction.unsure for prediction in predictions),
+    }
+    store.write_manifest(staging, context.key, context.stage.outputs, numbers, context.environment)
+    store.publish(context.published_dir)
+
+
+STAGE = Stage(
+    name="recognize",
+    run=run,
+    folder=lambda workflow: "data/recognized",
+    settings=("predict",),
+    # The networks are inputs only if they are fresh: otherwise, there are the pretrained ones.
+    extra_inputs={"train": ("weights.safetensors",), "evaluate": ("metrics.json",)},
+    outputs=("recognized.csv", "recognized.png"),
+    code=lambda recipe: (
+        *networks.inference_code(recipe),
+        "analysis.calibration",
+        "dataset.photos",
+        "nn.pretrained",
+        "stages.recognize",
+    ),
+    on_demand=True,
+    # Results are published although a file could not be read; then the stage ends with an error.
+    publishes_itself=True,
+    disk_space=lambda context: 0,
+)
