@@ -27,7 +27,9 @@ LAYERS = {
     "stages": {"dataset", "nn", "analysis", "reports", "arrays", "networks", "declarations", "workflow"},
     "cleanup": {"networks", "declarations", "workflow"},
     "summary": {"dataset", "declarations", "workflow"},
-    "cli": {"cleanup", "networks", "pool", "reports", "stages", "summary", "declarations", "workflow"},
+    "arguments": {"stages"},
+    "cli": {"arguments", "cleanup", "networks", "pool", "reports", "stages", "summary", "declarations", "workflow"},
+    "pretrained": {"cli", "dataset", "nn", "analysis", "reports"},
     "run_pipeline": {"cli"},
 } | {name: set() for name in BASE}
 
