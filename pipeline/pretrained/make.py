@@ -1,7 +1,7 @@
 """Make the pretrained weights: `python -m pipeline.pretrained.make --data digit-recognizer.zip`.
 
 Each recipe is trained twice: with held-out rows, for the figures and the temperature, and on all rows, for the weights.
-About eight minutes on 2 cores. The weights go to this folder, everything else to a workspace.
+20 minutes on 2 busy cores. The weights go to this folder, everything else to a workspace.
 """
 
 from __future__ import annotations
