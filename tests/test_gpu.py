@@ -1,4 +1,4 @@
-"""Training on a CUDA GPU (`pytest -m gpu`, under 5 minutes): the CPU as the oracle, resuming, several processes."""
+"""Training on a CUDA GPU (`pytest -m gpu`): the CPU as the oracle, resuming, several processes."""
 
 import copy
 import subprocess
