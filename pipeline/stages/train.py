@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from pipeline.reports.event_files import EventWriter
     from pipeline.training_task import History, TrainingTask
 
-# The largest share of the time that drawing the curves between epochs may take, and about what it takes at first.
+# The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
+# which imports matplotlib; the others take 0.1 s.
 DRAWING_SHARE = 0.008
-DRAWING_SECONDS = 0.11
+DRAWING_SECONDS = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -102,10 +103,10 @@ class _Monitor:
 
     def _draw(self, histories: Sequence[History], final: bool = False) -> None:
         """Draw the curves, if that takes no more than DRAWING_SHARE of the time."""
-        from pipeline.reports import training_figures
-
         start = time.monotonic()
         if final or start >= self.next_drawing:
+            from pipeline.reports import training_figures
+
             selection = self.context.settings.train.checkpoint_selection
             store.write(self.context.output_dir / "curves.png", training_figures.curves(histories, selection))
             now = time.monotonic()
