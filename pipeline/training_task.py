@@ -46,8 +46,8 @@ from pipeline.shapes import UInt8
 WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
 CHECKPOINT = "checkpoint.pt"
 DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
-# Checkpoints are saved after each epoch, but if epochs are short, no more often than that saving them takes this share
-# of the time; and after so many seconds in any case.
+# A checkpoint is saved after each epoch. If epochs are short, the interval grows until saving takes at most this share
+# of the time, but not beyond this number of seconds.
 SAVE_SHARE = 0.008
 MAX_SAVE_INTERVAL = 4.0
 

@@ -81,7 +81,7 @@ def test_every_part_has_its_sides():
 
 class TestParts:
     def run(self, monkeypatch, tmp_path, device, seconds):
-        """The JSON file after each of two parts, whose measurements take so many seconds of a simulated clock."""
+        """The results that are saved after each of two parts; a measurement takes `seconds` of a simulated clock."""
         clock, saved = [0.0], []
 
         def measure(benchmark, side, part, timeout=None):

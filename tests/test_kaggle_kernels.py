@@ -234,7 +234,7 @@ def test_failed_push_is_one_line_and_can_be_repeated(push, kaggle, folder, fault
 
 
 def test_notebook_above_the_servers_limit(push, kaggle, monkeypatch):
-    """Kaggle's answer has {"error": ...}, of which the client shows the status alone."""
+    """The client shows only the HTTP status of an answer with {"error": ...}."""
     monkeypatch.setattr("pipeline.reports.notebook_file.MAX_BYTES", 2_000_000)
     monkeypatch.setattr("pipeline.reports.notebook_file.INTRODUCTION", "x" * 1_000_000)
     run = push()
