@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipeline import cleanup, config, devices, networks, pool, store, summary
+from pipeline import cleanup, config, devices, pool, specs, store, summary
 from pipeline.arguments import HOME, parse_arguments
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import State
@@ -181,7 +181,7 @@ def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
     if several and options.stage in ("explore", "inspect", "recognize", "export"):
         raise StageError(f"--stage {options.stage} --recipe {workflow.recipe_argument}: choose one recipe")
     pool.check_engine(options.engine)
-    if options.engine != "local" and not several and len(networks.variants(workflow.recipe)) == 1:
+    if options.engine != "local" and not several and len(specs.variants(workflow.recipe)) == 1:
         raise StageError(
             f"--engine {options.engine}: {workflow.name} trains a single network, and only several are trained there"
         )

@@ -29,6 +29,7 @@ from pipeline.settings import (
     Ensemble as Ensemble,
     Estimate as Estimate,
     Explore as Explore,
+    Gan as Gan,
     Inspect as Inspect,
     Model as Model,
     Notebook as Notebook,

@@ -1,4 +1,4 @@
-"""Network specs, and `ensure`, the only place that trains: it skips what exists and resumes what was interrupted."""
+"""`ensure`, the only place that trains: it skips the networks that exist and resumes what was interrupted."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, devices, store
-from pipeline.config import Affine, Model, Recipe, Train
+from pipeline.config import Recipe
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
-from pipeline.source_code import module_hashes
-from pipeline.store import FORMAT, Manifest
+from pipeline.specs import GanSpec, NetworkSpec, Spec, variants
+from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from pipeline.training_task import History, TrainingArrays, TrainingOutcome, TrainingTask
@@ -26,63 +25,12 @@ if TYPE_CHECKING:
 NETWORKS = "data/networks"  # below the workspace
 SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar
 
-# The modules whose code determines the weights of every network, and those of each model.
-TRAINING_CODE = (
-    "dataset.affine",
-    "dataset.views",
-    "nn.averaging",
-    "nn.inference",
-    "nn.models.pixels",
-    "nn.optimizers",
-    "nn.precision",
-    "nn.training_loop",
-)
-MODEL_CODE = {
-    "dropout_cnn": ("nn.models.dropout_cnn", "nn.models.dropout"),
-    "small_cnn": ("nn.models.small_cnn", "nn.models.blocks", "nn.models.dropout"),
-    "medium_cnn": ("nn.models.medium_cnn", "nn.models.blocks", "nn.models.dropout"),
-    "layers": ("nn.models.layers", "nn.models.dropout"),
-}
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """The complete description of one training. Networks with equal specs have equal weights."""
-
-    model: Model
-    train: Train  # with the network's seed and the resolved precision
-    affine: Affine
-    fold: int | None  # the fold that is held out
-    threads: int  # on a CPU, the weights depend on it; 0 on other devices
-    data: tuple[tuple[str, str], ...]  # SHA-256 of the training data and of the split, by file
-
-    @property
-    def name(self) -> str:
-        view = "" if self.model.view == "plain" else f"-{self.model.view}"
-        fold = "" if self.fold is None else f"-fold{self.fold}"
-        return f"{self.model.name}{view}-seed{self.train.seed}{fold}"
-
-    @property
-    def folder_name(self) -> str:
-        return f"{self.name}-{config.digest({**self.key()['settings'], 'data': self.data})}"
-
-    def key(self) -> dict[str, Any]:
-        """What the network's manifest records."""
-        settings = config.flatten(self, ("affine", "model", "train"))
-        return {
-            "format": FORMAT,
-            "stage": "network",
-            "settings": {**settings, "fold": self.fold, "threads": self.threads},
-            "inputs": dict(self.data),
-            "code": module_hashes((*TRAINING_CODE, *MODEL_CODE[self.model.name])),
-        }
-
 
 @dataclass(frozen=True)
 class Request:
     """A network that a stage needs, with the arrays to train it."""
 
-    spec: NetworkSpec
+    spec: Spec
     arrays: TrainingArrays
     record: bool = False  # keep weight histograms and gradients of each epoch
     test_data: str = ""  # identifies the test rows in the arrays
@@ -105,7 +53,7 @@ class Request:
 class TrainedNetwork:
     """A network in its folder; with `error`, a training that diverged."""
 
-    spec: NetworkSpec
+    spec: Spec
     folder: Path
     error: str = ""
 
@@ -119,32 +67,6 @@ class TrainedNetwork:
         from pipeline.training_task import HISTORY, history_from_csv
 
         return history_from_csv((self.folder / HISTORY).read_bytes())
-
-
-def variants(recipe: Recipe) -> list[tuple[Model, int, int | None]]:
-    """The networks of a recipe as (model, seed, fold): each model on each view with each seed and fold."""
-    ensemble, folds = recipe.ensemble, recipe.split.folds
-    models = [
-        recipe.model.replace(name=name, view=view)
-        for name, view in product(ensemble.models or (recipe.model.name,), ensemble.views or (recipe.model.view,))
-    ]
-    seeds = range(recipe.train.seed, recipe.train.seed + ensemble.seeds)
-    return list(product(models, seeds, range(folds) if folds else (None,)))
-
-
-def training_code(recipe: Recipe) -> tuple[str, ...]:
-    """The modules whose code determines the weights of a recipe's networks."""
-    return (*TRAINING_CODE, *_model_code(recipe))
-
-
-def inference_code(recipe: Recipe) -> tuple[str, ...]:
-    """The modules whose code determines the predictions of a recipe's networks, given their weights."""
-    return ("dataset.views", "nn.inference", "nn.models.pixels", "nn.precision", *_model_code(recipe))
-
-
-def _model_code(recipe: Recipe) -> tuple[str, ...]:
-    models = {model.name for model, _, _ in variants(recipe)}
-    return tuple(sorted({module for model in models for module in MODEL_CODE[model]}))
 
 
 def make_pool(context: StageContext) -> Pool:
@@ -178,7 +100,7 @@ def network_specs(
     threads = recipe.ensemble.threads or (1 if parallel or len(planned) > 1 else torch.get_num_threads())
     if device not in ("cpu", "auto"):
         threads = 0
-    train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train, device))
+    train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train.precision, device))
     return [
         NetworkSpec(
             model, train.replace(seed=seed + repetition * recipe.ensemble.seeds), recipe.affine, fold, threads, data
@@ -191,7 +113,7 @@ def ensure(
     context: StageContext,
     requests: Sequence[Request],
     on_epoch: Callable[[TrainingTask, History], None] = lambda task, history: None,
-    on_trained: Callable[[NetworkSpec, History], None] = lambda spec, history: None,
+    on_trained: Callable[[Spec, History], None] = lambda spec, history: None,
     keep_going: bool = False,
 ) -> list[TrainedNetwork]:
     """Train the networks that do not exist yet; returns all of them in the order of the requests.
@@ -262,7 +184,7 @@ def _is_reusable(context: StageContext, network: TrainedNetwork, request: Reques
     return True
 
 
-def _read_manifest(folder: Path, spec: NetworkSpec) -> Manifest | None:
+def _read_manifest(folder: Path, spec: Spec) -> Manifest | None:
     """The folder's manifest if it is valid and records this spec, otherwise None.
 
     A setting that the manifest lacks, because the setting is newer, counts as equal while its value is the default.
@@ -293,6 +215,11 @@ def _disk_space(requests: Iterable[Request]) -> int:
 
     sizes, other = [], 0
     for request in requests:
+        if isinstance(request.spec, GanSpec):
+            from pipeline.nn.gan_training import checkpoint_size
+
+            sizes.append(checkpoint_size(request.spec.gan) // 5)
+            continue
         network = require_trainable(request.spec.model, request.spec.train.batch_size)
         sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))
         # A loss per row in two checkpoints; a row of history per epoch; a record of 1 KB per layer in 300 epochs.
@@ -311,10 +238,12 @@ def _networks_per_gpu(context: StageContext, pool: Pool, requests: Iterable[Requ
         return 1
     n_networks = min(recipe.ensemble.networks_per_gpu for recipe in context.workflow.recipes)
     if not n_networks:
-        distinct = {(request.spec.model, request.spec.train.replace(seed=0)): request for request in requests}
-        footprints = [
-            measure_footprint(request.spec.model, request.spec.train, request.arrays) for request in distinct.values()
-        ]
+        distinct = {
+            (request.spec.model, request.spec.train.replace(seed=0)): (request.spec, request.arrays)
+            for request in requests
+            if isinstance(request.spec, NetworkSpec)  # several GANs are never trained together
+        }
+        footprints = [measure_footprint(spec.model, spec.train, arrays) for spec, arrays in distinct.values()]
         n_networks = devices.networks_per_gpu(max(footprints))
     context.environment["networks_per_gpu"] = n_networks
     return n_networks
@@ -332,11 +261,8 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
         store.write_json(staging / store.STARTED, request.started())
     arrays = request.arrays.by_name()
     task = TrainingTask(
-        model=spec.model,
-        train=spec.train.replace(record=request.record),
-        affine=spec.affine,
-        fold=spec.fold,
-        threads=spec.threads or 1,
+        spec=spec,
+        record=request.record,
         device=device,
         staging_dir=str(staging),
         started=_read_started(folder),

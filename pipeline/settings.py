@@ -150,6 +150,38 @@ class Train(Section):
     record: bool = False
 
 
+class Gan(Section):
+    """The conditional GAN that `generate` trains. The settings of [train] do not apply to it."""
+
+    # "none": the recipe has no GAN. "dense" networks, or "convolutional" ones with batch norm in the generator.
+    architecture: Literal["none", "dense", "convolutional"] = "none"
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    epochs: int = Field(default=200, ge=1, le=10**6)
+    batch_size: int = Field(default=128, ge=2, le=10**6)
+    # Of Adam, for the generator, and for the discriminator; 0 means the generator's.
+    learning_rate: float = Field(default=0.0002, gt=0)
+    discriminator_learning_rate: float = Field(default=0.0, ge=0)
+    beta1: float = Field(default=0.5, ge=0, lt=1)
+    # Number of random values that an image is generated from.
+    latent_size: int = Field(default=100, ge=1, le=10**4)
+    # Units or channels of the narrowest hidden layer; the others have two and four times as many.
+    generator_width: int = Field(default=128, ge=1, le=4096)
+    discriminator_width: int = Field(default=128, ge=1, le=4096)
+    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    # Of the discriminator: the label's inner product with the features, instead of the label as an input.
+    projection: bool = False
+    # Divide the discriminator's weights by their largest singular values.
+    spectral_norm: bool = False
+    # Of the discriminator's hidden layers.
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    # Decay of an exponential moving average of the generator's weights over the steps; 0 means the current weights.
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    # "auto" selects bf16 if the device has instructions for it, otherwise fp32.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # Equal weights bit for bit on CUDA too, which is slower. On a CPU they always are.
+    deterministic: bool = False
+
+
 class Predict(Section):
     # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
     shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
@@ -252,6 +284,7 @@ class RecipeTable(Section):
     model: Model = Model()
     ensemble: Ensemble = Ensemble()
     train: Train = Train()
+    gan: Gan = Gan()
     predict: Predict = Predict()
     estimate: Estimate = Estimate()
     published: Published = Published()

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import store
@@ -42,8 +43,10 @@ from pipeline.nn.training_loop import (
 )
 from pipeline.pool import require_parent, worker
 from pipeline.shapes import UInt8
+from pipeline.specs import GanSpec, NetworkSpec, Spec
 
 WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
+FRAMES = "frames.npy"  # of a GAN: images of the same noise after each epoch
 CHECKPOINT = "checkpoint.pt"
 DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
 # A checkpoint is saved after each epoch. If epochs are short, the interval grows until saving takes at most this share
@@ -95,11 +98,8 @@ class TrainingArrays:
 class TrainingTask:
     """Everything that a process needs to train one network, except the arrays."""
 
-    model: Model
-    train: Train  # with the resolved seed and precision
-    affine: Affine
-    fold: int | None
-    threads: int
+    spec: Spec
+    record: bool  # keep weight histograms and gradients of each epoch
     device: str  # of `Pool.place`; "auto" on a Dask cluster: whatever the worker has
     staging_dir: str  # as the parent sees it
     started: Mapping[str, Any]  # the content of started.json: a checkpoint with other content is not resumed
@@ -120,9 +120,9 @@ class TrainingOutcome:
     error: str = ""  # why the training diverged
 
 
-def resolve_precision(train: Train, device: str) -> str:
+def resolve_precision(precision: str, device: str) -> str:
     """The precision in which this machine trains."""
-    return choose_precision(train, choose_device(device))
+    return choose_precision(precision, choose_device(device))
 
 
 def train_network(
@@ -138,10 +138,10 @@ def train_network(
     on_epoch: called with the history after each epoch; an exception stops the training after saving a checkpoint.
     log: called with each line that is written to log.txt.
     """
-    data = TrainingArrays(**dict(zip(task.array_names, arrays, strict=True))).split(task.fold)
+    data = TrainingArrays(**dict(zip(task.array_names, arrays, strict=True)))
     staging = Path(task.staging_dir)
     with contextlib.ExitStack() as stack:
-        device = stack.enter_context(worker(task.parent, task.device, task.threads))
+        device = stack.enter_context(worker(task.parent, task.device, task.spec.threads or 1))
         if store.read_json(staging / store.STARTED) == task.started:
             # A process whose parent was killed may still be saving its checkpoint.
             stack.enter_context(filelock.FileLock(staging.with_suffix(".lock")))
@@ -159,9 +159,11 @@ def train_network(
             require_parent(task.parent)
 
         checkpoints = _Checkpoints(staging, task.started)
-        options = FitOptions(task.train, task.affine, device, task.train.precision, progress_bar)
+        session = _Session(checkpoints, note, after_epoch, device, progress_bar)
         try:
-            return _fit(task, data, checkpoints, options, note, after_epoch)
+            if isinstance(task.spec, GanSpec):
+                return _fit_gan(task, task.spec, data, session)
+            return _fit_classifier(task, task.spec, data, session)
         except FloatingPointError as error:
             return TrainingOutcome(task.staging_dir, error=str(error))
         except torch.OutOfMemoryError:
@@ -171,66 +173,119 @@ def train_network(
             ) from None
 
 
-def _fit(
-    task: TrainingTask,
-    data: TrainingArrays,
-    checkpoints: _Checkpoints,
-    options: FitOptions,
-    note: Callable[[str], None],
-    after_epoch: Callable[[History], None],
-) -> TrainingOutcome:
-    def on_device(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
-        viewed = apply_view(torch.from_numpy(images).to(options.device), task.model.view)
-        return LabelledImages(viewed, torch.from_numpy(labels.astype(np.int64)).to(options.device))
+@dataclass
+class _Session:
+    """What the training of one network in its folder uses."""
 
-    checkpoint = checkpoints.load()
-    if checkpoint:
-        note(f"continuing after epoch {checkpoint['epoch']}")
-    seed_everything(task.train.seed)
-    network = make_network(task.model, torch.from_numpy(data.images))
+    checkpoints: _Checkpoints
+    note: Callable[[str], None]  # adds a line to log.txt
+    after_epoch: Callable[[History], None]
+    device: str
+    progress_bar: bool
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that the training continues from, if there is one."""
+        checkpoint = self.checkpoints.load()
+        if checkpoint:
+            self.note(f"continuing after epoch {checkpoint['epoch']}")
+        return checkpoint
+
+    def on_epoch(self, checkpoint: Checkpoint) -> None:
+        """Save the checkpoint if it is time, and report the epoch."""
+        is_saved = self.checkpoints.update(checkpoint)
+        try:
+            self.after_epoch(checkpoint["history"])
+        except BaseException:  # for example the parent has ended
+            if not is_saved:
+                self.checkpoints.save(checkpoint)
+            raise
+
+    def on_device(self, images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
+        """Images and labels as tensors on the device."""
+        tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+        return LabelledImages(*(tensor.to(self.device) for tensor in tensors))
+
+    def outcome(
+        self,
+        task: TrainingTask,
+        state_dict: Mapping[str, Tensor],
+        metadata: Mapping[str, Any],
+        history: History,
+        numbers: Mapping[str, Any],
+        settings: dict[str, Any],
+    ) -> TrainingOutcome:
+        """The outcome of a finished training. settings: those of the libraries."""
+        weights = {name: tensor.cpu().contiguous() for name, tensor in state_dict.items()}
+        files = {
+            WEIGHTS: serialize_network(weights, metadata),
+            HISTORY: history_to_csv(history),
+            LOG: (self.checkpoints.folder / LOG).read_bytes(),
+        }
+        environment = describe_environment(self.device) | settings
+        return TrainingOutcome(task.staging_dir, files, history, dict(numbers), self.checkpoints.seconds(), environment)
+
+
+def _fit_classifier(
+    task: TrainingTask, spec: NetworkSpec, arrays: TrainingArrays, session: _Session
+) -> TrainingOutcome:
+    """Train a network that classifies digits."""
+    data, train = arrays.split(spec.fold), spec.train.replace(record=task.record)
+
+    def on_device(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
+        labelled = session.on_device(images, labels)
+        return labelled._replace(images=apply_view(labelled.images, spec.model.view))
+
+    checkpoint = session.load_checkpoint()
+    seed_everything(train.seed)
+    network = make_network(spec.model, torch.from_numpy(data.images))
     validation = test = None
     if data.validation_images is not None and data.validation_labels is not None:
         validation = on_device(data.validation_images, data.validation_labels)
     if data.test_images is not None and data.test_labels is not None:
         test = on_device(data.test_images, data.test_labels)
-
-    def on_epoch(checkpoint: Checkpoint) -> None:
-        is_saved = checkpoints.update(checkpoint)
-        try:
-            after_epoch(checkpoint["history"])
-        except BaseException:  # for example the parent has ended
-            if not is_saved:
-                checkpoints.save(checkpoint)
-            raise
-
-    result = fit(network, on_device(data.images, data.labels), validation, options, test, checkpoint, on_epoch)
-    kept = selected_row(result.history, task.train.checkpoint_selection)
+    options = FitOptions(train, spec.affine, session.device, train.precision, session.progress_bar)
+    training = on_device(data.images, data.labels)
+    result = fit(network, training, validation, options, test, checkpoint, session.on_epoch)
+    kept = selected_row(result.history, train.checkpoint_selection)
     metadata = {
-        "model": task.model.model_dump(mode="json"),
-        "precision": options.precision,
+        "model": spec.model.model_dump(mode="json"),
+        "precision": train.precision,
         "epoch": int(kept["epoch"]),
-        "checkpoint_selection": task.train.checkpoint_selection,
-        "fit_all": task.train.fit_all,
-        "fold": task.fold,
-        "seed": task.train.seed,
+        "checkpoint_selection": train.checkpoint_selection,
+        "fit_all": train.fit_all,
+        "fold": spec.fold,
+        "seed": train.seed,
     }
-    state_dict = {name: tensor.cpu().contiguous() for name, tensor in result.state_dict.items()}
-    files = {
-        WEIGHTS: serialize_network(state_dict, metadata),
-        HISTORY: history_to_csv(result.history),
-        LOG: (checkpoints.folder / LOG).read_bytes(),
-    }
-    if result.record:
-        files[RECORD] = json.dumps({"rows": result.record}).encode()
     numbers = {
-        "precision": options.precision,
+        "precision": train.precision,
         "kept_epoch": int(kept["epoch"]),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    environment = describe_environment(options.device) | describe_settings(
-        options.device, options.precision, task.train.deterministic
+    settings = describe_settings(session.device, train.precision, train.deterministic)
+    outcome = session.outcome(task, result.state_dict, metadata, result.history, numbers, settings)
+    if result.record:
+        outcome.files[RECORD] = json.dumps({"rows": result.record}).encode()
+    return outcome
+
+
+def _fit_gan(task: TrainingTask, spec: GanSpec, arrays: TrainingArrays, session: _Session) -> TrainingOutcome:
+    """Train a conditional GAN; its generator is kept, with the images of each epoch."""
+    from pipeline.nn.gan_training import fit_gan
+
+    gan, training = spec.gan, session.on_device(arrays.images, arrays.labels)
+    result = fit_gan(training, gan, session.device, session.load_checkpoint(), session.on_epoch, session.progress_bar)
+    numbers = {
+        "precision": gan.precision,
+        "parameters": sum(tensor.numel() for tensor in result.state_dict.values() if tensor.is_floating_point()),
+    }
+    settings = describe_settings(session.device, gan.precision, gan.deterministic)
+    outcome = session.outcome(
+        task, result.state_dict, {"gan": gan.model_dump(mode="json")}, result.history, numbers, settings
     )
-    return TrainingOutcome(task.staging_dir, files, result.history, numbers, checkpoints.seconds(), environment)
+    buffer = io.BytesIO()
+    np.save(buffer, result.frames.numpy())
+    outcome.files[FRAMES] = buffer.getvalue()
+    return outcome
 
 
 def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:

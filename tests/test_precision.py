@@ -10,14 +10,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline import config
-from pipeline.config import Model, Train
+from pipeline.config import Model
 from pipeline.nn import precision, training_loop
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions
 from tests.test_training_loop import BASE, CNN, TRAINING, fit
-
-AUTO = Train(precision="auto")
 
 
 def set_gpu(monkeypatch, capability, has_bf16):
@@ -37,21 +35,21 @@ def set_gpu(monkeypatch, capability, has_bf16):
 )
 def test_automatic_precision_of_gpus(monkeypatch, capability, has_bf16, expected):
     set_gpu(monkeypatch, capability, has_bf16)
-    assert precision.choose_precision(AUTO, "cuda") == expected
-    assert precision.choose_precision(Train(precision="fp32"), "cuda") == "fp32"
+    assert precision.choose_precision("auto", "cuda") == expected
+    assert precision.choose_precision("fp32", "cuda") == "fp32"
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_automatic_precision_of_cpus(monkeypatch, supported, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert precision.choose_precision(AUTO, "cpu") == expected
+    assert precision.choose_precision("auto", "cpu") == expected
     assert precision.inference_precision("bf16", "cpu") == expected
 
 
 def test_precision_elsewhere():
-    assert precision.choose_precision(Train(precision="bf16"), "mps") == "bf16"
-    assert precision.choose_precision(AUTO, "mps") == "fp32"
+    assert precision.choose_precision("bf16", "mps") == "bf16"
+    assert precision.choose_precision("auto", "mps") == "fp32"
     assert precision.inference_precision("fp16", "cpu") == "fp32"  # fp16 takes many times as long on a CPU
 
 

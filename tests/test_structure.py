@@ -21,14 +21,15 @@ LAYERS = {
     "declarations": set(),
     "workflow": {"declarations"},
     "pool": set(),
-    "training_task": {"dataset", "nn", "pool"},
+    "specs": set(),
+    "training_task": {"dataset", "nn", "pool", "specs"},
     "arrays": {"nn", "training_task", "declarations"},
-    "networks": {"dataset", "nn", "pool", "training_task", "declarations", "workflow"},
-    "stages": {"dataset", "nn", "analysis", "reports", "arrays", "networks", "declarations", "workflow"},
+    "networks": {"dataset", "nn", "pool", "specs", "training_task", "declarations", "workflow"},
+    "stages": {"dataset", "nn", "analysis", "reports", "arrays", "networks", "specs", "declarations", "workflow"},
     "cleanup": {"networks", "declarations", "workflow"},
     "summary": {"dataset", "declarations", "workflow"},
     "arguments": {"stages"},
-    "cli": {"arguments", "cleanup", "networks", "pool", "reports", "stages", "summary", "declarations", "workflow"},
+    "cli": {"arguments", "cleanup", "pool", "reports", "specs", "stages", "summary", "declarations", "workflow"},
     "pretrained": {"cli", "dataset", "nn", "analysis", "reports"},
     "run_pipeline": {"cli"},
 } | {name: set() for name in BASE}
@@ -138,10 +139,10 @@ def test_no_two_modules_differ_only_in_their_ending():
 
 def test_the_hashed_code_of_networks_includes_everything_that_it_imports():
     """Except what configures and stores: an edit there changes no weights."""
-    from pipeline import networks
+    from pipeline import specs
 
-    for model, modules in networks.MODEL_CODE.items():
-        listed = {*networks.TRAINING_CODE, *modules}
+    for model, modules in specs.MODEL_CODE.items():
+        listed = {*specs.TRAINING_CODE, *modules}
         for module in listed:
             path = ROOT / "pipeline" / module.replace(".", "/")
             path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

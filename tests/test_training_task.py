@@ -13,6 +13,7 @@ from pipeline.errors import StageError
 from pipeline.nn import training_loop
 from pipeline.nn.models import make_network
 from pipeline.pool import worker
+from pipeline.specs import NetworkSpec
 from pipeline.training_task import (
     CHECKPOINT,
     HISTORY,
@@ -35,17 +36,14 @@ SETTINGS = ["train.epochs=3", "train.batch_size=50", "model.name=layers", 'model
 RECIPE = config.load_recipe("quick", [*SETTINGS, "train.precision=fp32", "split.folds=2", "affine.rotation=10"])
 
 
-def make_task(folder, started=None, train=RECIPE.train, parent=None):
+def make_task(folder, started=None, train=RECIPE.train, parent=None, threads=1):
     """The task that trains in an existing folder, which is prepared for it unless `started` is None."""
     if started is not None:
         folder.mkdir(exist_ok=True)
         store.write_json(folder / store.STARTED, started)
     return TrainingTask(
-        model=RECIPE.model,
-        train=train,
-        affine=RECIPE.affine,
-        fold=1,
-        threads=1,
+        spec=NetworkSpec(RECIPE.model, train.replace(record=False), RECIPE.affine, 1, threads, ()),
+        record=train.record,
         device="cpu",
         staging_dir=str(folder),
         started=started or {"stage": "network"},
@@ -168,8 +166,7 @@ def test_observations_do_not_change_the_weights(tmp_path, expected):
 
 def test_the_number_of_threads_is_restored(tmp_path):
     n_threads = torch.get_num_threads()
-    task = make_task(tmp_path / "network.partial", {})
-    task = TrainingTask(**{**vars(task), "threads": n_threads + 1})
+    task = make_task(tmp_path / "network.partial", {}, threads=n_threads + 1)
 
     def stop(task, history):
         raise KeyboardInterrupt(torch.get_num_threads())

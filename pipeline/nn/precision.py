@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Train
-
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_precision(train: Train, device: str) -> str:
-    """The precision of `train.precision`; for "auto", the first of bf16, fp16 and fp32 that the device computes fast.
+def choose_precision(precision: str, device: str) -> str:
+    """The value of `train.precision`; for "auto", the first of bf16, fp16 and fp32 that the device computes fast.
 
     It depends on nothing but the device, so that a machine always gives the same weights.
     """
-    if train.precision != "auto":
-        return train.precision
+    if precision != "auto":
+        return precision
     return next(precision for precision in ("bf16", "fp16", "fp32") if is_fast(precision, device))
 
 

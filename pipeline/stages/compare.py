@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import arrays, config, networks, store
+from pipeline import arrays, config, networks, specs, store
 from pipeline.config import Predict, Published, Recipe
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
@@ -53,7 +53,7 @@ def check_networks(recipes: Sequence[Recipe]) -> None:
     from pipeline.nn.models import require_trainable
 
     for recipe in recipes:
-        for model, _, _ in networks.variants(recipe):
+        for model, _, _ in specs.variants(recipe):
             try:
                 require_trainable(model, recipe.train.batch_size)
             except config.ConfigError as error:
@@ -188,7 +188,7 @@ class Measurement:
 
     def errors(self) -> list[str]:
         """A message for each network whose training diverged."""
-        return [f"seed {n.spec.train.seed}: {n.error}" for run in self.runs for n in run if n.error]
+        return [f"seed {n.spec.seed}: {n.error}" for run in self.runs for n in run if n.error]
 
     def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
         """Accuracies (seeds, epochs) of the runs; None for ensembles and without complete runs."""
@@ -208,7 +208,7 @@ def run(context: StageContext) -> dict[str, Any]:
     remaining = iter(trained)
     for measurement in measurements:
         recipe = measurement.part.settings
-        size = len(networks.variants(recipe))
+        size = len(specs.variants(recipe))
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
         measurement.predict(context.workflow.device)
     _write_report(context, measurements)
@@ -314,7 +314,7 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
     from pipeline.nn.models import load_networks
     from pipeline.nn.training_loop import seed_everything
 
-    model = measurement.runs[0][0].spec.model
+    model, _, _ = specs.variants(measurement.recipe)[0]
     seed_everything(0)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     batches = [random_affine(as_input(batch), measurement.recipe.affine) for batch in images.split(1000)]
@@ -338,12 +338,12 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
     from pipeline.nn.models import make_network
     from pipeline.nn.training_loop import seed_everything
 
-    recipe, model = measurement.recipe, measurement.runs[0][0].spec.model
+    recipe, (model, _, _) = measurement.recipe, specs.variants(measurement.recipe)[0]
     training_images = torch.from_numpy(np.load(measurement.part.files["prepare/train_images.npy"]))
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     accuracies = []
     for run in measurement.runs:
-        seed_everything(run[0].spec.train.seed)
+        seed_everything(run[0].spec.seed)
         network = make_network(model, training_images).to(device)
         predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
         accuracies.append(float(np.mean(predictions == measurement.labels)))
@@ -393,7 +393,7 @@ STAGE = Stage(
         "augment": ("images.npy", "labels.npy"),
     },
     outputs=(TABLE, MARKDOWN, PAGE),
-    code=lambda recipe: (*networks.training_code(recipe), "analysis.significance", "nn.held_out", "stages.compare"),
+    code=lambda recipe: (*specs.training_code(recipe), "analysis.significance", "nn.held_out", "stages.compare"),
     on_demand=True,
     resumes=True,
     disk_space=lambda context: 0,  # `ensure` checks the space

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, networks, store
+from pipeline import config, specs, store
 from pipeline.arrays import load_training_rows
 from pipeline.dataset.kaggle_client import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
@@ -215,7 +215,7 @@ STAGE = Stage(
     # None of these if all rows were trained on.
     optional_outputs=("probabilities.npy", "rows.npy", "suspects.csv", "confusion.png", "errors.png", "suspects.png"),
     code=lambda recipe: (
-        *networks.inference_code(recipe),
+        *specs.inference_code(recipe),
         "analysis.calibration",
         "analysis.metrics",
         "nn.held_out",

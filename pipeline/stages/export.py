@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import networks, store
+from pipeline import specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
 
@@ -116,7 +116,7 @@ STAGE = Stage(
     outputs=("model.onnx", "MODEL_CARD.md"),
     optional_outputs=("demo.html", *PICTURES),
     code=lambda recipe: (
-        *networks.inference_code(recipe),
+        *specs.inference_code(recipe),
         "nn.export",
         "nn.pretrained",
         "reports.demo_page",

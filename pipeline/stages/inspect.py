@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline import networks, store
+from pipeline import specs, store
 from pipeline.arrays import load_training_rows
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError
@@ -100,7 +100,7 @@ STAGE = Stage(
     outputs=("inspect.json", "report.html", *captions.NETWORK),
     optional_outputs=(*captions.CALIBRATION, *captions.RECORDED),
     code=lambda recipe: (
-        *networks.inference_code(recipe),
+        *specs.inference_code(recipe),
         "analysis.embedding",
         "analysis.metrics",
         "analysis.network_internals",

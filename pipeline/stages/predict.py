@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, networks, store
+from pipeline import config, specs, store
 from pipeline.dataset import files, sources
 from pipeline.dataset.files import TableFile
 from pipeline.dataset.kaggle_client import TEST_ROWS
@@ -116,5 +116,5 @@ STAGE = Stage(
     },
     outputs=("submission.csv", "probabilities.npy"),
     receipt="submission.json",
-    code=lambda recipe: (*networks.inference_code(recipe), "analysis.expected_score", "stages.predict"),
+    code=lambda recipe: (*specs.inference_code(recipe), "analysis.expected_score", "stages.predict"),
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline import networks, store
+from pipeline import specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError, UserError
 
@@ -172,7 +172,7 @@ STAGE = Stage(
     extra_inputs={"train": ("weights.safetensors",), "evaluate": ("metrics.json",)},
     outputs=("recognized.csv", "recognized.png"),
     code=lambda recipe: (
-        *networks.inference_code(recipe),
+        *specs.inference_code(recipe),
         "analysis.calibration",
         "dataset.photos",
         "nn.pretrained",

@@ -7,14 +7,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import networks, store
+from pipeline import networks, specs, store
 from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
-    from pipeline.networks import NetworkSpec, TrainedNetwork
+    from pipeline.networks import TrainedNetwork
     from pipeline.reports.event_files import EventWriter
+    from pipeline.specs import Spec
     from pipeline.training_task import History, TrainingTask
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
@@ -27,13 +28,13 @@ def run(context: StageContext) -> dict[str, Any]:
     import pandas as pd
 
     recipe = context.settings
-    specs = networks.network_specs(recipe, context.only, networks.make_pool(context))
+    requested = networks.network_specs(recipe, context.only, networks.make_pool(context))
     arrays = load_arrays(recipe, context.only)
-    requests = [networks.Request(spec, arrays, recipe.train.record) for spec in specs]
-    monitor = _Monitor(context, single=len(specs) == 1)
+    requests = [networks.Request(spec, arrays, recipe.train.record) for spec in requested]
+    monitor = _Monitor(context, single=len(requested) == 1)
     start = time.monotonic()
     trained = networks.ensure(context, requests, monitor.on_epoch, monitor.on_trained)
-    context.environment |= {"training_seconds": round(time.monotonic() - start, 3), "threads": specs[0].threads}
+    context.environment |= {"training_seconds": round(time.monotonic() - start, 3), "threads": requested[0].threads}
 
     histories = {network.spec.name: _without_test_accuracy(network.history()) for network in trained}
     monitor.finish(histories)
@@ -88,7 +89,7 @@ class _Monitor:
             self._track("", history)
         self._draw([*self.finished, history])
 
-    def on_trained(self, spec: NetworkSpec, history: History) -> None:
+    def on_trained(self, spec: Spec, history: History) -> None:
         """Called with each network that was trained."""
         self.finished.append(history)
         if not self.single:
@@ -132,7 +133,7 @@ STAGE = Stage(
     },
     outputs=("weights.safetensors", "history.csv", "curves.png"),
     optional_outputs=("record.json",),
-    code=networks.training_code,
+    code=specs.training_code,
     per_recipe=True,
     resumes=True,
     disk_space=lambda context: 0,  # `ensure` checks the space, since it depends on which networks are missing

@@ -315,7 +315,7 @@ def _fit(task, recipe, training, validation):
 
     training_loop.seed_everything(recipe.train.seed)
     network = make_network(recipe.model, torch.from_numpy(training[0]))
-    precision = choose_precision(recipe.train, task["device"])
+    precision = choose_precision(recipe.train.precision, task["device"])
     options = training_loop.FitOptions(recipe.train, recipe.affine, task["device"], precision)
     times = []
 
