@@ -20,6 +20,10 @@ def recipes_with_runs(workspace: Path) -> list[str]:
             name, context = path.parent.parent.relative_to(runs).as_posix(), store.read_json(path) or {}
             argument = context.get("recipe") if "+" in name else context.get("recipe_file")
             arguments.setdefault(name, argument if isinstance(argument, str) and argument else name)
+    generated = workspace / "data" / "generated"
+    for path in sorted(generated.rglob(store.CONTEXT)):
+        name = path.parent.relative_to(generated).as_posix().removesuffix(".partial")
+        arguments.setdefault(name, (store.read_json(path) or {}).get("recipe_file") or name)
     return [arguments[name] for name in sorted(arguments)]
 
 
@@ -38,7 +42,7 @@ def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Seque
         path
         for folder in (data, submissions)
         for path in folder.rglob("*.partial")
-        if path.name != "train.partial" and path.parent != data / "compare"
+        if path.name != "train.partial" and path.parent != data / "compare" and data / "generated" not in path.parents
     ]
     temporary = [path for folder in (data, submissions) for path in folder.rglob(".*.tmp")]
     # Networks of earlier versions of the pipeline.
@@ -77,9 +81,9 @@ def _compared_recipes(workspace: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _referenced_networks(data: Path) -> set[str]:
-    """The folder names of the networks that a training or a comparison refers to, finished or interrupted."""
+    """The folder names of the networks that a finished or interrupted stage refers to."""
     names = set()
-    for pattern in ("runs/**/train*", "compare/*"):
+    for pattern in ("runs/**/train*", "compare/*", "generated/**/*"):
         for folder in data.glob(pattern):
             manifest, _ = store.read_manifest(folder)
             names |= _folder_names((manifest or {}).get("numbers"))

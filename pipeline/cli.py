@@ -24,7 +24,11 @@ from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow
 
-DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect", "recognize")
+DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect", "recognize", "generate")
+
+
+# What a recipe with a GAN has in common with all others.
+DATA_STAGES = ("download", "prepare", "augment", "explore")
 
 
 class Terminated(BaseException):
@@ -102,7 +106,8 @@ def show_status(options: argparse.Namespace) -> None:
         print(f"recipe {workflow.name}" + ("" if requested else " (no recipe has runs yet)"))
         known: dict[tuple[str, str], State] = {}
         for stage in STAGES.values():
-            if stage.folder:
+            is_used = stage.name in (*DATA_STAGES, "generate") or not any(r.has_gan for r in workflow.recipes)
+            if stage.folder and is_used:
                 state = workflow.state(stage, known)
                 if not stage.on_demand or state.status != "missing" or state.reason:
                     print(f"  {stage.name:<10}{state.status:<9}{state.reason}".rstrip())
@@ -178,9 +183,15 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
 def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
     """Raise StageError for options that do not go together."""
     several = len(workflow.recipes) > 1
-    if several and options.stage in ("explore", "inspect", "recognize", "export"):
+    if several and options.stage in ("explore", "inspect", "recognize", "export", "generate"):
         raise StageError(f"--stage {options.stage} --recipe {workflow.recipe_argument}: choose one recipe")
+    if options.stage == "generate" and not workflow.recipe.has_gan:
+        raise StageError(f"{workflow.name} has no GAN (gan.architecture is none): choose a recipe such as gan/better")
+    if options.stage not in (*DATA_STAGES, "generate"):
+        _require_classifiers(workflow.recipes)
     pool.check_engine(options.engine)
+    if options.engine != "local" and options.stage == "generate":
+        raise StageError("--stage generate trains on this machine: omit --engine")
     if options.engine != "local" and not several and len(specs.variants(workflow.recipe)) == 1:
         raise StageError(
             f"--engine {options.engine}: {workflow.name} trains a single network, and only several are trained there"
@@ -189,6 +200,14 @@ def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
         from pipeline.reports.event_files import require_tensorboard
 
         require_tensorboard()
+
+
+def _require_classifiers(recipes: Sequence[Recipe]) -> None:
+    """Raise StageError for a recipe with a GAN."""
+    for recipe in recipes:
+        if recipe.has_gan:
+            argument = shlex.quote(recipe.file or recipe.name)
+            raise StageError(f"{recipe.name} trains a GAN, not a classifier: run --stage generate --recipe {argument}")
 
 
 def _note_missing_observations(workflow: Workflow, start: float) -> None:
@@ -212,6 +231,7 @@ def compare(options: argparse.Namespace) -> None:
     assignments += ["compare.ensemble=true"] * options.ensemble
     argument = ",".join(config.split_argument(options.recipe))
     recipes = comparison.load_recipes(argument, assignments)
+    _require_classifiers(recipes)
     device = devices.choose_device(options.device)
     comparison.check_networks(recipes)
     with _running(options) as attach:

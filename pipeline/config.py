@@ -30,6 +30,7 @@ from pipeline.settings import (
     Estimate as Estimate,
     Explore as Explore,
     Gan as Gan,
+    Generate as Generate,
     Inspect as Inspect,
     Model as Model,
     Notebook as Notebook,
@@ -58,6 +59,9 @@ OBSERVATIONAL = frozenset({"train.record", "ensemble.networks_per_gpu"})
 # Sections that the accuracy on other rows depends on, and the settings in them that it does not depend on.
 ACCURACY_SETTINGS = ("augment", "affine", "model", "ensemble", "train", "predict")
 _NOT_ACCURACY_SETTINGS = ("train.seed", "train.fit_all", "train.deterministic", "ensemble.threads")
+
+# Sections that have no effect in a recipe with a GAN.
+_WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
 
 # Setting names of earlier versions.
 RENAMED = {
@@ -259,6 +263,13 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
+    if recipe.has_gan:
+        changed = [name for name in _WITHOUT_GAN if getattr(recipe, name) != SECTIONS[name]()]
+        if changed:
+            sections = ", ".join(f"[{name}]" for name in changed)
+            yield f"{sections}: a recipe with gan.architecture trains no classifier; its settings are in [gan]"
+        if split.folds:
+            yield "split.folds: a GAN is measured on the rows of a validation split: set it to 0"
     if 0 < recipe.explore.rows < 10:
         yield "explore.rows must be 0 (all rows) or at least 10, which t-SNE requires"
     if train.schedule == "steps" and not train.steps:

@@ -99,6 +99,7 @@ class StageContext:
     key: dict[str, Any]  # stage, settings, inputs, code
     parts: list[StageInputs]  # one for each recipe; several only for a blend or a comparison
     environment: dict[str, Any]  # recorded in context.json
+    network_folders: set[str] = field(default_factory=set)  # of the networks that the stage uses
 
     @property
     def only(self) -> StageInputs:

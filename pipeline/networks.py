@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, devices, store
-from pipeline.config import Recipe
+from pipeline.config import Gan, Recipe
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
@@ -109,6 +109,21 @@ def network_specs(
     ]
 
 
+def gan_spec(gan: Gan, inputs: StageInputs, pool: Pool) -> GanSpec:
+    """The spec of a GAN that is trained on the output of augment."""
+    import torch
+
+    from pipeline.training_task import resolve_precision
+
+    device = pool.worker_device()
+    precision = pool.call(resolve_precision, gan.precision, device)
+    if precision == "fp16":  # "auto" on a GPU without bf16; the losses of a GAN are not scaled for it
+        precision = "fp32"
+    threads = torch.get_num_threads() if device in ("cpu", "auto") else 0
+    data = tuple((name, inputs.hashes[name]) for name in ("augment/images.npy", "augment/labels.npy"))
+    return GanSpec(gan.replace(precision=precision), threads, data)
+
+
 def ensure(
     context: StageContext,
     requests: Sequence[Request],
@@ -127,9 +142,8 @@ def ensure(
     workflow, pool = context.workflow, make_pool(context)
     base = (workflow.workspace / NETWORKS).resolve()
     networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
-    store.write_json(
-        context.output_dir / store.REFERENCES, {"folders": sorted({network.folder.name for network in networks})}
-    )
+    context.network_folders |= {network.folder.name for network in networks}
+    store.write_json(context.output_dir / store.REFERENCES, {"folders": sorted(context.network_folders)})
     missing: dict[Path, Request] = {}
     for network, request in zip(networks, requests, strict=True):
         store.restore(network.folder)

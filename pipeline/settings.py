@@ -182,6 +182,13 @@ class Gan(Section):
     deterministic: bool = False
 
 
+class Generate(Section):
+    # Number of digits that `generate` makes, of all classes in turn.
+    samples: int = Field(default=10_000, ge=100, le=10**7)
+    # Seed of their noise.
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+
+
 class Predict(Section):
     # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
     shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
@@ -285,6 +292,7 @@ class RecipeTable(Section):
     ensemble: Ensemble = Ensemble()
     train: Train = Train()
     gan: Gan = Gan()
+    generate: Generate = Generate()
     predict: Predict = Predict()
     estimate: Estimate = Estimate()
     published: Published = Published()
@@ -298,6 +306,11 @@ class RecipeTable(Section):
 class Recipe(RecipeTable):
     name: str
     file: str = ""  # absolute path; empty for a built-in recipe
+
+    @property
+    def has_gan(self) -> bool:
+        """Whether `generate` trains a GAN for this recipe; then, no other stage trains networks for it."""
+        return self.gan.architecture != "none"
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -7,7 +7,6 @@ gives the same result as an uninterrupted one.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -221,8 +220,10 @@ def generate(
         return torch.cat([as_pixels(generator(batch)) for batch in inputs.split(GENERATE_BATCH)])
 
 
-def random_inputs(n_images: int, gan: Gan, seed: int) -> tuple[Float32[Tensor, "n latent_and_classes"], Any]:
-    """Inputs for images of all classes in turn, as many of each as possible, and their labels; on the CPU."""
+def random_inputs(
+    n_images: int, latent_size: int, seed: int
+) -> tuple[Float32[Tensor, "n inputs"], Int64[Tensor, " n"]]:
+    """Inputs of a generator for images of all classes in turn, and their labels; on the CPU."""
     labels = torch.arange(n_images) % N_CLASSES
-    noise = torch.randn(n_images, gan.latent_size, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(n_images, latent_size, generator=torch.Generator().manual_seed(seed))
     return as_generator_input(noise, labels), labels

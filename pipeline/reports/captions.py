@@ -51,6 +51,16 @@ RECORDED = {
     "gradients.png": "The mean and the maximum of the absolute gradients of each layer's weights, over a hundred or "
     "more batches of each epoch (all batches, if there are fewer).",
 }
+GENERATED = {
+    "random.png": "Digits of random classes.",
+    "by_class.png": "A row for each class. Equal images in a row are a sign of mode collapse.",
+    "film.gif": "Images of the same noise after each epoch, with a column for each class.",
+    "losses.png": "Means over an epoch. They show the balance of the two networks, not the quality of the images.",
+    "nearest.png": "The training rows that are nearest in pixels. Equal images would be a sign of memorization.",
+    "pca.png": "Real and generated digits along the first two principal components of their pixels.",
+    "tsne.png": "t-SNE of the first 50 principal components. Where only dots are, the generator lacks diversity; where "
+    "only crosses are, its digits are unlike real ones.",
+}
 
 
 def make_heading(name: str) -> str:

@@ -8,9 +8,14 @@ from pipeline.reports import style
 from pipeline.shapes import Float, Float64, Int64, UInt8
 
 
-def samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"], columns: int = 20) -> bytes:
+def samples(
+    images: UInt8[np.ndarray, "n 28 28"],
+    labels: UInt8[np.ndarray, " n"],
+    columns: int = 20,
+    title: str = "The first training images of each digit",
+) -> bytes:
     """A grid with a row for each digit: its first images from left to right."""
-    figure, axes = style.image_grid("The first training images of each digit", (11, 6.1), columns, 10, left=0.4)
+    figure, axes = style.image_grid(title, (11, 6.1), columns, 10, left=0.4)
     for digit in range(10):
         style.label_row(axes, digit + 0.5, str(digit), x=-0.2, fontsize=12)
         for column, pixels in enumerate(images[labels == digit][:columns]):

@@ -7,6 +7,7 @@ from pipeline.stages import (
     evaluate,
     explore,
     export,
+    generate,
     inspect,
     notebook,
     predict,
@@ -20,7 +21,7 @@ STAGES = {
     module.STAGE.name: module.STAGE
     for module in (
         *(download, prepare, augment, train, evaluate, predict),
-        *(explore, inspect, recognize, export, notebook, submit),
+        *(explore, inspect, recognize, export, generate, notebook, submit),
     )
 }
 # A comparison trains its networks itself.

@@ -1,0 +1,139 @@
+"""generate: train a conditional GAN on the training rows, generate digits, and measure them against held-out rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config, networks, specs, store
+from pipeline.arrays import load_arrays
+from pipeline.config import Recipe
+from pipeline.declarations import Stage, StageContext
+from pipeline.reports import captions
+from pipeline.store import Manifest
+from pipeline.workflow import Workflow
+
+if TYPE_CHECKING:
+    from pipeline.analysis.generated_study import GeneratedStudy, LabelledDigits
+    from pipeline.networks import TrainedNetwork
+
+JUDGE = "quick"  # the recipe of the classifier that recognizes the digits, and whose features are compared
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    import numpy as np
+
+    from pipeline.reports import generated_report
+
+    recipe, folder = context.only.recipe, context.output_dir
+    (judge,) = networks.ensure(context, [_judge_request(context)])
+    context.say(f"training the generator: {recipe.gan.epochs} epochs")
+    arrays = load_arrays(_judge_recipe(recipe), context.only)
+    (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), arrays)])
+    generated = _generate(context, gan)
+    store.write_array(folder / "samples.npy", generated.images)
+    store.write_array(folder / "labels.npy", generated.labels)
+    study = _study(context, generated, judge)
+    pictures = generated_report.draw(study, np.load(gan.folder / "frames.npy"), gan.history())
+    for name, picture in pictures.items():
+        store.write(folder / name, picture)
+    numbers = study.numbers()
+    store.write_json(folder / "generate.json", numbers)
+    page = generated_report.render(recipe.name, recipe.about, recipe.gan, pictures, numbers)
+    store.write(folder / "generate.html", page)
+    context.say(" ".join(generated_report.summarize(numbers)))
+    context.workflow.say(f"page: {context.published_dir / 'generate.html'}")
+    return {
+        "networks": networks.network_summary([judge, gan]),
+        "judge": _judge_digest(recipe),
+        **{name: numbers["generated"][name] for name in ("recognized", "frechet_distance", "precision", "recall")},
+    }
+
+
+def _judge_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the classifier, trained on the same rows as the generator."""
+    return config.load_recipe(JUDGE).replace(split=recipe.split, augment=recipe.augment)
+
+
+def _judge_digest(recipe: Recipe) -> str:
+    return config.digest(config.flatten(_judge_recipe(recipe), ("affine", "model", "train")))
+
+
+def _judge_request(context: StageContext) -> networks.Request:
+    judge = _judge_recipe(context.only.recipe)
+    (spec,) = networks.network_specs(judge, context.only, networks.make_pool(context))
+    return networks.Request(spec, load_arrays(judge, context.only), label=f"the classifier ({JUDGE})")
+
+
+def _gan_spec(context: StageContext) -> specs.GanSpec:
+    return networks.gan_spec(context.settings.gan, context.only, networks.make_pool(context))
+
+
+def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
+    """Digits of all classes in turn."""
+    import numpy as np
+    import safetensors.torch
+
+    from pipeline.analysis.generated_study import LabelledDigits
+    from pipeline.nn import gan_training
+    from pipeline.nn.generators import make_generator
+
+    device, settings = context.workflow.device, context.settings
+    generator = make_generator(settings.gan)
+    generator.load_state_dict(safetensors.torch.load_file(gan.folder / "weights.safetensors"))
+    inputs, labels = gan_training.random_inputs(
+        settings.generate.samples, settings.gan.latent_size, settings.generate.seed
+    )
+    images = gan_training.generate(generator.to(device), inputs.to(device), device, "fp32")
+    return LabelledDigits(images.cpu().numpy(), labels.numpy().astype(np.uint8))
+
+
+def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
+    import numpy as np
+    from tqdm import tqdm
+
+    from pipeline.analysis.generated_study import GeneratedStudy, LabelledDigits
+    from pipeline.nn.models import load_networks
+
+    files, device = context.files, context.workflow.device
+    training, rows = np.load(files["augment/images.npy"]), np.load(files["prepare/validation_rows.npy"])
+    images, labels = np.load(files["prepare/train_images.npy"])[rows], np.load(files["prepare/train_labels.npy"])[rows]
+    (loaded,) = load_networks(judge.folder / "weights.safetensors", device)
+    with tqdm(total=100, desc="measure", unit="%", disable=None) as progress:
+
+        def on_progress(fraction: float) -> None:
+            progress.update(int(100 * fraction) - progress.n)
+
+        training_digits = LabelledDigits(training, np.load(files["augment/labels.npy"]))
+        held_out = LabelledDigits(images, labels)
+        return GeneratedStudy(generated, training_digits, held_out, loaded, device, on_progress)
+
+
+def _why_stale(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
+    is_equal = manifest["numbers"].get("judge") == _judge_digest(workflow.recipe)
+    return "" if is_equal else f"the recipe {JUDGE} changed"
+
+
+STAGE = Stage(
+    name="generate",
+    run=run,
+    folder=lambda workflow: f"data/generated/{workflow.name}",
+    settings=("augment", "gan", "generate", "split"),
+    inputs={
+        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy"),
+        "augment": ("images.npy", "labels.npy"),
+    },
+    outputs=("samples.npy", "labels.npy", "generate.json", "generate.html", *captions.GENERATED),
+    code=lambda recipe: (
+        *specs.GAN_CODE,
+        *specs.training_code(_judge_recipe(recipe)),
+        "analysis.embedding",
+        "analysis.generated_study",
+        "analysis.network_internals",
+        "analysis.sample_quality",
+        "stages.generate",
+    ),
+    on_demand=True,
+    resumes=True,
+    stale_reason=_why_stale,
+)
