@@ -27,9 +27,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
         epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
-        "explore, inspect, recognize, export, generate, notebook, compare. `all` runs what is missing or stale; a stage "
-        "that is requested by name always runs. `compare` trains several recipes, each with several seeds, and writes a "
-        "table. `generate` trains a GAN (a recipe such as gan/better) instead of a classifier.",
+        "explore, inspect, recognize, export, generate, notebook, compare. `all` runs what is missing or stale; a "
+        "stage that is requested by name always runs. `compare` trains several recipes, each with several seeds, and "
+        "writes a table. `generate` trains a GAN (a recipe such as gan/better) instead of a classifier.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")

@@ -284,6 +284,15 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         ("train.ema_decay", train.ema_decay, "train.swa_fraction is more than 0", train.swa_fraction > 0),
         ("model.layers", model.layers, "model.name is layers", "layers" in models),
         ("model.dropout", "dropout" in model.model_fields_set, "model.layers contains dropout", has_dropout),
+        *(
+            (
+                f"gan.{name}",
+                recipe.gan != recipe.gan.replace(**{name: default}),
+                "gan.architecture is set",
+                recipe.has_gan,
+            )
+            for name, default in Gan()
+        ),
     ):
         if is_set and not holds:
             yield f"{name} has an effect only if {condition}"

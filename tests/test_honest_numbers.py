@@ -149,7 +149,7 @@ CHANGED_VALUES = {
     "estimate.settings": '"x"',
 }
 # Settings of the stages that run on demand, and what only observes a training.
-ON_DEMAND = ("compare", "explore", "inspect", "notebook", "published", "submit")
+ON_DEMAND = ("compare", "explore", "gan", "generate", "inspect", "notebook", "published", "submit")
 TESTED_ELSEWHERE = {f"{name}.{field}" for name in ON_DEMAND for field in SECTIONS[name].model_fields}
 TESTED_ELSEWHERE |= config.OBSERVATIONAL
 
