@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from tests.conftest import write_tables
 
 SETTINGS = ("gan.epochs=3", "gan.generator_width=4", "gan.discriminator_width=4", "generate.samples=200")
 OPTIONS = ("--recipe", "gan/conditional", *(item for name in SETTINGS for item in ("--set", name)), "--device", "cpu")
+
+COMMAND = (sys.executable, "run_pipeline.py")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,38 @@ def test_an_interrupted_training_continues_with_the_same_result(command, generat
     run = command("--stage", "generate", *options)
     assert run.code == 0 and "continuing after epoch 2" in run.out
     assert {path: path.read_bytes() for path in expected} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["dense", "convolutional"])
+def test_a_killed_run_continues_with_the_same_bytes(tables, tmp_path, architecture):
+    options = (*OPTIONS, "--set", "gan.epochs=30", "--set", f"gan.architecture={architecture}")
+    workspaces = [tmp_path / name for name in ("undisturbed", "killed")]
+    for workspace in workspaces:
+        write_tables(workspace / "data/raw", tables)
+        for stage in ("download", "prepare", "augment"):
+            assert subprocess.call([*COMMAND, "--stage", stage, *options, "--workspace", workspace]) == 0
+    generate = [[*COMMAND, "--stage", "generate", *options, "--workspace", workspace] for workspace in workspaces]
+    assert subprocess.call(generate[0]) == 0
+    for n_epochs in (2, 10, 20):
+        process = subprocess.Popen(generate[1])
+        while process.poll() is None and _trained_epochs(workspaces[1]) < n_epochs:
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() == -9
+    assert subprocess.call(generate[1]) == 0
+    names = [f"data/generated/gan/conditional/{name}" for name in STAGES["generate"].outputs]
+    names += [
+        str(path.relative_to(workspaces[0])) for path in workspaces[0].glob("data/networks/*/weights.safetensors")
+    ]
+    for name in names:
+        assert (workspaces[1] / name).read_bytes() == (workspaces[0] / name).read_bytes(), name
+
+
+def _trained_epochs(workspace):
+    """The number of epochs in the log of the GAN's unfinished training."""
+    logs = list(workspace.glob("data/networks/gan-*.partial/log.txt"))
+    return logs[0].read_text().count("generator_loss") if logs else 0
 
 
 @pytest.mark.usefixtures("without_pictures")

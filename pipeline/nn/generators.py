@@ -54,7 +54,7 @@ def make_generator(gan: Gan) -> nn.Module:
 
 
 def _dense_block(n_inputs: int, n_outputs: int) -> list[nn.Module]:
-    return [nn.Linear(n_inputs, n_outputs), nn.LeakyReLU(SLOPE, inplace=True)]
+    return [nn.Linear(n_inputs, n_outputs, bias=False), nn.BatchNorm1d(n_outputs), nn.LeakyReLU(SLOPE, inplace=True)]
 
 
 class Discriminator(nn.Module):
