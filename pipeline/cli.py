@@ -170,6 +170,11 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
             workflow.say(devices.describe_choice(workflow.device, options.device))
         workflow.restore()
         start = time.time()
+        if (
+            options.stage == "generate"
+        ):  # like `compare`, with the data that it needs: `all` excludes recipes with a GAN
+            for name in ("download", "prepare", "augment"):
+                workflow.ensure_fresh(STAGES[name])
         for stage in stages:
             if requested:
                 workflow.require_inputs(stage)
