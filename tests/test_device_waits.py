@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pipeline import config
-from pipeline.nn import training_loop
+from pipeline.nn import gan_training, training_loop
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 
@@ -41,8 +41,10 @@ class CountWaits(TorchDispatchMode):
 
 def count_waits(recipe, n_batches, device, used):
     """Waits in three epochs of `n_batches` batches, without those of moving network and images to the device."""
-    recipe = config.load_recipe(recipe, ["train.epochs=3"])
-    train = recipe.train.replace(batch_size=8)
+    recipe = config.load_recipe(recipe)
+    if recipe.has_gan:
+        return count_waits_of_gan(recipe.gan.replace(precision=used, batch_size=8), n_batches, device)
+    train = recipe.train.replace(batch_size=8, epochs=3)
     network = make_network(recipe.model, torch.zeros(4, 28, 28, dtype=torch.uint8))
     n_rows = n_batches * train.batch_size
     images = torch.zeros(n_rows, 28, 28, dtype=torch.uint8, device=device)
@@ -55,15 +57,36 @@ def count_waits(recipe, n_batches, device, used):
     return sum(waits.counts.values())
 
 
+def count_waits_of_gan(gan, n_batches, device):
+    images = torch.zeros(8 * n_batches, 28, 28, dtype=torch.uint8, device=device)
+    data = LabelledImages(images, torch.zeros(8 * n_batches, dtype=torch.int64, device=device))
+    trainer, progress = gan_training.GanTrainer(data, gan, device), training_loop.tqdm(disable=True)
+    with CountWaits() as waits:
+        for _ in range(3):
+            trainer.train_epoch(progress)
+    return sum(waits.counts.values())
+
+
 @pytest.mark.parametrize(
     ("recipe", "used"),
-    [("quick", "fp32"), ("quick", "fp16"), ("dropout_cnn", "fp32"), ("ladder/deeper", "bf16")],
+    [
+        ("quick", "fp32"),
+        ("quick", "fp16"),
+        ("dropout_cnn", "fp32"),
+        ("ladder/deeper", "bf16"),
+    ],
 )
 def test_no_value_is_read_within_an_epoch(monkeypatch, recipe, used):
     """On the CPU, where a copy to the device costs nothing and is not counted."""
     monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
     few, many = (count_waits(recipe, n_batches, "cpu", used) for n_batches in (3, 6))
     assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH
+
+
+@pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
+def test_no_value_is_read_within_an_epoch_of_a_gan(recipe):
+    """The losses and the images of an epoch are copied as a whole, which is not counted on the CPU."""
+    assert count_waits(recipe, 3, "cpu", "fp32") == 0
 
 
 @pytest.mark.skipif(

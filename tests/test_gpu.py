@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipeline import devices, store
-from pipeline.config import Affine, Model
+from pipeline.config import Affine, Model, load_recipe
 from pipeline.nn import training_loop
+from pipeline.nn.gan_training import fit_gan
 from pipeline.nn.inference import predict_logits
 from pipeline.nn.models import MODELS, make_network
 from pipeline.nn.precision import choose_precision, library_settings
@@ -102,6 +103,18 @@ class ForbidWaits(training_loop.tqdm):
     def update(self, n=1):
         self.n_steps -= n
         torch.cuda.set_sync_debug_mode("error" if self.n_steps else "default")
+
+
+@pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
+def test_a_deterministic_gan_continues_with_the_same_weights(recipe):
+    gan = load_recipe(recipe).gan.replace(epochs=3, precision="fp32", deterministic=True)
+    checkpoints = []
+    expected = fit_gan(
+        on_device("cuda"), gan, "cuda", None, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
+    )
+    resumed = fit_gan(on_device("cuda"), gan, "cuda", checkpoints[0], progress_bar=False)
+    assert resumed.history == expected.history and equal(resumed.state_dict, expected.state_dict)
+    assert torch.equal(resumed.frames, expected.frames)
 
 
 def test_the_loop_does_not_wait_within_an_epoch():

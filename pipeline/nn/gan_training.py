@@ -85,8 +85,8 @@ class GanTrainer:
             network.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         betas = (gan.beta1, 0.999)
         rate = gan.discriminator_learning_rate or gan.learning_rate
-        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), gan.learning_rate, betas)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), gan.learning_rate, betas, fused=True)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), rate, betas, fused=True)
         self.averaged = WeightAverage(self.generator, gan.ema_decay) if gan.ema_decay else None
         self.batch_sizes = split_into_batches(len(training.images), gan.batch_size)
         self.epoch = 0

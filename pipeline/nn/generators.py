@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pipeline.config import Gan
-from pipeline.shapes import Float, Int64, UInt8
+from pipeline.shapes import Float, Float32, Int64, UInt8
 
 N_CLASSES = 10
 SLOPE = 0.2  # of leaky ReLU for negative values
@@ -22,7 +21,12 @@ def as_generator_input(
     noise: Float[Tensor, "n latent"], labels: Int64[Tensor, " n"]
 ) -> Float[Tensor, "n latent_and_classes"]:
     """The input of a generator: noise, then the one-hot labels."""
-    return torch.cat([noise, one_hot(labels, N_CLASSES).to(noise.dtype)], 1)
+    return torch.cat([noise, one_hot(labels)], 1)
+
+
+def one_hot(labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n classes"]:
+    """Labels as ten values, of which that of the class is 1. torch.nn.functional.one_hot reads values on a CPU."""
+    return (labels[:, None] == torch.arange(N_CLASSES, device=labels.device)).float()
 
 
 def as_pixels(images: Float[Tensor, "n 1 28 28"]) -> UInt8[Tensor, "n 28 28"]:
@@ -91,7 +95,7 @@ class Discriminator(nn.Module):
     def forward(self, images: Float[Tensor, "n 1 28 28"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
         values = images.flatten(1) if self.is_dense else images
         if not self.has_projection:
-            classes = one_hot(labels, N_CLASSES).to(values.dtype)
+            classes = one_hot(labels)
             if not self.is_dense:
                 classes = classes[:, :, None, None].expand(-1, -1, 28, 28)
             values = torch.cat([values, classes], 1)
