@@ -232,7 +232,7 @@ def _disk_space(requests: Iterable[Request]) -> int:
         if isinstance(request.spec, GanSpec):
             from pipeline.nn.gan_training import checkpoint_size
 
-            sizes.append(checkpoint_size(request.spec.gan) // 5)
+            sizes.append(checkpoint_size(request.spec.gan) // 5)  # see the result
             continue
         network = require_trainable(request.spec.model, request.spec.train.batch_size)
         sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))

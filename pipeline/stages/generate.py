@@ -27,7 +27,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
     recipe, folder = context.only.recipe, context.output_dir
     (judge,) = networks.ensure(context, [_judge_request(context)])
-    context.say(f"training the generator: {recipe.gan.epochs} epochs")
     arrays = load_arrays(_judge_recipe(recipe), context.only)
     (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), arrays)])
     generated = _generate(context, gan)
