@@ -69,3 +69,14 @@ def test_published_augmentation_equals_scipy(command, archive, workspace):
         expected = [scipy.ndimage.shift(image, (down, right)) for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1))]
         expected += [scipy.ndimage.rotate(image, angle, reshape=False) for angle in (10, -10)]
         assert np.abs(images[1:, row] - np.clip(expected, 0, 255)).max() <= 0.501
+
+
+def test_a_gan_learns_within_two_epochs(command, archive, tmp_path):
+    """With all 40 epochs, as in docs/generation.md, it takes most of an hour."""
+    options = ("--recipe", "gan/better", "--set", "gan.epochs=2", "--set", "generate.samples=2000")
+    run = command("--stage", "generate", "--data", archive, *options, "--workspace", tmp_path)
+    assert run.code == 0, run.err
+    numbers = json.loads((tmp_path / "data/generated/gan/better/generate.json").read_text())
+    assert numbers["training_rows"]["recognized"] > 0.99 and numbers["training_rows"]["precision"] > 0.7
+    assert 0.25 < numbers["generated"]["recognized"] < 1  # 0.46 of 50 digits; chance is 0.1
+    assert numbers["generated"]["frechet_distance"] > 2 * numbers["training_rows"]["frechet_distance"]
