@@ -100,9 +100,9 @@ def embeddings(
     colours = np.array(style.DIGITS)
     for axes, (n_rows, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         real_labels, generated_labels = labels[n_rows]
-        size = 2000 / (n_rows + 60)
-        axes.scatter(*points.real.T, s=size, c=colours[real_labels], marker="o", alpha=0.55, linewidths=0)
-        axes.scatter(*points.generated.T, s=1.6 * size, c=colours[generated_labels], marker="x", linewidths=1)
+        size, width = (14, 1.0) if n_rows <= 200 else (7, 0.7)
+        axes.scatter(*points.real.T, s=size, c=colours[real_labels], marker="o", alpha=0.5, linewidths=0)
+        axes.scatter(*points.generated.T, s=1.8 * size, c=colours[generated_labels], marker="x", linewidths=width)
         axes.set(title=f"{n_rows:,} real (dots) and {n_rows:,} generated (crosses)", box_aspect=1)
         axes.set(xlabel=f"{axis_name} 1", ylabel=f"{axis_name} 2")
         style.format_axes(axes, title_size=10)
