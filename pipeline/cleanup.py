@@ -37,7 +37,10 @@ def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Seque
     for name in _referenced_networks(data):
         for ending in ("", ".partial", ".previous", ".lock"):
             used.add((data / "networks" / f"{name}{ending}").resolve())
-    cached = [path for name in ("prepared/splits", "augmented", "networks") for path in (data / name).glob("*")]
+    used |= _used_features(data)
+    cached = [
+        path for name in ("prepared/splits", "augmented", "networks", "features") for path in (data / name).glob("*")
+    ]
     interrupted = [
         path
         for folder in (data, submissions)
@@ -89,6 +92,24 @@ def _referenced_networks(data: Path) -> set[str]:
             names |= _folder_names((manifest or {}).get("numbers"))
             names |= _folder_names(store.read_json(folder / store.REFERENCES))
     return names
+
+
+def _used_features(data: Path) -> set[Path]:
+    """The features of the present images by extractors of referenced networks; those of an interrupted extraction."""
+    manifests = [store.read_manifest(path.parent)[0] or {} for path in data.glob(f"prepared/*/{store.MANIFEST}")]
+    images = {digest for manifest in manifests for digest in manifest["outputs"].values()}
+    extractors = set()
+    for name in _referenced_networks(data):
+        manifest, _ = store.read_manifest(store.published_dir(data / "networks" / name))
+        extractors.add((manifest or {"numbers": {}})["numbers"].get("extractor"))
+    used = set()
+    for folder in data.glob("features/*"):
+        is_interrupted = folder.name.endswith(".partial")
+        key = store.read_json(folder / store.STARTED) if is_interrupted else store.read_manifest(folder)[0]
+        inputs = (key or {}).get("inputs", {})
+        if inputs.get("images") in images and (is_interrupted or inputs.get("extractor") in extractors):
+            used.add(folder.resolve())
+    return used
 
 
 def _folder_names(references: Any) -> set[str]:

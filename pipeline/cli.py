@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from pipeline import cleanup, config, devices, pool, specs, store, summary
+from pipeline import cleanup, config, devices, imagenet, pool, specs, store, summary
 from pipeline.arguments import HOME, parse_arguments
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import State
@@ -126,6 +126,8 @@ def _comparison_status(options: argparse.Namespace) -> Iterator[str]:
         context = store.read_json(path) or {}
         try:
             recipes = comparison.load_recipes(context["recipe"], context["assignments"])
+            left_out = imagenet.find_unavailable(recipes, (), options.workspace, download=False)
+            recipes = [recipe for recipe in recipes if recipe.name not in left_out]
             workflow = _comparison(options, recipes, context["recipe"], context["assignments"])
             state = workflow.state(comparison.STAGE)
             yield f"comparison {title}: {state}"
@@ -240,7 +242,13 @@ def compare(options: argparse.Namespace) -> None:
     device = devices.choose_device(options.device)
     comparison.check_networks(recipes)
     with _running(options) as attach:
+        left_out = imagenet.find_unavailable(recipes, config.split_argument(argument), options.workspace)
+        recipes = [recipe for recipe in recipes if recipe.name not in left_out]
+        if not recipes:
+            raise StageError(f"--recipe {argument}: {next(iter(left_out.values()))}")
         first = attach(_workflow(options, recipes[0].file or recipes[0].name))
+        for name, reason in left_out.items():
+            first.say(f"compare: {name} is left out: {reason}")
         first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
         first.say(devices.describe_choice(device, options.device))
         first.restore()

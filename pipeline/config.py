@@ -22,6 +22,7 @@ from pipeline.settings import (
     LAYER,
     SECTIONS as SECTIONS,
     TITLE,
+    TRANSFER_MODELS,
     VIEWS as VIEWS,
     Affine as Affine,
     Augment as Augment,
@@ -54,7 +55,8 @@ MAX_VALUE_CHARACTERS = 80  # of a name or a value in an error message
 MAX_CHANGE_CHARACTERS = 40  # of a value in `changed_settings`
 
 # Settings that no result depends on: changing one makes nothing stale.
-OBSERVATIONAL = frozenset({"train.record", "ensemble.networks_per_gpu"})
+# A network records the content of `model.weights_file` by its SHA-256.
+OBSERVATIONAL = frozenset({"train.record", "ensemble.networks_per_gpu", "model.weights_file"})
 
 # Sections that the accuracy on other rows depends on, and the settings in them that it does not depend on.
 ACCURACY_SETTINGS = ("augment", "affine", "model", "ensemble", "train", "predict")
@@ -277,12 +279,32 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     if train.schedule == "exponential" and train.lr_gamma == 1:
         yield "train.schedule is exponential, but train.lr_gamma is 1, which changes nothing"
     has_dropout = models != ("layers",) or "dropout" in model.layers
+    transfer_models = [name for name in models if name in TRANSFER_MODELS]
+    is_transfer, defaults = bool(transfer_models), Model()
+    transfer = f"model.name is one of {', '.join(TRANSFER_MODELS)}"
+    for name in transfer_models:
+        if model.side < TRANSFER_MODELS[name]:
+            yield f"model.side is {model.side}, but {name} requires at least {TRANSFER_MODELS[name]}"
+    if is_transfer and model.pixels != "unit":
+        yield f"model.pixels must be unit: {transfer_models[0]} has a normalization of its own"
+    if is_transfer and model.frozen != "nothing":
+        for name, is_changed in (
+            ("augment", recipe.augment != Augment()),
+            ("affine", recipe.affine != Affine()),
+            ("predict.shifts", recipe.predict.shifts != Predict().shifts),
+        ):
+            if is_changed:
+                yield f"{name} changes the images, whose features are computed once: set model.frozen to nothing"
     for name, is_set, condition, holds in (
         ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
         ("train.lr_gamma", train.lr_gamma != 1, "train.schedule is exponential", train.schedule == "exponential"),
         ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
         ("train.ema_decay", train.ema_decay, "train.swa_fraction is more than 0", train.swa_fraction > 0),
         ("model.layers", model.layers, "model.name is layers", "layers" in models),
+        ("model.pretrained", model.pretrained != defaults.pretrained, transfer, is_transfer),
+        ("model.side", model.side != defaults.side, transfer, is_transfer),
+        ("model.frozen", model.frozen != defaults.frozen, transfer, is_transfer),
+        ("model.weights_file", model.weights_file, "model.pretrained is imagenet", model.pretrained == "imagenet"),
         ("model.dropout", "dropout" in model.model_fields_set, "model.layers contains dropout", has_dropout),
         *(
             (

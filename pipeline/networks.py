@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, devices, store
-from pipeline.config import Gan, Recipe
+from pipeline import config, devices, features, imagenet, store
+from pipeline.config import Gan, Model, Recipe
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
@@ -33,6 +33,7 @@ class Request:
     spec: Spec
     arrays: TrainingArrays
     record: bool = False  # keep weight histograms and gradients of each epoch
+    part: StageInputs | None = None  # that the arrays are from; networks with a frozen extractor require it
     test_data: str = ""  # identifies the test rows in the arrays
     label: str = ""  # in messages; by default the spec's name
 
@@ -81,7 +82,7 @@ def network_specs(
     """The specs of a recipe's networks.
 
     recipe: its sections affine, model, ensemble, split and train are used.
-    inputs: the outputs of prepare and augment, from which the spec records hashes.
+    inputs: the outputs of prepare and augment, and ImageNet's weights, from which the spec records hashes.
     repetition: number of the repetition in a comparison; each has seeds of its own.
     parallel: whether networks of other lists are trained at the same time.
     """
@@ -94,8 +95,12 @@ def network_specs(
         # The history and the selected epoch depend on the validation rows, which are not among the augmented images.
         split = ("validation_rows.npy", "train_images.npy", "train_labels.npy")
         names += ["prepare/folds.npy"] if recipe.split.folds else [f"prepare/{file}" for file in split]
-    data = tuple((name, inputs.hashes[name]) for name in names)
     planned = variants(recipe)
+
+    def data(model: Model) -> tuple[tuple[str, str], ...]:
+        weights = [imagenet.input_name(model)] if imagenet.input_name(model) in inputs.hashes else []
+        return tuple((name, inputs.hashes[name]) for name in (*names, *weights))
+
     device = pool.worker_device()
     threads = recipe.ensemble.threads or (1 if parallel or len(planned) > 1 else torch.get_num_threads())
     if device not in ("cpu", "auto"):
@@ -103,7 +108,12 @@ def network_specs(
     train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train.precision, device))
     return [
         NetworkSpec(
-            model, train.replace(seed=seed + repetition * recipe.ensemble.seeds), recipe.affine, fold, threads, data
+            model,
+            train.replace(seed=seed + repetition * recipe.ensemble.seeds),
+            recipe.affine,
+            fold,
+            threads,
+            data(model),
         )
         for model, seed, fold in planned
     ]
@@ -157,6 +167,7 @@ def ensure(
         context.say(f"{n_existing} of {n_existing + len(missing)} networks exist already")
     if not missing:
         return networks
+    missing = {folder: _with_features(context, request) for folder, request in missing.items()}
     store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
     tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
     arguments = [
@@ -184,6 +195,13 @@ def ensure(
             shown = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
             context.say(f"{request} done in {outcome.seconds:.0f} s ({number} of {len(arguments)}){shown}")
     return [replace(network, error=errors.get(network.folder, "")) for network in networks]
+
+
+def _with_features(context: StageContext, request: Request) -> Request:
+    """The request with the features of a frozen extractor in place of images."""
+    if not isinstance(request.spec, NetworkSpec) or not request.part:
+        return request
+    return replace(request, arrays=features.with_features(context, request.part, request.spec, request.arrays))
 
 
 def _is_reusable(context: StageContext, network: TrainedNetwork, request: Request) -> bool:
@@ -224,24 +242,26 @@ def _can_resume(folder: Path, request: Request) -> bool:
 
 
 def _disk_space(requests: Iterable[Request]) -> int:
-    """Bytes that the trainings may write: weights, and old and new checkpoints of five times their size."""
-    from pipeline.nn.models import require_trainable
+    """Bytes that the trainings may write: weights, and old and new checkpoints of five times what is trained."""
+    from pipeline.nn.models import require_trainable, trained_part
 
-    sizes, other = [], 0
+    sizes, frozen, other = [], 0, 0
     for request in requests:
         if isinstance(request.spec, GanSpec):
             from pipeline.nn.gan_training import checkpoint_size
 
             sizes.append(checkpoint_size(request.spec.gan) // 5)  # see the result
             continue
-        network = require_trainable(request.spec.model, request.spec.train.batch_size)
+        whole = require_trainable(request.spec.model, request.spec.train.batch_size)
+        network = trained_part(whole)
         sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))
+        frozen += 4 * sum(parameter.numel() for parameter in whole.parameters()) - sizes[-1]
         # A loss per row in two checkpoints; a row of history per epoch; a record of 1 KB per layer in 300 epochs.
         other = max(other, 16 * len(request.arrays.labels))
         n_layers = len(list(network.parameters())) if request.record else 0
         other += 1024 * request.spec.train.epochs + 3 * 1024 * 302 * n_layers
     n_parallel = os.cpu_count() or 1
-    return 2 * sum(sizes) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
+    return 2 * (sum(sizes) + frozen) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
 
 
 def _networks_per_gpu(context: StageContext, pool: Pool, requests: Iterable[Request]) -> int:
@@ -274,6 +294,9 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
         store.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, request.started())
     arrays = request.arrays.by_name()
+    weights = None
+    if isinstance(spec, NetworkSpec) and request.part:
+        weights = request.part.files.get(imagenet.input_name(spec.model))
     task = TrainingTask(
         spec=spec,
         record=request.record,
@@ -282,6 +305,7 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
         started=_read_started(folder),
         parent=os.getpid(),
         array_names=tuple(arrays),
+        initial_weights=str(weights or ""),
     )
     return task, *arrays.values()
 

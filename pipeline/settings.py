@@ -6,10 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
 # The keys of pipeline.nn.models.MODELS and pipeline.dataset.views.VIEWS, which cannot be imported here: `--list` and
 # `--status` do not import torch.
-ModelName = Literal["dropout_cnn", "small_cnn", "medium_cnn", "layers"]
+ModelName = Literal["dropout_cnn", "small_cnn", "medium_cnn", "layers", "vgg16", "alexnet"]
 ViewName = Literal["plain", "deskewed", "even", "deskewed_even", "wide"]
 MODELS: tuple[str, ...] = get_args(ModelName)
 VIEWS: tuple[str, ...] = get_args(ViewName)
+# The models that can start from weights trained on ImageNet, with the smallest `model.side` that their layers accept.
+TRANSFER_MODELS = {"vgg16": 32, "alexnet": 64}
 
 # Kind and sizes. The stride of a pooling layer is its size; squeeze_excite takes its reduction ratio.
 LAYER = (
@@ -86,6 +88,20 @@ class Model(Section):
     pixels: Literal["unit", "centred", "standardised"] = "unit"
     # Fixed transformation of every image before the network, for example deskewing.
     view: ViewName = "plain"
+    # The other settings are for "vgg16" and "alexnet".
+    # Initial weights: random, or those that torchvision publishes, trained on ImageNet.
+    pretrained: Literal["none", "imagenet"] = "none"
+    # A file with these weights. Empty means data/pretrained/, into which they are downloaded if they are missing.
+    weights_file: str = ""
+    # Height and width in pixels to which the images are resized.
+    side: int = Field(default=224, ge=32, le=512)
+    # The part that keeps its initial weights. The outputs of the frozen layers are computed once for each image.
+    frozen: Literal["nothing", "features", "all_but_last"] = "all_but_last"
+
+    @property
+    def has_frozen_extractor(self) -> bool:
+        """Whether the first layers keep their initial weights."""
+        return self.name in TRANSFER_MODELS and self.frozen != "nothing"
 
 
 class Ensemble(Section):

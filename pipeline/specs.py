@@ -40,6 +40,8 @@ MODEL_CODE = {
     "small_cnn": ("nn.models.small_cnn", "nn.models.blocks", "nn.models.dropout"),
     "medium_cnn": ("nn.models.medium_cnn", "nn.models.blocks", "nn.models.dropout"),
     "layers": ("nn.models.layers", "nn.models.dropout"),
+    "vgg16": ("nn.extraction", "nn.models.vgg16", "nn.models.transfer", "nn.models.dropout"),
+    "alexnet": ("nn.extraction", "nn.models.alexnet", "nn.models.transfer", "nn.models.dropout"),
 }
 
 

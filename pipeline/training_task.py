@@ -29,8 +29,10 @@ from pipeline.dataset.views import apply_view
 from pipeline.devices import choose_device
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
+from pipeline.imagenet import make_initial_network
+from pipeline.nn.extraction import hash_weights
 from pipeline.nn.inference import BATCH_SIZES, predict_logits
-from pipeline.nn.models import make_network, serialize_network
+from pipeline.nn.models import TransferNetwork, make_network, serialize_network, trained_part
 from pipeline.nn.precision import choose_precision, describe_settings
 from pipeline.nn.training_loop import (
     Checkpoint,
@@ -38,11 +40,10 @@ from pipeline.nn.training_loop import (
     LabelledImages,
     Trainer,
     fit,
-    seed_everything,
     selected_row,
 )
 from pipeline.pool import require_parent, worker
-from pipeline.shapes import UInt8
+from pipeline.shapes import Float16, UInt8
 from pipeline.specs import GanSpec, NetworkSpec, Spec
 
 WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
@@ -59,18 +60,19 @@ History = list[dict[str, float]]
 
 @dataclass(frozen=True)
 class TrainingArrays:
-    """The arrays of a training, uint8: the offline variants one after another, the originals first.
+    """The arrays of a training: the offline variants one after another, the originals first.
 
-    With folds, `images` holds all rows, and `split` selects those of a network.
+    With folds, `images` holds all rows, and `split` selects those of a network. Of a network with a frozen extractor,
+    the images are replaced by its features.
     """
 
-    images: UInt8[np.ndarray, "m 28 28"]
+    images: UInt8[np.ndarray, "m 28 28"] | Float16[np.ndarray, "m ..."]
     labels: UInt8[np.ndarray, " m"]
-    validation_images: UInt8[np.ndarray, "n 28 28"] | None = None
+    validation_images: UInt8[np.ndarray, "n 28 28"] | Float16[np.ndarray, "n ..."] | None = None
     validation_labels: UInt8[np.ndarray, " n"] | None = None
     folds: UInt8[np.ndarray, " rows"] | None = None
     # If given, the accuracy on them is measured after each epoch.
-    test_images: UInt8[np.ndarray, "t 28 28"] | None = None
+    test_images: UInt8[np.ndarray, "t 28 28"] | Float16[np.ndarray, "t ..."] | None = None
     test_labels: UInt8[np.ndarray, " t"] | None = None
 
     def by_name(self) -> dict[str, NDArray[Any]]:
@@ -105,6 +107,7 @@ class TrainingTask:
     started: Mapping[str, Any]  # the content of started.json: a checkpoint with other content is not resumed
     parent: int  # process id
     array_names: tuple[str, ...]  # of `TrainingArrays`
+    initial_weights: str = ""  # the file with ImageNet's, if the network starts from them
 
 
 @dataclass
@@ -200,10 +203,18 @@ class _Session:
                 self.checkpoints.save(checkpoint)
             raise
 
-    def on_device(self, images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
-        """Images and labels as tensors on the device."""
+    def on_device(
+        self,
+        images: UInt8[np.ndarray, "n 28 28"] | Float16[np.ndarray, "n ..."],
+        labels: UInt8[np.ndarray, " n"],
+        view: str = "plain",
+    ) -> LabelledImages:
+        """Images, with the view, or features, and labels as tensors on the device."""
         tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
-        return LabelledImages(*(tensor.to(self.device) for tensor in tensors))
+        labelled = LabelledImages(*(tensor.to(self.device) for tensor in tensors))
+        if labelled.images.is_floating_point():
+            return labelled
+        return labelled._replace(images=apply_view(labelled.images, view))
 
     def outcome(
         self,
@@ -229,26 +240,23 @@ def _fit_classifier(
     task: TrainingTask, spec: NetworkSpec, arrays: TrainingArrays, session: _Session
 ) -> TrainingOutcome:
     """Train a network that classifies digits."""
-    data, train = arrays.split(spec.fold), spec.train.replace(record=task.record)
-
-    def on_device(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> LabelledImages:
-        labelled = session.on_device(images, labels)
-        return labelled._replace(images=apply_view(labelled.images, spec.model.view))
-
+    data, train, view = arrays.split(spec.fold), spec.train.replace(record=task.record), spec.model.view
     checkpoint = session.load_checkpoint()
-    seed_everything(train.seed)
-    network = make_network(spec.model, torch.from_numpy(data.images))
+    weights = Path(task.initial_weights) if task.initial_weights else None
+    images = None if spec.model.has_frozen_extractor else torch.from_numpy(data.images)
+    network = make_initial_network(spec.model, train.seed, weights, images)
     validation = test = None
     if data.validation_images is not None and data.validation_labels is not None:
-        validation = on_device(data.validation_images, data.validation_labels)
+        validation = session.on_device(data.validation_images, data.validation_labels, view)
     if data.test_images is not None and data.test_labels is not None:
-        test = on_device(data.test_images, data.test_labels)
+        test = session.on_device(data.test_images, data.test_labels, view)
     options = FitOptions(train, spec.affine, session.device, train.precision, session.progress_bar)
-    training = on_device(data.images, data.labels)
-    result = fit(network, training, validation, options, test, checkpoint, session.on_epoch)
+    training = session.on_device(data.images, data.labels, view)
+    # The head shares its parameters with the network.
+    result = fit(trained_part(network), training, validation, options, test, checkpoint, session.on_epoch)
     kept = selected_row(result.history, train.checkpoint_selection)
     metadata = {
-        "model": spec.model.model_dump(mode="json"),
+        "model": spec.model.model_dump(mode="json", exclude={"weights_file"}),
         "precision": train.precision,
         "epoch": int(kept["epoch"]),
         "checkpoint_selection": train.checkpoint_selection,
@@ -256,13 +264,16 @@ def _fit_classifier(
         "fold": spec.fold,
         "seed": train.seed,
     }
-    numbers = {
+    numbers: dict[str, Any] = {
         "precision": train.precision,
         "kept_epoch": int(kept["epoch"]),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
+    if isinstance(network, TransferNetwork) and spec.model.has_frozen_extractor:
+        numbers["extractor"] = hash_weights(network.extractor)  # of the features in data/features/
     settings = describe_settings(session.device, train.precision, train.deterministic)
-    outcome = session.outcome(task, result.state_dict, metadata, result.history, numbers, settings)
+    state_dict = network.state_dict() | result.state_dict
+    outcome = session.outcome(task, state_dict, metadata, result.history, numbers, settings)
     if result.record:
         outcome.files[RECORD] = json.dumps({"rows": result.record}).encode()
     return outcome
@@ -294,11 +305,13 @@ def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device
     torch.cuda.reset_peak_memory_stats()
 
     def zeros(n_rows: int) -> LabelledImages:
-        images = torch.zeros(n_rows, 28, 28, dtype=torch.uint8, device=device)
+        sample = torch.from_numpy(arrays.images[:1])
+        images = torch.zeros(n_rows, *sample.shape[1:], dtype=sample.dtype, device=device)
         return LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
 
     batch = zeros(min(train.batch_size, len(arrays.labels)))
-    network = make_network(model, batch.images.cpu())
+    images = None if model.has_frozen_extractor else batch.images.cpu()
+    network = trained_part(make_network(model, images))
     trainer = Trainer(network, batch, FitOptions(train.replace(epochs=1), Affine(), device, train.precision, False))
     trainer.train_epoch(tqdm(disable=True))
     predict_logits(network, zeros(BATCH_SIZES[device]).images, device, train.precision)

@@ -19,7 +19,9 @@ def network_of(recipe):
     return make_network(load_recipe(recipe).model, IMAGES).eval()
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize(
+    "recipe", [name for name in recipe_names() if not load_recipe(name).model.has_frozen_extractor]
+)
 def test_layers_in_order_are_the_network(recipe):
     network = network_of(recipe)
     logits = network(as_input(IMAGES[:1]))[0].detach().numpy()

@@ -1,6 +1,6 @@
 """Predictions for training rows by the networks that did not see them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from pipeline.config import Predict
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
-from pipeline.shapes import Bool, Float32, Int64, UInt8
+from pipeline.shapes import Bool, Float32, Int64, Shaped, UInt8
 
 
 @dataclass
@@ -41,16 +41,25 @@ class HeldOutPredictions:
 
 
 def predict_held_out(
-    networks: Iterable[LoadedNetwork], rows: TrainingRows, predict: Predict, device: str
+    networks: Iterable[LoadedNetwork],
+    rows: TrainingRows,
+    predict: Predict,
+    device: str,
+    load_inputs: Callable[[LoadedNetwork], tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]] | None = None,
 ) -> HeldOutPredictions:
-    """Predict each row with the networks that were not trained on it."""
+    """Predict each row with the networks that were not trained on it.
+
+    load_inputs: returns what predicts in place of a network, and its input for each row; by default the network itself
+        and `rows.images`.
+    """
     total, counts = np.zeros((len(rows.labels), 10), np.float32), np.zeros(len(rows.labels), np.int64)
     metadata, accuracies = [], []
     for loaded in networks:
         metadata.append(loaded.metadata)
         unseen = rows.unseen_by(loaded.metadata)
         if unseen.any():
-            probabilities = predict_probabilities(loaded, torch.from_numpy(rows.images[unseen]), predict, device)
+            predictor, inputs = load_inputs(loaded) if load_inputs else (loaded, rows.images)
+            probabilities = predict_probabilities(predictor, torch.from_numpy(inputs[unseen]), predict, device)
             total[unseen] += probabilities
             counts[unseen] += 1
             accuracies.append(float(np.mean(probabilities.argmax(1) == rows.labels[unseen])))

@@ -12,15 +12,18 @@ from pipeline.config import Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn.models import LoadedNetwork
 from pipeline.nn.precision import autocast, choose_memory_format, inference_precision, library_settings
-from pipeline.shapes import Float32, UInt8
+from pipeline.shapes import Float, Float32, UInt8
 
 BATCH_SIZES = {"cpu": 512, "cuda": 8192, "mps": 2048}  # by device; affects results by rounding only
 
 
 def as_input(
-    images: UInt8[Tensor, "n 28 28"], memory_format: torch.memory_format = torch.channels_last
-) -> Float32[Tensor, "n 1 28 28"]:
-    """Convert images to the input of a network: values in [0, 1]."""
+    images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."],
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Float32[Tensor, "n ..."]:
+    """Convert images to the input of a network (n, 1, 28, 28) with values in [0, 1], or features to float32."""
+    if images.is_floating_point():
+        return images.float()
     return images.unsqueeze(1).float().div_(255).contiguous(memory_format=memory_format)
 
 
@@ -42,17 +45,21 @@ def fuse_batch_norm(network: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def predict_logits(
-    network: nn.Module, images: UInt8[Tensor, "n 28 28"], device: str, precision: str, progress: tqdm | None = None
+    network: nn.Module,
+    images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."],
+    device: str,
+    precision: str,
+    progress: tqdm | None = None,
 ) -> Float32[Tensor, "n 10"]:
     """Logits in evaluation mode.
 
-    images: on the device, as is the result.
+    images: on the device, as is the result; or features, if the network is a head.
     progress: advanced by the number of images.
     """
     network = fuse_batch_norm(network)
     logits, memory_format = [], choose_memory_format(device, precision)
     with autocast(device, precision):
-        for batch in images.split(BATCH_SIZES[device]):
+        for batch in torch.split(images, BATCH_SIZES[device]):
             logits.append(network(as_input(batch, memory_format)).float())
             if progress is not None:
                 progress.update(len(batch))
@@ -60,21 +67,25 @@ def predict_logits(
 
 
 def predict_probabilities(
-    loaded: LoadedNetwork, images: UInt8[Tensor, "n 28 28"], predict: Predict, device: str
+    loaded: LoadedNetwork, images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."], predict: Predict, device: str
 ) -> Float32[np.ndarray, "n 10"]:
     """Probabilities with the network's own view and precision, averaged over the shifted copies in `predict.shifts`.
 
-    images: on any device, without the view. Those with a margin above `predict.shift_margin` in the first copy are not
-        shifted.
+    images: on any device, without the view; or features, if the network is a head. Images with a margin above
+        `predict.shift_margin` in the first copy are not shifted.
     """
-    images = apply_view(images.to(device), loaded.metadata["model"]["view"])
+    images = images.to(device)
+    if not images.is_floating_point():
+        images = apply_view(images, loaded.metadata["model"]["view"])
     precision = inference_precision(loaded.metadata["precision"], device)
     with (
         library_settings(device),
         tqdm(total=len(images), desc="infer", unit="image", disable=None) as progress,
     ):
 
-        def predict_copy(images: UInt8[Tensor, "m 28 28"], shift: tuple[int, int]) -> Float32[Tensor, "m 10"]:
+        def predict_copy(
+            images: UInt8[Tensor, "m 28 28"] | Float[Tensor, "m ..."], shift: tuple[int, int]
+        ) -> Float32[Tensor, "m 10"]:
             return predict_logits(loaded.network, _shift(images, *shift), device, precision, progress).softmax(1)
 
         first, *others = predict.shifts
@@ -91,6 +102,8 @@ def predict_probabilities(
     return result
 
 
-def _shift(images: UInt8[Tensor, "n 28 28"], right: int, down: int) -> UInt8[Tensor, "n 28 28"]:
-    """Shift images by whole pixels and fill with 0."""
+def _shift(
+    images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."], right: int, down: int
+) -> UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."]:
+    """Shift images by whole pixels and fill with 0; features have no shift."""
     return nn.functional.pad(images, (right, -right, down, -down)) if right or down else images

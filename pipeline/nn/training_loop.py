@@ -25,7 +25,7 @@ from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.optimizers import make_optimizers
 from pipeline.nn.precision import autocast, choose_memory_format, library_settings
 from pipeline.nn.recorder import RECORDED_BATCHES, RECORDED_EPOCHS, Recorder
-from pipeline.shapes import Bool, Float32, Int64, UInt8
+from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
 
 # Images per forward pass on a CPU, whose activations stay in its cache; gradients are accumulated over the batch.
 # Images/s of dropout_cnn on 2 cores with 32, 64, 128 and 4,096: 1,550, 2,290, 2,010 and 930 in bf16, 1,430, 1,540,
@@ -56,9 +56,9 @@ Checkpoint = dict[str, Any]
 
 
 class LabelledImages(NamedTuple):
-    """Images and their labels, on the device."""
+    """Images, or features that the network is a head for, and their labels, on the device."""
 
-    images: UInt8[Tensor, "n 28 28"]
+    images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."]
     labels: Int64[Tensor, " n"]
 
 
@@ -162,7 +162,7 @@ class Trainer:
             for group in self._parameter_groups():
                 group["lr"] = group["initial_lr"] * factor
             for rows in batch.split(self.micro_batch):
-                inputs = random_affine(as_input(images[rows], self.memory_format), options.affine)
+                inputs = self._as_input(images[rows])
                 with autocast(options.device, options.precision):
                     logits = self.network(inputs)
                 losses = _losses(logits.float(), labels[rows], train, train.label_smoothing)
@@ -266,14 +266,19 @@ class Trainer:
     def _parameter_groups(self) -> Iterator[dict[str, Any]]:
         return (group for optimizer in self.optimizers for group in optimizer.param_groups)
 
+    def _as_input(self, images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."]) -> Float32[Tensor, "n ..."]:
+        """The input of the network: randomly distorted images, or features."""
+        inputs = as_input(images, self.memory_format)
+        return inputs if images.is_floating_point() else random_affine(inputs, self.options.affine)
+
     def _estimate_batch_norm(self, network: nn.Module) -> None:
         """Estimate the batch-norm statistics of a network's current weights over all training rows."""
         options, images = self.options, self.training.images
 
-        def batches() -> Iterator[Float32[Tensor, "n 1 28 28"]]:
+        def batches() -> Iterator[Float32[Tensor, "n ..."]]:
             for batch in images.split(split_into_batches(len(images), options.train.batch_size)):
                 with torch.autocast(options.device, enabled=False):  # as in training
-                    inputs = random_affine(as_input(batch, self.memory_format), options.affine)
+                    inputs = self._as_input(batch)
                 yield inputs
 
         with autocast(options.device, options.precision):

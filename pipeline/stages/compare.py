@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import arrays, config, networks, specs, store
+from pipeline import arrays, config, features, imagenet, networks, specs, store
 from pipeline.config import Predict, Published, Recipe
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
     from pipeline.training_task import TrainingArrays
 
-TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
 MAX_TITLE = 80  # characters of a comparison's name
 
 
@@ -161,7 +160,7 @@ class Measurement:
         names = ("prepare/test_images.npy", f"download/{files.TEST_LABELS}") if self.on_test_rows else ()
         return config.digest({name: self.part.hashes[name] for name in names}) if names else ""
 
-    def predict(self, device: str) -> None:
+    def predict(self, context: StageContext) -> None:
         """Predict the rows with the networks of each run that has no errors."""
         import numpy as np
         import torch
@@ -170,15 +169,19 @@ class Measurement:
         from pipeline.nn.inference import predict_probabilities
         from pipeline.nn.models import load_networks
 
-        images, labels = self.images, self.labels
+        device, labels = context.workflow.device, self.labels
         for run in self.complete_runs():
             loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
             if self.on_test_rows:
-                tensor = torch.from_numpy(images)
-                predictions = [predict_probabilities(network, tensor, Predict(), device) for network in loaded]
+                predictions = []
+                for network in loaded:
+                    predictor, inputs = features.load_inputs(context, self.part, network, "test")
+                    predictions.append(predict_probabilities(predictor, torch.from_numpy(inputs), Predict(), device))
                 probabilities = np.mean(predictions, axis=0)
             else:
-                held_out = predict_held_out(loaded, arrays.load_training_rows(self.part), Predict(), device)
+                load_inputs = functools.partial(features.load_inputs, context, self.part, table="train")
+                rows = arrays.load_training_rows(self.part)
+                held_out = predict_held_out(loaded, rows, Predict(), device, load_inputs)
                 probabilities = held_out.probabilities[self.rows]
             self.probabilities.append(probabilities)
             self.correct.append(probabilities.argmax(1) == labels)
@@ -210,7 +213,7 @@ def run(context: StageContext) -> dict[str, Any]:
         recipe = measurement.part.settings
         size = len(specs.variants(recipe))
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
-        measurement.predict(context.workflow.device)
+        measurement.predict(context)
     _write_report(context, measurements)
     return {"networks": networks.network_summary([network for network in trained if not network.error])}
 
@@ -220,11 +223,12 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
     pool = networks.make_pool(context)
     parallel = len(measurements) > 1 or measurements[0].part.settings.compare.seeds > 1
     for measurement in measurements:
-        recipe, training, recipe_name = measurement.part.settings, measurement.arrays(), measurement.recipe.name
+        recipe, part, training = measurement.part.settings, measurement.part, measurement.arrays()
+        imagenet.add_inputs(part, recipe, context.workflow.workspace)
         for number in range(recipe.compare.seeds):
-            for spec in networks.network_specs(recipe, measurement.part, pool, number, parallel):
-                label = f"{recipe_name}, {spec.name}"
-                yield Request(spec, training, label=label, test_data=measurement.test_data())
+            for spec in networks.network_specs(recipe, part, pool, number, parallel):
+                label = f"{measurement.recipe.name}, {spec.name}"
+                yield Request(spec, training, part=part, label=label, test_data=measurement.test_data())
 
 
 # The table and the page
@@ -233,7 +237,7 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
 def _write_report(context: StageContext, measurements: Sequence[Measurement]) -> None:
     """Write the table, as CSV and Markdown, and the page with pictures."""
     from pipeline.analysis import significance
-    from pipeline.reports import comparison_figures, comparison_table, page
+    from pipeline.reports import comparison_report
 
     rows, curves, costs = [], {}, {}
     for measurement in measurements:
@@ -257,24 +261,12 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
     ]
     sources = dict.fromkeys(measurement.recipe.published.source for measurement in measurements)
     about += [f"Published: {source}." for source in sources if source]
-    about += comparison_table.describe_published_steps(rows)
-
-    folder = context.output_dir
-    store.write(folder / TABLE, comparison_table.as_csv(rows))
-    text = "\n\n".join([*about, comparison_table.as_markdown(rows).rstrip(), *comparison_table.NOTES])
-    store.write(folder / MARKDOWN, f"{text}\n".encode())
-    parts = [page.paragraph(sentence) for sentence in about]
-    parts += [page.table(*comparison_table.as_texts(rows)), *map(page.paragraph, comparison_table.NOTES)]
-    for group in dict.fromkeys(name.rpartition("/")[0] for name in curves):
-        in_group = {name: values for name, values in curves.items() if name.rpartition("/")[0] == group}
-        parts.append(page.heading(f"Error by epoch{f': {group}' if group else ''}"))
-        parts.append(page.picture(comparison_figures.error_bands(in_group), "error of each recipe by epoch"))
-    if costs:
-        parts.append(page.heading("Cost"))
-        parts.append(
-            page.picture(comparison_figures.costs(costs), "error by training time and by number of parameters")
-        )
-    store.write(folder / PAGE, page.render(f"Comparison: {context.published_dir.name}", parts))
+    recipes = load_recipes(context.workflow.recipe_argument, context.workflow.assignments)
+    available = {recipe.name for recipe in context.workflow.recipes}
+    left_out = [recipe.name for recipe in recipes if recipe.name not in available]
+    about += [f"Left out, since ImageNet's weights are not available: {', '.join(left_out)}."] if left_out else []
+    for name, content in comparison_report.render(context.published_dir.name, about, rows, curves, costs).items():
+        store.write(context.output_dir / name, content)
 
 
 def _row(measurement: Measurement, device: str) -> Row:
@@ -392,7 +384,7 @@ STAGE = Stage(
         "prepare": ("train_images.npy", "train_labels.npy", "test_images.npy", "validation_rows.npy", "folds.npy"),
         "augment": ("images.npy", "labels.npy"),
     },
-    outputs=(TABLE, MARKDOWN, PAGE),
+    outputs=("table.csv", "table.md", "compare.html"),
     code=lambda recipe: (*specs.training_code(recipe), "analysis.significance", "nn.held_out", "stages.compare"),
     on_demand=True,
     resumes=True,

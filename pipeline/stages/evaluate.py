@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.analysis import calibration, metrics
     from pipeline.reports import training_figures
 
-    parts = [_predict(part, context.workflow.device) for part in context.parts]
+    parts = [_predict(context, part) for part in context.parts]
     training_rows = load_training_rows(context.parts[0])
     numbers = _record(context, parts)
     held_out = np.logical_and.reduce([part.n_networks > 0 for part in parts])
@@ -73,13 +74,16 @@ def run(context: StageContext) -> dict[str, Any]:
     return {name: numbers[name] for name in ("rows", "n_correct", "accuracy", "interval_95", "chosen_on_these_rows")}
 
 
-def _predict(part: StageInputs, device: str) -> HeldOutPredictions:
+def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
+    from pipeline.features import load_inputs
     from pipeline.nn.held_out import predict_held_out
     from pipeline.nn.models import load_networks
 
+    device = context.workflow.device
     loaded = load_networks(part.files["train/weights.safetensors"], device)
-    return predict_held_out(loaded, load_training_rows(part), part.settings.predict, device)
+    inputs = functools.partial(load_inputs, context, part, table="train")
+    return predict_held_out(loaded, load_training_rows(part), part.settings.predict, device, inputs)
 
 
 def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:

@@ -26,7 +26,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     from pipeline.dataset import tables
 
-    parts = [_predict(part, context.workflow.device) for part in context.parts]
+    parts = [_predict(context, part) for part in context.parts]
     probabilities = np.mean(parts, axis=0)
     labels = probabilities.argmax(1).astype(np.uint8)
     rows = b"".join(b"%d,%d\n" % row for row in enumerate(labels.tolist(), 1))
@@ -46,20 +46,24 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"rows": len(labels)}
 
 
-def _predict(part: StageInputs, device: str) -> Float32[np.ndarray, "n 10"]:
+def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
     import numpy as np
     import torch
 
+    from pipeline.features import load_inputs
     from pipeline.nn.inference import predict_probabilities
     from pipeline.nn.models import load_networks
     from pipeline.nn.pretrained import refuse_pretrained
 
-    images = torch.from_numpy(np.load(part.files["prepare/test_images.npy"]))
+    device = context.workflow.device
     loaded = load_networks(part.files["train/weights.safetensors"], device)
     for network in loaded:
         refuse_pretrained(network)
-    predictions = [predict_probabilities(network, images, part.settings.predict, device) for network in loaded]
+    predictions = []
+    for network in loaded:
+        predictor, inputs = load_inputs(context, part, network, "test")
+        predictions.append(predict_probabilities(predictor, torch.from_numpy(inputs), part.settings.predict, device))
     mean: Float32[np.ndarray, "n 10"] = np.mean(predictions, axis=0)
     return mean
 

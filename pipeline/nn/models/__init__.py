@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError, Model
+from pipeline.nn.models.alexnet import AlexNet
 from pipeline.nn.models.dropout_cnn import DropoutCNN
 from pipeline.nn.models.layers import Layers
 from pipeline.nn.models.medium_cnn import MediumCNN
 from pipeline.nn.models.pixels import Pixels as Pixels
 from pipeline.nn.models.pixels import scale_pixels
 from pipeline.nn.models.small_cnn import SmallCNN
+from pipeline.nn.models.transfer import Head as Head
+from pipeline.nn.models.transfer import TransferNetwork as TransferNetwork
+from pipeline.nn.models.vgg16 import VGG16
 from pipeline.nn.precision import choose_memory_format, inference_precision
 from pipeline.shapes import UInt8
 
@@ -26,6 +30,8 @@ MODELS: dict[str, Callable[[Model], nn.Module]] = {
     "small_cnn": SmallCNN,
     "medium_cnn": MediumCNN,
     "layers": Layers,
+    "vgg16": VGG16,
+    "alexnet": AlexNet,
 }
 
 
@@ -46,6 +52,13 @@ def make_network(model: Model, images: UInt8[Tensor, "n 28 28"] | None = None) -
     images: the training images, if `model.pixels` is "standardised" and the weights are not loaded afterwards.
     """
     return scale_pixels(MODELS[model.name](model), model.pixels, images)
+
+
+def trained_part(network: nn.Module) -> nn.Module:
+    """The part of a network that is trained: a head that shares its parameters, or the network itself."""
+    if isinstance(network, TransferNetwork) and network.frozen != "nothing":
+        return Head(network)
+    return network
 
 
 def require_trainable(model: Model, batch_size: int) -> nn.Module:

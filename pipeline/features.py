@@ -1,0 +1,167 @@
+"""The features that a frozen extractor computes of all images of a table, once, in `data/features/`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import imagenet, store
+from pipeline.config import Model
+from pipeline.declarations import StageContext, StageInputs
+from pipeline.errors import StageError
+from pipeline.source_code import module_hashes
+from pipeline.specs import MODEL_CODE, NetworkSpec
+from pipeline.store import FORMAT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.nn.models import LoadedNetwork, TransferNetwork
+    from pipeline.shapes import Float16, Shaped, UInt8
+    from pipeline.training_task import TrainingArrays
+
+FEATURES = "data/features"  # below the workspace
+FILE = "features.npy"
+PART_ROWS = 256  # an interrupted extraction continues after the last complete part
+# The modules whose code determines features, in addition to those of the model.
+CODE = ("dataset.views", "nn.inference", "nn.precision")
+
+
+def ensure_features(
+    context: StageContext, part: StageInputs, network: TransferNetwork, model: Model, precision: str, table: str
+) -> Float16[np.ndarray, "n ..."]:
+    """The features of all rows of a table, mapped from their file; computes them if they are missing.
+
+    network: on any device.
+    precision: of the training; where the device has no instructions for it, features are computed in fp32.
+    table: "train" or "test".
+    """
+    import numpy as np
+
+    from pipeline.nn.extraction import hash_weights
+
+    name = f"prepare/{table}_images.npy"
+    key = {
+        "format": FORMAT,
+        "stage": "features",
+        "settings": {"model": model.name, "side": model.side, "frozen": model.frozen, "view": model.view}
+        | {"precision": precision},
+        "inputs": {"images": part.hashes[name], "extractor": hash_weights(network.extractor)},
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    key["code"] = module_hashes((*CODE, *MODEL_CODE[model.name]))
+    folder = (context.workflow.workspace / FEATURES / f"{model.name}-{digest}").resolve()
+    store.restore(folder)
+    manifest = store.read_matching_manifest(folder, key)
+    if not manifest or store.changed_outputs(folder, manifest):
+        images = np.load(part.files[name], mmap_mode="c")
+        _extract(context, folder, key, network, images)
+    features: Float16[np.ndarray, "n ..."] = np.load(folder / FILE, mmap_mode="c")
+    return features
+
+
+def _extract(
+    context: StageContext,
+    folder: Path,
+    key: dict[str, Any],
+    network: TransferNetwork,
+    images: UInt8[np.ndarray, "n 28 28"],
+) -> None:
+    """Compute features in parts, and publish them as one file."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from pipeline.nn.extraction import extract_features
+    from pipeline.nn.precision import choose_memory_format, inference_precision
+
+    settings, device, start = key["settings"], context.workflow.device, time.monotonic()
+    precision = inference_precision(settings["precision"], device)
+    context.say(
+        f"computing the features of {len(images):,} images at {settings['side']}x{settings['side']} with "
+        f"{settings['model']}, once"
+    )
+    staging = store.staging_dir(folder)
+    if store.read_json(staging / store.STARTED) != key:
+        store.create_staging_dir(folder)
+        store.write_json(staging / store.STARTED, key)
+    # Moved once, to the memory format that convolutions are fast with.
+    extractor = network.to(device, memory_format=choose_memory_format(device, precision)).extractor  # type: ignore[call-overload]
+    starts = range(0, len(images), PART_ROWS)
+    paths = [staging / f"part-{number:05}.npy" for number in range(len(starts))]
+    with tqdm(total=len(images), desc="features", unit="image", disable=None) as progress:
+        for first, path in zip(starts, paths, strict=True):
+            rows = images[first : first + PART_ROWS]
+            if not path.exists():
+                tensor = torch.from_numpy(rows).to(device)
+                try:
+                    features = extract_features(extractor, tensor, settings["view"], device, precision)
+                except FloatingPointError as error:
+                    raise StageError(f"{settings['model']}: {error}") from None
+                if path == paths[0]:
+                    # The parts, and the file that they are joined in.
+                    store.require_disk_space(folder.parent, 2 * features[0].nbytes * len(images), "features")
+                store.write_array(path, features)
+            progress.update(len(rows))
+
+    def parts() -> Iterator[Float16[np.ndarray, "n ..."]]:
+        for path in paths:
+            yield np.load(path)
+
+    size = np.load(paths[0], mmap_mode="r").shape[1:]
+    store.write_array_chunks(staging / FILE, (len(images), *size), np.dtype(np.float16), parts())
+    context.check_inputs()
+    environment = context.environment | {"precision": precision, "seconds": round(time.monotonic() - start, 3)}
+    store.write_manifest(staging, key, [FILE], {"rows": len(images), "size": list(size)}, environment)
+    for path in [*paths, staging / store.STARTED]:
+        path.unlink()
+    store.publish(folder)
+
+
+def with_features(
+    context: StageContext, part: StageInputs, spec: NetworkSpec, arrays: TrainingArrays
+) -> TrainingArrays:
+    """The arrays with features in place of images, if the network has a frozen extractor."""
+    import numpy as np
+
+    from pipeline.nn.models import TransferNetwork
+
+    if not spec.model.has_frozen_extractor:
+        return arrays
+    network = imagenet.make_initial_network(
+        spec.model, spec.train.seed, part.files.get(imagenet.input_name(spec.model))
+    )
+    assert isinstance(network, TransferNetwork)
+
+    def load(table: str) -> Float16[np.ndarray, "n ..."]:
+        return ensure_features(context, part, network, spec.model, spec.train.precision, table)
+
+    features = load("train")
+    arrays = replace(arrays, images=features)
+    if arrays.validation_images is not None:
+        rows = np.load(part.files["prepare/validation_rows.npy"])
+        is_training_row = np.ones(len(features), bool)
+        is_training_row[rows] = False
+        arrays = replace(arrays, images=features[is_training_row], validation_images=features[rows])
+    return arrays if arrays.test_images is None else replace(arrays, test_images=load("test"))
+
+
+def load_inputs(
+    context: StageContext, part: StageInputs, loaded: LoadedNetwork, table: str
+) -> tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]:
+    """A network and the images of a table; of a network with a frozen extractor, its head and their features."""
+    import numpy as np
+
+    from pipeline.nn.models import Head, LoadedNetwork, TransferNetwork
+
+    model = Model(**loaded.metadata["model"])
+    if not model.has_frozen_extractor:
+        return loaded, np.load(part.files[f"prepare/{table}_images.npy"], mmap_mode="c")
+    assert isinstance(loaded.network, TransferNetwork)
+    features = ensure_features(context, part, loaded.network, model, loaded.metadata["precision"], table)
+    return LoadedNetwork(Head(loaded.network), loaded.metadata), features

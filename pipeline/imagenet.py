@@ -1,0 +1,197 @@
+"""Weights trained on ImageNet, as torchvision publishes them: finding, downloading, checking and loading the file."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import store
+from pipeline.config import Model, Recipe
+from pipeline.declarations import StageInputs
+from pipeline.errors import StageError
+from pipeline.specs import variants
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADDRESS = "https://download.pytorch.org/models/"
+# The names contain the first digits of the SHA-256.
+FILES = {"vgg16": "vgg16-397923af.pth", "alexnet": "alexnet-owt-7be5be79.pth"}
+FOLDER = "data/pretrained"  # below the workspace
+LAST_LAYER = "classifier.6"  # of ImageNet's 1,000 classes; not used
+TIMEOUT = 30  # seconds without an answer of the server
+MAX_BYTES = 600 << 20  # of a download; vgg16 has 528 MB
+
+
+class MissingWeights(StageError):
+    """The file does not exist and cannot be downloaded."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file with ImageNet's weights."""
+
+    path: Path
+    sha256: str
+
+
+def find_weights(model: Model, workspace: Path, download: bool = True) -> WeightsFile:
+    """The file with the weights of a model: `model.weights_file`, or the published one, downloaded if it is missing.
+
+    Raises MissingWeights, and StageError if the file's hash is not the one in its name.
+    """
+    if model.weights_file:
+        path = Path(model.weights_file).expanduser().absolute()
+        if not path.is_file():
+            raise MissingWeights(f"model.weights_file: {path} is not a file")
+    else:
+        path = (workspace / FOLDER / FILES[model.name]).absolute()
+        if not path.exists():
+            if not download:
+                raise MissingWeights(f"the weights of {model.name} are not in {path.parent}")
+            _download(model.name, path)
+    digest = store.sha256(path)
+    expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if expected and not digest.startswith(expected[1]):
+        advice = "rename it if that is intended" if model.weights_file else "delete it to download it again"
+        raise StageError(
+            f"{path}: its SHA-256 begins with {digest[:8]} and not with {expected[1]}, as its name says: {advice}"
+        )
+    return WeightsFile(path, digest)
+
+
+def _download(name: str, path: Path) -> None:
+    """Download the published weights of a model."""
+    import torch
+
+    address = f"{ADDRESS}{FILES[name]}"
+    store.require_disk_space(path.parents[2], MAX_BYTES, f"the download of {FILES[name]}")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # urllib has none
+    try:
+        torch.hub.load_state_dict_from_url(
+            address,
+            str(path.parent),
+            map_location="cpu",
+            progress=sys.stderr.isatty(),
+            check_hash=True,
+            weights_only=True,
+        )
+    except Exception as error:  # of many kinds: RuntimeError for a wrong hash, OSError, HTTPException
+        if path.exists():
+            return  # complete, but not weights: loading it names the error
+        reason = getattr(error, "reason", None) or error
+        raise MissingWeights(
+            f"the weights of {name} are missing, and {address} cannot be downloaded ({_first_line(reason)}): put the "
+            f"file into {path.parent}, or pass its path with --set model.weights_file=PATH"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def input_name(model: Model) -> str:
+    """The name of the weights file among a stage's inputs."""
+    return f"imagenet/{model.name}"
+
+
+def pretrained_models(recipe: Recipe) -> list[Model]:
+    """The models of a recipe that start from ImageNet's weights, each once."""
+    models = {model.name: model for model, _, _ in variants(recipe)}
+    return [model for name, model in models.items() if name in FILES and model.pretrained == "imagenet"]
+
+
+def find_unavailable(
+    recipes: Iterable[Recipe], required: Container[str], workspace: Path, download: bool = True
+) -> dict[str, str]:
+    """The recipes that lack their weights, and why, by name.
+
+    required: names or files of recipes. If `download` is true, MissingWeights is raised for these.
+    """
+    reasons = {}
+    for recipe in recipes:
+        for model in pretrained_models(recipe):
+            try:
+                find_weights(model, workspace, download)
+            except MissingWeights as error:
+                if download and (recipe.file or recipe.name) in required:
+                    raise
+                reasons[recipe.name] = str(error)
+    return reasons
+
+
+def add_inputs(part: StageInputs, recipe: Recipe, workspace: Path) -> dict[str, str]:
+    """Add the files with ImageNet's weights to a stage's inputs; returns their SHA-256 by name."""
+    added = {}
+    for model in pretrained_models(recipe):
+        weights = find_weights(model, workspace)
+        part.files[input_name(model)] = weights.path
+        added[input_name(model)] = part.hashes[input_name(model)] = weights.sha256
+    return added
+
+
+def why_stale(recipe: Recipe, recorded: Any) -> str:
+    """Why a training is stale that recorded this result of `add_inputs`; "" if it is not, or its file is gone."""
+    hashes = recorded if isinstance(recorded, dict) else {}
+    for model in pretrained_models(recipe):
+        digest = hashes.get(input_name(model), "")
+        if model.weights_file:
+            path = Path(model.weights_file).expanduser()
+            if path.is_file() and store.sha256(path) != digest:
+                return f"{path.name} contains other weights than those of the training"
+        elif not digest.startswith(FILES[model.name].rpartition("-")[2].removesuffix(".pth")):
+            return f"it started from other weights than {FILES[model.name]}"
+    return ""
+
+
+def make_initial_network(model: Model, seed: int, weights: Path | None, images: Any = None) -> nn.Module:
+    """The network before its first training step.
+
+    weights: ImageNet's, if `model.pretrained` says so; the last layer remains random.
+    images: the training images, for `model.pixels`.
+    """
+    from pipeline.nn.models import make_network
+    from pipeline.nn.training_loop import seed_everything
+
+    seed_everything(seed)
+    network = make_network(model, images)
+    if weights:
+        load_weights(network, model.name, weights)
+    return network
+
+
+def load_weights(network: nn.Module, name: str, path: Path) -> None:
+    """Load a file with ImageNet's weights into all layers of a network except the last.
+
+    Raises StageError if it is no such file, or if a weight is missing, unknown, or has another shape.
+    """
+    import torch
+
+    try:
+        with open(path, "rb") as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        raise StageError(
+            f"{path}: not weights that PyTorch saved, or an incomplete file ({_first_line(error)})"
+        ) from None
+    if not isinstance(loaded, dict):
+        raise StageError(f"{path}: contains a {type(loaded).__name__}, expected a dict from names to weights")
+    own = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{LAST_LAYER}.")}
+    loaded = {key: value for key, value in loaded.items() if not str(key).startswith(f"{LAST_LAYER}.")}
+    for key, value in own.items():
+        if key not in loaded:
+            raise StageError(f"{path}: {key} is missing; is this another network than {name}?")
+        if not isinstance(loaded[key], torch.Tensor) or loaded[key].shape != value.shape:
+            shape = tuple(getattr(loaded[key], "shape", ()))
+            raise StageError(f"{path}: {key} has shape {shape}, but {name} requires {tuple(value.shape)}")
+    if unknown := sorted(map(str, loaded.keys() - own.keys())):
+        raise StageError(f"{path}: {name} has no {unknown[0]}; is this another network?")
+    network.load_state_dict(loaded, strict=False)

@@ -1,0 +1,43 @@
+"""The table of a comparison in two formats, and its page with pictures."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.analysis.significance import Row
+from pipeline.reports import comparison_figures, comparison_table, page
+from pipeline.shapes import Float
+
+TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
+
+
+def render(
+    title: str,
+    about: Sequence[str],
+    rows: Sequence[Row],
+    curves: Mapping[str, Float[np.ndarray, "seeds epochs"]],
+    costs: Mapping[str, Row],
+) -> dict[str, bytes]:
+    """The files of a comparison by name.
+
+    about: sentences above the table.
+    curves, costs: accuracies of each epoch, and the row, by recipe; only of recipes that were measured.
+    """
+    about = [*about, *comparison_table.describe_published_steps(rows)]
+    text = "\n\n".join([*about, comparison_table.as_markdown(rows).rstrip(), *comparison_table.NOTES])
+    parts = [page.paragraph(sentence) for sentence in about]
+    parts += [page.table(*comparison_table.as_texts(rows)), *map(page.paragraph, comparison_table.NOTES)]
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in curves):
+        in_group = {name: values for name, values in curves.items() if name.rpartition("/")[0] == group}
+        parts.append(page.heading(f"Error by epoch{f': {group}' if group else ''}"))
+        parts.append(page.picture(comparison_figures.error_bands(in_group), "error of each recipe by epoch"))
+    if costs:
+        parts.append(page.heading("Cost"))
+        parts.append(
+            page.picture(comparison_figures.costs(costs), "error by training time and by number of parameters")
+        )
+    return {
+        TABLE: comparison_table.as_csv(rows),
+        MARKDOWN: f"{text}\n".encode(),
+        PAGE: page.render(f"Comparison: {title}", parts),
+    }
