@@ -90,8 +90,7 @@ def _extract(
     if store.read_json(staging / store.STARTED) != key:
         store.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, key)
-    # Moved once, to the memory format that convolutions are fast with.
-    extractor = network.to(device, memory_format=choose_memory_format(device, precision)).extractor  # type: ignore[call-overload]
+    network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
     starts = range(0, len(images), PART_ROWS)
     paths = [staging / f"part-{number:05}.npy" for number in range(len(starts))]
     with tqdm(total=len(images), desc="features", unit="image", disable=None) as progress:
@@ -100,7 +99,7 @@ def _extract(
             if not path.exists():
                 tensor = torch.from_numpy(rows).to(device)
                 try:
-                    features = extract_features(extractor, tensor, settings["view"], device, precision)
+                    features = extract_features(network, tensor, settings["view"], device, precision)
                 except FloatingPointError as error:
                     raise StageError(f"{settings['model']}: {error}") from None
                 if path == paths[0]:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pipeline.analysis.metrics import most_confident_errors
 from pipeline.config import Model
-from pipeline.nn.inference import as_input
-from pipeline.nn.models import Pixels, make_network
+from pipeline.nn.inference import as_input, choose_batch_size
+from pipeline.nn.models import Pixels, TransferNetwork, make_network
 from pipeline.nn.models.layers import SqueezeExcite
+from pipeline.nn.models.transfer import ImageNetInput
 from pipeline.nn.training_loop import seed_everything
 from pipeline.shapes import Float, Float32, Float64, Int64, Integer, UInt8
 
-BATCH_SIZE = 512  # images
 OCCLUSION_SIZE = 5  # pixels: the side of the square that occlusion paints over
 MAX_CASES = 10  # correct predictions, and errors, whose saliency is computed
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)  # of the weights of a layer
@@ -34,7 +34,7 @@ def flatten_layers(network: nn.Module) -> list[nn.Module]:
 DESCRIPTIONS: dict[type[nn.Module], str] = {
     nn.BatchNorm1d: "batch norm",
     nn.BatchNorm2d: "batch norm",
-    nn.AdaptiveAvgPool2d: "global average",
+    ImageNetInput: "ImageNet's input",
     nn.ReLU: "ReLU",
     nn.Tanh: "tanh",
     Pixels: "scaled pixels",
@@ -51,17 +51,24 @@ def describe_layer(layer: nn.Module) -> str:
             return f"dense {layer.out_features}"
         case nn.MaxPool2d() | nn.AvgPool2d():
             return f"{'max' if isinstance(layer, nn.MaxPool2d) else 'average'} pool {layer.kernel_size}"
+        case nn.AdaptiveAvgPool2d():
+            return "global average" if layer.output_size == 1 else f"average to {layer.output_size}x{layer.output_size}"
     return DESCRIPTIONS.get(type(layer), "")
 
 
 def make_untrained(network: nn.Module, model: Model, seed: int, device: str) -> nn.Module:
-    """The network before its first training step, with the pixel scaling of the trained network."""
+    """The network before its first training step, with the trained network's pixel scaling and frozen layers.
+
+    If a network whose layers all are trained started from ImageNet's weights, the result has random weights instead.
+    """
     seed_everything(seed)
     # The memory format affects rounding only, to which t-SNE is sensitive.
     untrained: nn.Module = make_network(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for before, after in zip(flatten_layers(untrained), flatten_layers(network), strict=True):
         if isinstance(before, Pixels):
             before.load_state_dict(after.state_dict())
+    if isinstance(untrained, TransferNetwork) and isinstance(network, TransferNetwork) and model.has_frozen_extractor:
+        untrained.extractor.load_state_dict(network.extractor.state_dict())
     return untrained
 
 
@@ -83,16 +90,19 @@ def last_layer_inputs(network: nn.Module, images: UInt8[Tensor, "n 28 28"]) -> F
     network.eval()
     features = nn.Sequential(*flatten_layers(network)[:-1])
     batches = [
-        features(_to_input(network, batch)).flatten(1).float().cpu() for batch in torch.split(images, BATCH_SIZE)
+        features(_to_input(network, batch)).flatten(1).float().cpu()
+        for batch in torch.split(images, choose_batch_size(network, "cpu"))
     ]
     return torch.cat(batches).numpy()
 
 
-def first_layer_filters(network: nn.Module) -> Float32[np.ndarray, "outputs height width"]:
-    """The weights of the first convolution or dense layer as images; its input has one channel."""
+def first_layer_filters(network: nn.Module) -> Float32[np.ndarray, "outputs height width ..."]:
+    """The weights of the first convolution or dense layer as images; with a last axis for three input channels."""
     layer = next(layer for layer in flatten_layers(network) if isinstance(layer, (nn.Conv2d, nn.Linear)))
     weights = _to_numpy(layer.weight)
     side = math.isqrt(weights.shape[1])
+    if weights.ndim == 4 and weights.shape[1] == 3:
+        return weights.transpose(0, 2, 3, 1)
     return weights[:, 0] if weights.ndim == 4 else weights.reshape(len(weights), side, side)
 
 
@@ -127,13 +137,16 @@ class LayerHistory:
 
 
 def layer_histories(record: Sequence[Mapping[str, Any]], descriptions: Mapping[str, str]) -> list[LayerHistory]:
-    """The history of each layer.
+    """The history of each layer that is recorded: frozen layers are not.
 
     record: the rows of `nn.recorder.Recorder`.
     descriptions: by parameter name.
     """
     histories = []
+    recorded = record[0]["layers"].keys() if record else ()
     for name, description in descriptions.items():
+        if name not in recorded:
+            continue
         epochs = [row["layers"][name] for row in record]
         counts, limits = (np.array([epoch[key] for epoch in epochs]) for key in ("counts", "limit"))
         quantiles = np.array([histogram_quantiles(*epoch) for epoch in zip(counts, limits, strict=True)])
@@ -218,7 +231,8 @@ def occlusion(network: nn.Module, image: UInt8[Tensor, "28 28"], digit: int) -> 
     for pixel in range(image.numel()):
         row, column = divmod(pixel, image.shape[1])
         occluded[1 + pixel, max(0, row - half) : row + half + 1, max(0, column - half) : column + half + 1] = 0
-    batches = [network(_to_input(network, batch)).float().softmax(1) for batch in torch.split(occluded, BATCH_SIZE)]
+    batch_size = choose_batch_size(network, "cpu")
+    batches = [network(_to_input(network, batch)).float().softmax(1) for batch in torch.split(occluded, batch_size)]
     probabilities = torch.cat(batches)[:, digit].cpu()
     return (probabilities[0] - probabilities[1:]).reshape(image.shape).numpy()
 

@@ -7,29 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.dataset.views import apply_view
-from pipeline.nn.inference import as_input
+from pipeline.nn.inference import as_input, choose_batch_size
+from pipeline.nn.models.transfer import TransferNetwork
 from pipeline.nn.precision import autocast, choose_memory_format, library_settings
 from pipeline.shapes import Float16, UInt8
-
-# Pixels of the resized images per batch, by device: 20 and 334 images of 224x224. Affects results by rounding only.
-BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 24, "mps": 1 << 22}
 
 
 @torch.inference_mode()
 def extract_features(
-    extractor: nn.Sequential, images: UInt8[Tensor, "n 28 28"], view: str, device: str, precision: str
+    network: TransferNetwork, images: UInt8[Tensor, "n 28 28"], view: str, device: str, precision: str
 ) -> Float16[np.ndarray, "n ..."]:
-    """The outputs of an extractor, whose first layer is an `ImageNetInput`; both are on the device.
+    """The outputs of a network's frozen layers.
 
-    images: without the view.
+    images: without the view; on the device, as is the network.
     Raises FloatingPointError if a feature exceeds the range of fp16.
     """
-    extractor.eval()
-    batch_size = max(1, BATCH_PIXELS[device] // extractor[0].side ** 2)  # type: ignore[operator]
+    extractor, batch_size = network.extractor.eval(), choose_batch_size(network, device)
     memory_format = choose_memory_format(device, precision)
     outputs = []
     with library_settings(device), autocast(device, precision):
-        for batch in apply_view(images, view).split(batch_size):
+        for batch in torch.split(apply_view(images, view), batch_size):
             outputs.append(extractor(as_input(batch, memory_format)).to(torch.float16).contiguous().cpu())
     features: Float16[np.ndarray, "n ..."] = torch.cat(outputs).numpy()
     if not np.isfinite(features).all():

@@ -17,6 +17,12 @@ from pipeline.shapes import Float, Float32, UInt8
 BATCH_SIZES = {"cpu": 512, "cuda": 8192, "mps": 2048}  # by device; affects results by rounding only
 
 
+def choose_batch_size(network: nn.Module, device: str) -> int:
+    """The number of images that a network predicts at a time; fewer if it enlarges them."""
+    side = getattr(network, "side", 28)
+    return max(1, BATCH_SIZES[device] * 28**2 // side**2)
+
+
 def as_input(
     images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."],
     memory_format: torch.memory_format = torch.channels_last,
@@ -59,7 +65,7 @@ def predict_logits(
     network = fuse_batch_norm(network)
     logits, memory_format = [], choose_memory_format(device, precision)
     with autocast(device, precision):
-        for batch in torch.split(images, BATCH_SIZES[device]):
+        for batch in torch.split(images, choose_batch_size(network, device)):
             logits.append(network(as_input(batch, memory_format)).float())
             if progress is not None:
                 progress.update(len(batch))

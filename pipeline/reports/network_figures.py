@@ -17,9 +17,12 @@ from pipeline.shapes import Float, Float32, Float64, UInt8
 
 MAX_FILTERS = 128
 MAX_FRAMES = 40  # of an animation
-MAPS_PER_ROW = 32  # feature maps
+MAX_MAPS = 64  # feature maps of a layer
+MAPS_PER_ROW = 32  # feature maps; half as many of maps that are larger than LARGE_MAP, with twice the size
+LARGE_MAP = 32  # pixels; larger maps are drawn with means of their pixels, such that they have at most twice this size
 VALUES_PER_ROW = 128  # outputs of a dense layer
 MAP_SIZE = 0.29  # inches
+MAX_DENSE_HEIGHT = 1.6  # inches
 MIN_OCCLUSION = 0.05  # the smallest scale of occlusion, so that a fall by a percent is pale
 
 
@@ -36,8 +39,11 @@ def features(embeddings: Sequence[tuple[str, Float[np.ndarray, "n 2"]]], labels:
     return style.to_png(figure)
 
 
-def filters(weights: Float32[np.ndarray, "outputs height width"]) -> bytes:
-    """The weights of each output as an image, with one scale: red above zero and blue below."""
+def filters(weights: Float32[np.ndarray, "outputs height width ..."]) -> bytes:
+    """The weights of each output as an image, with one scale: red above zero and blue below.
+
+    The weights of red, green and blue channels, on the last axis, are drawn in these colours, with gray for zero.
+    """
     title = "The first layer's weights as images"
     if len(weights) > MAX_FILTERS:
         title += f" (the first {MAX_FILTERS} of {len(weights):,})"
@@ -49,6 +55,8 @@ def filters(weights: Float32[np.ndarray, "outputs height width"]) -> bytes:
     margin = (width - size * columns) / 2
     figure, axes = style.image_grid(title, (width, 0.6 + size * rows), columns, rows, margin, margin)
     limit = float(np.abs(weights).max())
+    if weights.ndim == 4:
+        weights = 0.5 + weights / (2 * limit)
     for number, values in enumerate(weights):
         row, column = divmod(number, columns)
         style.draw_image(axes, values, (column + 0.05, row + 0.05), (0.9, 0.9), (-limit, limit), style.SIGNED)
@@ -96,6 +104,8 @@ def feature_maps(
         extent = (0, sheet_width, top + sheet_height, top)
         axes.imshow(sheet, colour_map, vmin=low, vmax=limit, interpolation="nearest", extent=extent, aspect="auto")
         size = "" if values.ndim == 1 else f"\n{len(values)} of {values.shape[1]}x{values.shape[2]}"
+        if values.ndim > 1 and len(values) > MAX_MAPS:
+            size += f",\n{MAX_MAPS} shown"
         style.label_row(axes, top + sheet_height / 2, description + size, fontsize=8)
         top += sheet_height + gap
     total = figure.get_figheight()
@@ -113,16 +123,26 @@ def _tile(values: Float32[np.ndarray, "..."]) -> tuple[Float32[np.ndarray, "heig
     One image, since drawing each map by itself would take long.
     """
     dense = values.ndim == 1
-    maps = values[:, None, None] if dense else values
-    columns = min(VALUES_PER_ROW if dense else MAPS_PER_ROW, len(maps))
+    maps = values[:, None, None] if dense else _shrink(values[:MAX_MAPS])
+    scale = 2 if maps.shape[2] > LARGE_MAP else 1
+    columns = min(VALUES_PER_ROW if dense else MAPS_PER_ROW // scale, len(maps))
     rows = -(-len(maps) // columns)
     gap = 0 if dense else max(1, round(maps.shape[2] / 12))
     padding = ((0, rows * columns - len(maps)), (0, gap), (0, gap))
     padded = np.pad(maps, padding, constant_values=np.nan)
     sheet = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2).reshape(rows * padded.shape[1], -1)
     if dense:
-        return sheet, max(9.3 * columns / VALUES_PER_ROW, 2), 0.2 * rows
-    return sheet, MAP_SIZE * columns, MAP_SIZE * rows
+        return sheet, max(9.3 * columns / VALUES_PER_ROW, 2), min(0.2 * rows, MAX_DENSE_HEIGHT)
+    return sheet, scale * MAP_SIZE * columns, scale * MAP_SIZE * rows
+
+
+def _shrink(maps: Float32[np.ndarray, "n height width"]) -> Float32[np.ndarray, "n rows columns"]:
+    """Maps of at most twice LARGE_MAP pixels: means of squares of pixels; what is left at the edges is cut off."""
+    factor = -(-maps.shape[2] // (2 * LARGE_MAP))
+    side = maps.shape[2] // factor
+    blocks = maps[:, : side * factor, : side * factor].reshape(len(maps), side, factor, side, factor)
+    means: Float32[np.ndarray, "n rows columns"] = blocks.mean((2, 4))
+    return means
 
 
 def weights(layers: Sequence[tuple[str, Float32[np.ndarray, " _"], Float32[np.ndarray, " _"]]]) -> bytes:

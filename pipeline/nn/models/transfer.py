@@ -47,7 +47,7 @@ class TransferNetwork(nn.Module):
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d(pooled_side)
         self.classifier = classifier
-        self.frozen = model.frozen
+        self.side, self.frozen = model.side, model.frozen
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
