@@ -141,13 +141,15 @@ def with_features(
         return ensure_features(context, part, network, spec.model, spec.train.precision, table)
 
     features = load("train")
-    arrays = replace(arrays, images=features)
+    images = {"images": features}
     if arrays.validation_images is not None:
         rows = np.load(part.files["prepare/validation_rows.npy"])
         is_training_row = np.ones(len(features), bool)
         is_training_row[rows] = False
-        arrays = replace(arrays, images=features[is_training_row], validation_images=features[rows])
-    return arrays if arrays.test_images is None else replace(arrays, test_images=load("test"))
+        images = {"images": features[is_training_row], "validation_images": features[rows]}
+    if arrays.test_images is not None:
+        images["test_images"] = load("test")
+    return replace(arrays, **images)
 
 
 def load_inputs(

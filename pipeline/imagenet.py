@@ -70,7 +70,8 @@ def _download(name: str, path: Path) -> None:
     import torch
 
     address = f"{ADDRESS}{FILES[name]}"
-    store.require_disk_space(path.parents[2], MAX_BYTES, f"the download of {FILES[name]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.require_disk_space(path.parent, MAX_BYTES, f"the download of {FILES[name]}")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # urllib has none
     try:
@@ -85,9 +86,8 @@ def _download(name: str, path: Path) -> None:
     except Exception as error:  # of many kinds: RuntimeError for a wrong hash, OSError, HTTPException
         if path.exists():
             return  # complete, but not weights: loading it names the error
-        reason = getattr(error, "reason", None) or error
         raise MissingWeights(
-            f"the weights of {name} are missing, and {address} cannot be downloaded ({_first_line(reason)}): put the "
+            f"the weights of {name} are missing, and {address} cannot be downloaded ({_first_line(error)}): put the "
             f"file into {path.parent}, or pass its path with --set model.weights_file=PATH"
         ) from None
     finally:
@@ -95,7 +95,7 @@ def _download(name: str, path: Path) -> None:
 
 
 def _first_line(error: Any) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip(" \n<>") or type(error).__name__).splitlines()[0][:200]
 
 
 def input_name(model: Model) -> str:

@@ -42,6 +42,9 @@ def make_layers(*layers, **settings):
         ("keras/linear", 7_850),
         ("keras/vgg", 320 + 9_248 + 18_496 + 36_928 + (64 * 4 * 4 + 1) * 512 + 5_130),
         ("exploration/two_layer", 320 + (32 * 26 * 26 + 1) * 10),
+        # torchvision's 138,357,544 and 61,100,840, with 10 outputs instead of 1,000
+        ("transfer/vgg16", 138_357_544 - 990 * 4_097),
+        ("transfer/alexnet", 61_100_840 - 990 * 4_097),
     ],
 )
 def test_number_of_parameters(name, parameters):

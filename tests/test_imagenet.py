@@ -1,0 +1,219 @@
+"""imagenet: ImageNet's weights from a file or a server, and one line about everything that can be wrong with them."""
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+
+from pipeline import imagenet, store
+from pipeline.errors import StageError
+from pipeline.nn import models
+from tests.conftest import write_tables
+from tests.transfer import MODEL, QUICK, SmallNetwork, as_file, imagenet_state
+
+STATE = imagenet_state(SmallNetwork(MODEL))
+FILE = as_file(STATE)
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "alexnet", SmallNetwork)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on this machine for `imagenet.ADDRESS`; returns its folder and the list of requested paths."""
+    folder, requested = tmp_path / "server", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            requested.append(self.path)
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    threading.Thread(target=httpd.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setattr(imagenet, "ADDRESS", f"http://127.0.0.1:{httpd.server_port}/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield folder, requested
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.fixture
+def published_name(monkeypatch):
+    """The name of FILE with its hash, as the published file of AlexNet."""
+    name = f"alexnet-{hashlib.sha256(FILE).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(imagenet.FILES, "alexnet", name)
+    return name
+
+
+def one_line(error):
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+def test_the_published_files_have_their_hash_in_the_name():
+    assert imagenet.ADDRESS == "https://download.pytorch.org/models/"
+    assert imagenet.FILES["vgg16"] == "vgg16-397923af.pth" and imagenet.FILES["alexnet"] == "alexnet-owt-7be5be79.pth"
+
+
+class TestLoading:
+    @pytest.mark.parametrize("legacy", [False, True])  # the published files have PyTorch's old format
+    def test_all_layers_except_the_last_get_the_weights(self, tmp_path, legacy):
+        path = tmp_path / "weights.pth"
+        path.write_bytes(as_file(STATE, legacy))
+        network = imagenet.make_initial_network(MODEL, 3, path)
+        random = imagenet.make_initial_network(MODEL, 3, None)
+        for name, value in network.state_dict().items():
+            expected = random.state_dict()[name] if name.startswith("classifier.6.") else STATE[name]
+            assert torch.equal(value, expected), name
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (as_file({k: v for k, v in STATE.items() if k != "features.0.bias"}), "features.0.bias is missing"),
+            (as_file(STATE | {"features.0.bias": torch.zeros(9)}), "features.0.bias has shape (9,), but alexnet"),
+            (as_file(STATE | {"features.0.bias": 3}), "features.0.bias has shape ()"),
+            (as_file(STATE | {"features.1.weight": torch.zeros(8)}), "alexnet has no features.1.weight"),
+            (as_file({"state_dict": STATE}), "features.0.weight is missing"),
+            (as_file([1, 2]), "contains a list"),
+            (FILE[: len(FILE) // 2], "not weights that PyTorch saved, or an incomplete file"),
+            (as_file(STATE, legacy=True)[:2000], "not weights that PyTorch saved, or an incomplete file"),
+            (b"<html>404</html>", "not weights that PyTorch saved, or an incomplete file"),
+            (b"", "not weights that PyTorch saved, or an incomplete file"),
+            (as_file(functools.partial(print)), "not weights that PyTorch saved"),  # code is not run
+        ],
+    )
+    def test_a_wrong_file_is_one_line(self, tmp_path, content, message):
+        path = tmp_path / "weights.pth"
+        path.write_bytes(content)
+        with pytest.raises(StageError) as error:
+            imagenet.make_initial_network(MODEL, 0, path)
+        assert f"{path}: " in one_line(error) and message in str(error.value)
+
+
+class TestFinding:
+    def test_a_file_is_checked_by_the_hash_in_its_name(self, tmp_path):
+        for name in (f"x-{hashlib.sha256(FILE).hexdigest()[:8]}.pth", "no-hash.pth"):
+            path = tmp_path / name
+            path.write_bytes(FILE)
+            weights = imagenet.find_weights(MODEL.replace(pretrained="imagenet", weights_file=str(path)), tmp_path)
+            assert (weights.path, weights.sha256) == (path, hashlib.sha256(FILE).hexdigest())
+        (tmp_path / "x-00000000.pth").write_bytes(FILE)
+        with pytest.raises(StageError) as error:
+            imagenet.find_weights(MODEL.replace(weights_file=str(tmp_path / "x-00000000.pth")), tmp_path)
+        assert "its SHA-256 begins with" in one_line(error) and "not with 00000000" in str(error.value)
+
+    def test_a_file_that_does_not_exist(self, tmp_path):
+        with pytest.raises(imagenet.MissingWeights, match=r"nothing\.pth is not a file"):
+            imagenet.find_weights(MODEL.replace(weights_file=str(tmp_path / "nothing.pth")), tmp_path)
+
+    def test_download_once(self, server, published_name, tmp_path):
+        folder, requested = server
+        (folder / published_name).write_bytes(FILE)
+        for _ in range(2):
+            weights = imagenet.find_weights(MODEL, tmp_path / "workspace")
+            assert weights.path == tmp_path / "workspace/data/pretrained" / published_name
+            assert weights.path.read_bytes() == FILE
+        assert requested == [f"/{published_name}"]
+        weights.path.write_bytes(FILE[:-1])
+        with pytest.raises(StageError) as error:
+            imagenet.find_weights(MODEL, tmp_path / "workspace")
+        assert "delete it to download it again" in one_line(error)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"), [(FILE[:-1], "invalid hash value"), (None, "404"), (as_file({}), "invalid hash value")]
+    )
+    def test_a_failed_download_leaves_nothing(self, server, published_name, tmp_path, content, reason):
+        if content is not None:
+            (server[0] / published_name).write_bytes(content)
+        with pytest.raises(imagenet.MissingWeights) as error:
+            imagenet.find_weights(MODEL, tmp_path)
+        folder = tmp_path / "data/pretrained"
+        for part in (reason, f"{imagenet.ADDRESS}{published_name}", str(folder), "--set model.weights_file=PATH"):
+            assert part in one_line(error)
+        assert list(folder.iterdir()) == []
+
+    def test_without_network(self, tmp_path):
+        """The fixture `no_credentials` names a proxy that does not exist."""
+        with pytest.raises(imagenet.MissingWeights) as error:
+            imagenet.find_weights(MODEL, tmp_path)
+        assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in one_line(error)
+        assert "refused" in str(error.value) and str(tmp_path / "data/pretrained") in str(error.value)
+
+    def test_a_download_that_does_not_fit_on_the_disk(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(imagenet, "MAX_BYTES", 1 << 60)
+        with pytest.raises(store.DiskFull, match="alexnet-owt-7be5be79"):
+            imagenet.find_weights(MODEL, tmp_path)
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def run(self, command, tables, tmp_path):
+        write_tables(tmp_path / "ws/data/raw", tables)
+        (tmp_path / "weights.pth").write_bytes(FILE)
+
+        def call(stage, weights="weights.pth"):
+            option = ("--set", f"model.weights_file={tmp_path / weights}") if weights else ()
+            arguments = ("--status",) if stage == "status" else ("--stage", stage)
+            return command(*arguments, *QUICK, *option, "--workspace", tmp_path / "ws")
+
+        return call
+
+    def test_the_content_of_the_file_identifies_the_network(self, run, tmp_path):
+        first = run("all")
+        assert first.code == 0, first.err
+        (folder,) = tmp_path.glob("ws/data/networks/alexnet-*/")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["inputs"]["imagenet/alexnet"] == hashlib.sha256(FILE).hexdigest()
+        (network,) = models.load_networks(folder / "weights.safetensors", "cpu")
+        assert torch.equal(network.network.state_dict()["features.0.weight"], STATE["features.0.weight"])
+        assert str(tmp_path).encode() not in (folder / "weights.safetensors").read_bytes()
+
+        (tmp_path / "copy.pth").write_bytes(FILE)
+        assert "train: fresh" in run("all", "copy.pth").out
+        (tmp_path / "other.pth").write_bytes(as_file({name: value + 1 for name, value in STATE.items()}))
+        status = run("status", "other.pth").out
+        assert "train     stale    other.pth contains other weights than those of the training" in status
+        assert "it started from other weights than alexnet-owt-7be5be79.pth" in run("status", "").out
+        (tmp_path / "weights.pth").unlink()
+        assert "train: fresh" in run("all").out
+        assert run("all", "other.pth").code == 0
+        assert len(list(tmp_path.glob("ws/data/networks/alexnet-*/manifest.json"))) == 2
+
+    def test_without_weights_there_is_one_line(self, run):
+        assert run("prepare", "").code == 2  # download and prepare are missing
+        failed = run("all", "")
+        assert failed.code == 2 and failed.err.count("\n") == 1
+        assert "the weights of alexnet are missing, and https://download.pytorch.org/models/" in failed.err
+
+
+class TestComparison:
+    def call(self, command, tables, tmp_path, *recipes):
+        write_tables(tmp_path / "data/raw", tables)
+        settings = ("--set", "train.epochs=1", "--seeds", "1", "--workspace", tmp_path, "--device", "cpu")
+        return command("--stage", "compare", "--recipe", ",".join(recipes), *settings)
+
+    @pytest.mark.usefixtures("without_pictures")
+    def test_a_folders_recipe_without_weights_is_left_out(self, command, tables, tmp_path):
+        run = self.call(command, tables, tmp_path, "ladder/lenet", "transfer")
+        assert run.code == 0, run.err
+        for name in ("transfer/vgg16", "transfer/alexnet"):
+            (line,) = (line for line in run.lines() if line.startswith(f"compare: {name} "))
+            assert "is left out: the weights of" in line and "cannot be downloaded" in line
+        (table,) = tmp_path.glob("data/compare/*/table.md")
+        text = table.read_text()
+        assert "Left out, since ImageNet's weights are not available: transfer/vgg16, transfer/alexnet." in text
+        assert "| ladder/lenet |" in text and "| transfer/" not in text
+        status = command("--status", "--workspace", tmp_path).out
+        assert [line.split(":")[1] for line in status.splitlines() if line.startswith("comparison")] == [" fresh"]
+
+    def test_a_recipe_that_is_named_is_an_error(self, command, tables, tmp_path):
+        for recipes in (["ladder/lenet", "transfer/alexnet"], ["transfer"]):
+            run = self.call(command, tables, tmp_path, *recipes)
+            assert run.code == 2 and "are missing, and https://download.pytorch.org/models/" in run.err
