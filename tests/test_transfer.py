@@ -37,8 +37,8 @@ def weights_by_name(name):
 @pytest.mark.parametrize(
     ("name", "convolutions", "dense"),
     [  # the layers with weights, as torchvision numbers them
-        ("vgg16", {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256} | dict.fromkeys((17, 19, 21, 24, 26, 28), 512),
-         {0: (4096, 25088), 3: (4096, 4096), 6: (10, 4096)}),
+        ("vgg16", {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256}
+         | dict.fromkeys((17, 19, 21, 24, 26, 28), 512), {0: (4096, 25088), 3: (4096, 4096), 6: (10, 4096)}),
         ("alexnet", {0: 64, 3: 192, 6: 384, 8: 256, 10: 256}, {1: (4096, 9216), 4: (4096, 4096), 6: (10, 4096)}),
     ],
 )  # fmt: skip
@@ -161,7 +161,7 @@ class TestAlexNet:
         colours = np.asarray(Image.open(folder / "filters.png").convert("RGB")).astype(int)
         assert (np.ptp(colours, axis=2) > 60).mean() > 0.02  # filters in colour
         weights = json.loads((folder / "inspect.json").read_text())["weights"]
-        assert list(weights)[0] == "1: conv 11x11, 64" and len(weights) == 8
+        assert next(iter(weights)) == "1: conv 11x11, 64" and len(weights) == 8
 
     def test_comparison_without_the_weights(self, alexnet, tmp_path):
         workspace = tmp_path / "workspace"
