@@ -12,7 +12,18 @@ MODULES = sorted([ROOT / "run_pipeline.py", *(ROOT / "pipeline").rglob("*.py")])
 by_path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
 # What the modules of each layer may import from the pipeline; every layer may import the first one.
-BASE = {"config", "devices", "environment", "errors", "kaggle_machine", "settings", "shapes", "source_code", "store"}
+BASE = {
+    "config",
+    "contradictions",
+    "devices",
+    "environment",
+    "errors",
+    "kaggle_machine",
+    "settings",
+    "shapes",
+    "source_code",
+    "store",
+}
 LAYERS = {
     "dataset": {"dataset"},
     "nn": {"dataset", "nn"},
