@@ -97,7 +97,7 @@ def _referenced_networks(data: Path) -> set[str]:
 def _used_features(data: Path) -> set[Path]:
     """The features of the present images by extractors of referenced networks; those of an interrupted extraction."""
     manifests = [store.read_manifest(path.parent)[0] or {} for path in data.glob(f"prepared/*/{store.MANIFEST}")]
-    images = {digest for manifest in manifests for digest in manifest["outputs"].values()}
+    images = {digest for manifest in manifests for digest in manifest.get("outputs", {}).values()}
     extractors = set()
     for name in _referenced_networks(data):
         manifest, _ = store.read_manifest(store.published_dir(data / "networks" / name))

@@ -140,7 +140,7 @@ class TestSpecs:
         (spec,) = resolve([])
         key = spec.key()
         fields = {name for name in config.DEFAULTS if name.startswith(("affine.", "model.", "train."))}
-        assert key["settings"].keys() == fields - {"train.record"} | {"fold", "threads"}
+        assert key["settings"].keys() == fields - config.OBSERVATIONAL | {"fold", "threads"}
         assert {"pipeline/nn/models/small_cnn.py", "pipeline/nn/training_loop.py"} < key["code"].keys()
         assert "pipeline/nn/models/medium_cnn.py" not in key["code"]
         assert json.loads(json.dumps(key)) == key
