@@ -175,11 +175,11 @@ def load_weights(network: nn.Module, name: str, path: Path) -> None:
     """
     import torch
 
+    if not path.is_file():  # on a machine of a cluster with a disk of its own
+        raise StageError(f"{path} does not exist on the machine that trains: put the file there")
     try:
         with open(path, "rb") as file:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:  # for example on a machine of a cluster with a disk of its own
-        raise StageError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch.load raises many kinds
         raise StageError(
             f"{path}: not weights that PyTorch saved, or an incomplete file ({_first_line(error)})"

@@ -12,11 +12,13 @@ import torch
 from pipeline import devices, store
 from pipeline.config import Affine, Model, load_recipe
 from pipeline.nn import training_loop
+from pipeline.nn.extraction import extract_features
 from pipeline.nn.gan_training import fit_gan
 from pipeline.nn.inference import predict_logits
 from pipeline.nn.models import MODELS, make_network
 from pipeline.nn.precision import choose_precision, library_settings
 from pipeline.nn.training_loop import FitOptions, LabelledImages
+from pipeline.settings import TRANSFER_MODELS
 from pipeline.training_task import TrainingArrays, measure_footprint
 from tests.conftest import digits_28
 from tests.test_training_loop import BASE, CNN
@@ -66,7 +68,7 @@ def test_one_step_in_fp32_is_that_of_the_cpu(optimizer):
 
 
 @pytest.mark.parametrize("used", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - TRANSFER_MODELS.keys()))
 def test_every_model_forward_and_backward(name, used):
     """bf16 is emulated on cards without it, fp16 runs on all."""
     model = CONVOLUTIONS if name == "layers" else Model(name=name)
@@ -81,6 +83,16 @@ def test_every_model_forward_and_backward(name, used):
         logits = predict_logits(network.to("cuda"), images.to("cuda"), "cuda", used).cpu()
     tolerance = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.15}[used]
     assert (logits - exact).abs().max() < tolerance * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("used", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", sorted(TRANSFER_MODELS))
+def test_features_are_those_of_the_cpu(name, used):
+    network = make_network(Model(name=name, side=64))
+    images = on_device("cpu").images
+    expected = extract_features(network, images, "plain", "cpu", "fp32").astype(float)
+    features = extract_features(network.to("cuda"), images.to("cuda"), "plain", "cuda", used).astype(float)
+    assert np.abs(features - expected).max() < {"fp32": 0.01, "bf16": 0.15}[used] * expected.max()
 
 
 @pytest.mark.parametrize("used", ["fp32", "fp16"])
