@@ -95,19 +95,20 @@ def _referenced_networks(data: Path) -> set[str]:
 
 
 def _used_features(data: Path) -> set[Path]:
-    """The features of the present images by extractors of referenced networks; those of an interrupted extraction."""
+    """The features of the present images that belong to referenced networks, or to interrupted work."""
     manifests = [store.read_manifest(path.parent)[0] or {} for path in data.glob(f"prepared/*/{store.MANIFEST}")]
     images = {digest for manifest in manifests for digest in manifest.get("outputs", {}).values()}
-    extractors = set()
+    extractors, is_training = set(), False
     for name in _referenced_networks(data):
         manifest, _ = store.read_manifest(store.published_dir(data / "networks" / name))
+        is_training |= manifest is None  # which features it uses is recorded at the end
         extractors.add((manifest or {"numbers": {}})["numbers"].get("extractor"))
     used = set()
     for folder in data.glob("features/*"):
-        is_interrupted = folder.name.endswith(".partial")
-        key = store.read_json(folder / store.STARTED) if is_interrupted else store.read_manifest(folder)[0]
+        is_partial = folder.name.endswith(".partial")
+        key = store.read_json(folder / store.STARTED) if is_partial else store.read_manifest(folder)[0]
         inputs = (key or {}).get("inputs", {})
-        if inputs.get("images") in images and (is_interrupted or inputs.get("extractor") in extractors):
+        if inputs.get("images") in images and (is_partial or is_training or inputs.get("extractor") in extractors):
             used.add(folder.resolve())
     return used
 

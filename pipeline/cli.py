@@ -127,7 +127,7 @@ def _comparison_status(options: argparse.Namespace) -> Iterator[str]:
         try:
             recipes = comparison.load_recipes(context["recipe"], context["assignments"])
             left_out = imagenet.find_unavailable(recipes, (), options.workspace, download=False)
-            recipes = [recipe for recipe in recipes if recipe.name not in left_out]
+            recipes = [recipe for recipe in recipes if recipe.name not in left_out] or recipes
             workflow = _comparison(options, recipes, context["recipe"], context["assignments"])
             state = workflow.state(comparison.STAGE)
             yield f"comparison {title}: {state}"

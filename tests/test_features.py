@@ -175,6 +175,16 @@ class TestReuse:
 
 
 class TestInterruption:
+    def test_clean_keeps_the_features_of_an_interrupted_training(self, command, finished, monkeypatch):
+        def interrupt(monitor, task, history):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+        arguments = ("--stage", "train", *RANDOM, "--set", "train.seed=3", "--workspace", finished)
+        assert command(*arguments).code == 130
+        assert len(list(finished.glob("data/features/*/"))) == 3
+        assert "data/features" not in command("--clean", "--workspace", finished).out
+
     def test_an_interrupted_extraction_continues_with_the_same_bytes(self, command, finished, run, monkeypatch):
         expected = {path: path.read_bytes() for path in finished.glob("data/features/*/features.npy")}
         shutil.rmtree(finished / "data/features")

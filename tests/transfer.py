@@ -32,7 +32,10 @@ class SmallNetwork(TransferNetwork):
 def imagenet_state(network):
     """Weights of the network's names and shapes, with 1,000 outputs of the last layer."""
     generator = torch.Generator().manual_seed(7)
-    state = {name: torch.randn(value.shape, generator=generator) / 4 for name, value in network.state_dict().items()}
+    state = {
+        name: torch.randn(value.shape, generator=generator) / max(4, value[0].numel() ** 0.5)
+        for name, value in network.state_dict().items()
+    }
     columns = state[f"{imagenet.LAST_LAYER}.weight"].shape[1]
     return state | {
         f"{imagenet.LAST_LAYER}.weight": torch.zeros(1000, columns),
