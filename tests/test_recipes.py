@@ -35,8 +35,7 @@ class TestBuiltInRecipes:
     def test_loads_and_maps_images_to_logits(self, name):
         recipe = config.load_recipe(name)
         assert recipe.name == name and recipe.about and not recipe.file
-        # VGG16 has 134 million weights.
-        device = "meta" if recipe.model.name in TRANSFER_MODELS else "cpu"
+        device = "meta" if recipe.model.name in TRANSFER_MODELS else "cpu"  # VGG16 has 134 million weights
         with torch.no_grad(), torch.device(device):
             network = make_network(recipe.model).eval()
             assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 10)

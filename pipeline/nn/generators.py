@@ -25,7 +25,7 @@ def as_generator_input(
 
 
 def one_hot(labels: Int64[Tensor, " n"]) -> Float32[Tensor, "n classes"]:
-    """Labels as ten values, of which that of the class is 1. torch.nn.functional.one_hot reads values on a CPU."""
+    """Ten values for each label: 1 for the class, 0 for the others. PyTorch's one_hot reads values on a CPU."""
     return (labels[:, None] == torch.arange(N_CLASSES, device=labels.device)).float()
 
 
