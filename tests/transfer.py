@@ -14,7 +14,7 @@ MODEL = Model(name="alexnet", side=64)
 # The settings of a run of a few seconds.
 QUICK = (
     *("--recipe", "transfer/alexnet", "--device", "cpu", "--set", "model.side=64", "--set", "train.epochs=2"),
-    *("--set", "train.batch_size=50", "--set", "train.precision=fp32"),
+    *("--set", "train.batch_size=50", "--set", "train.precision=fp32", "--set", "train.schedule=constant"),
 )
 RANDOM = (*QUICK, "--set", "model.pretrained=none")
 
