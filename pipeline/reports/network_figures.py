@@ -103,7 +103,7 @@ def feature_maps(
         low, colour_map = (-limit, style.SIGNED) if values.min() < 0 else (0, style.INKED)
         extent = (0, sheet_width, top + sheet_height, top)
         axes.imshow(sheet, colour_map, vmin=low, vmax=limit, interpolation="nearest", extent=extent, aspect="auto")
-        shown = f"the first {MAX_MAPS} of " if len(values) > MAX_MAPS else ""
+        shown = f"{MAX_MAPS} of " if len(values) > MAX_MAPS else ""
         size = "" if values.ndim == 1 else f"\n{shown}{len(values)}, {values.shape[1]}x{values.shape[2]}"
         style.label_row(axes, top + sheet_height / 2, description + size, fontsize=8)
         top += sheet_height + gap
