@@ -22,7 +22,7 @@ def recipes_with_runs(workspace: Path) -> list[str]:
             arguments.setdefault(name, argument if isinstance(argument, str) and argument else name)
     generated = workspace / "data" / "generated"
     for path in sorted(generated.rglob(store.CONTEXT)):
-        name = path.parent.relative_to(generated).as_posix().removesuffix(".partial")
+        name = path.parent.relative_to(generated).as_posix().removesuffix(".partial").removesuffix(".previous")
         arguments.setdefault(name, (store.read_json(path) or {}).get("recipe_file") or name)
     return [arguments[name] for name in sorted(arguments)]
 

@@ -26,8 +26,7 @@ from pipeline.workflow import Workflow
 
 DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect", "recognize", "generate")
 
-
-# What a recipe with a GAN has in common with all others.
+# The stages that a recipe with a GAN shares with the others.
 DATA_STAGES = ("download", "prepare", "augment", "explore")
 
 
@@ -172,9 +171,8 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
             workflow.say(devices.describe_choice(workflow.device, options.device))
         workflow.restore()
         start = time.time()
-        if (
-            options.stage == "generate"
-        ):  # like `compare`, with the data that it needs: `all` excludes recipes with a GAN
+        # Like `compare`, with the data that it needs: `all` excludes recipes with a GAN.
+        if options.stage == "generate":
             for name in ("download", "prepare", "augment"):
                 workflow.ensure_fresh(STAGES[name])
         for stage in stages:

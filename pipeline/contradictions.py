@@ -69,7 +69,7 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         *(
             (
                 f"gan.{name}",
-                recipe.gan != recipe.gan.replace(**{name: default}),
+                getattr(recipe.gan, name) != default,
                 "gan.architecture is set",
                 recipe.has_gan,
             )

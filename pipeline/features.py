@@ -57,8 +57,12 @@ def ensure_features(
     key["code"] = module_hashes((*CODE, *MODEL_CODE[model.name]))
     folder = (context.workflow.workspace / FEATURES / f"{model.name}-{digest}").resolve()
     store.restore(folder)
+    staged = store.read_matching_manifest(store.staging_dir(folder), key)
+    if staged and not store.changed_outputs(store.staging_dir(folder), staged):  # a run was killed just before
+        _publish(folder)
     manifest = store.read_matching_manifest(folder, key)
-    if not manifest or store.changed_outputs(folder, manifest):
+    is_forced = context.workflow.force and folder not in context.workflow.recomputed
+    if is_forced or not manifest or store.changed_outputs(folder, manifest):
         images = np.load(part.files[name], mmap_mode="c")
         _extract(context, folder, key, network, images)
     features: Float16[np.ndarray, "n ..."] = np.load(folder / FILE, mmap_mode="c")
@@ -87,7 +91,8 @@ def _extract(
         f"{settings['model']}, once"
     )
     staging = store.staging_dir(folder)
-    if store.read_json(staging / store.STARTED) != key:
+    context.workflow.recomputed.add(folder)
+    if context.workflow.force or store.read_json(staging / store.STARTED) != key:
         store.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, key)
     network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
@@ -102,6 +107,8 @@ def _extract(
                     features = extract_features(network, tensor, settings["view"], device, precision)
                 except FloatingPointError as error:
                     raise StageError(f"{settings['model']}: {error}") from None
+                except torch.OutOfMemoryError:
+                    raise StageError("the memory of the GPU is too small: try a smaller model.side") from None
                 if path == paths[0]:
                     # The parts, and the file that they are joined in.
                     store.require_disk_space(folder.parent, 2 * features[0].nbytes * len(images), "features")
@@ -117,8 +124,14 @@ def _extract(
     context.check_inputs()
     environment = context.environment | {"precision": precision, "seconds": round(time.monotonic() - start, 3)}
     store.write_manifest(staging, key, [FILE], {"rows": len(images), "size": list(size)}, environment)
-    for path in [*paths, staging / store.STARTED]:
-        path.unlink()
+    _publish(folder)
+
+
+def _publish(folder: Path) -> None:
+    """Publish features whose manifest is written, without the files that only their computation needed."""
+    for path in store.staging_dir(folder).iterdir():
+        if path.name not in (FILE, store.MANIFEST, store.CONTEXT):
+            path.unlink()
     store.publish(folder)
 
 

@@ -124,7 +124,7 @@ def find_unavailable(
             except MissingWeights as error:
                 if download and (recipe.file or recipe.name) in required:
                     raise
-                reasons[recipe.name] = str(error)
+                reasons[recipe.name] = str(error).partition(", or pass its path")[0]  # not valid for the other recipes
     return reasons
 
 
@@ -139,13 +139,18 @@ def add_inputs(part: StageInputs, recipe: Recipe, workspace: Path) -> dict[str, 
 
 
 def why_stale(recipe: Recipe, recorded: Any) -> str:
-    """Why a training is stale that recorded this result of `add_inputs`; "" if it is not, or its file is gone."""
+    """Why a training is stale that recorded this result of `add_inputs`; "" if it is not.
+
+    The published file may be deleted: its name contains its hash.
+    """
     hashes = recorded if isinstance(recorded, dict) else {}
     for model in pretrained_models(recipe):
         digest = hashes.get(input_name(model), "")
         if model.weights_file:
             path = Path(model.weights_file).expanduser()
-            if path.is_file() and store.sha256(path) != digest:
+            if not path.is_file():
+                return f"model.weights_file: {path} is not a file"
+            if store.sha256(path) != digest:
                 return f"{path.name} contains other weights than those of the training"
         elif not digest.startswith(FILES[model.name].rpartition("-")[2].removesuffix(".pth")):
             return f"it started from other weights than {FILES[model.name]}"

@@ -167,7 +167,7 @@ def ensure(
         context.say(f"{n_existing} of {n_existing + len(missing)} networks exist already")
     if not missing:
         return networks
-    missing = {folder: _with_features(context, request) for folder, request in missing.items()}
+    missing = _with_features(context, missing)
     store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
     tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
     arguments = [
@@ -197,11 +197,20 @@ def ensure(
     return [replace(network, error=errors.get(network.folder, "")) for network in networks]
 
 
-def _with_features(context: StageContext, request: Request) -> Request:
-    """The request with the features of a frozen extractor in place of images."""
-    if not isinstance(request.spec, NetworkSpec) or not request.part:
-        return request
-    return replace(request, arrays=features.with_features(context, request.part, request.spec, request.arrays))
+def _with_features(context: StageContext, requests: dict[Path, Request]) -> dict[Path, Request]:
+    """The requests with the features of a frozen extractor in place of images; those with equal features share them."""
+    shared: dict[Any, TrainingArrays] = {}
+    results = {}
+    for folder, request in requests.items():
+        spec = request.spec
+        if isinstance(spec, NetworkSpec) and request.part and spec.model.has_frozen_extractor:
+            seed = spec.seed if spec.model.pretrained == "none" else None
+            key = (id(request.arrays), spec.model, spec.train.precision, seed)
+            if key not in shared:
+                shared[key] = features.with_features(context, request.part, spec, request.arrays)
+            request = replace(request, arrays=shared[key])
+        results[folder] = request
+    return results
 
 
 def _is_reusable(context: StageContext, network: TrainedNetwork, request: Request) -> bool:

@@ -29,7 +29,7 @@ from pipeline.dataset.views import apply_view
 from pipeline.devices import choose_device
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
-from pipeline.imagenet import make_initial_network
+from pipeline.imagenet import input_name, make_initial_network
 from pipeline.nn.extraction import hash_weights
 from pipeline.nn.inference import BATCH_SIZES, predict_logits
 from pipeline.nn.models import TransferNetwork, make_network, serialize_network, trained_part
@@ -170,10 +170,10 @@ def train_network(
         except FloatingPointError as error:
             return TrainingOutcome(task.staging_dir, error=str(error))
         except torch.OutOfMemoryError:
-            raise StageError(
-                "the memory of the GPU is too small: try a smaller train.batch_size, or, for several networks, "
-                "--set ensemble.networks_per_gpu=1"
-            ) from None
+            advice = "train.batch_size, or, for several networks, --set ensemble.networks_per_gpu=1"
+            if isinstance(task.spec, GanSpec):
+                advice = "gan.batch_size"
+            raise StageError(f"the memory of the GPU is too small: try a smaller {advice}") from None
 
 
 @dataclass
@@ -243,6 +243,8 @@ def _fit_classifier(
     data, train, view = arrays.split(spec.fold), spec.train.replace(record=task.record), spec.model.view
     checkpoint = session.load_checkpoint()
     weights = Path(task.initial_weights) if task.initial_weights else None
+    if weights and store.sha256(weights) != dict(spec.data).get(input_name(spec.model)):  # on another machine
+        raise StageError(f"{weights}: the file differs from that of the machine that started this training")
     images = None if spec.model.has_frozen_extractor else torch.from_numpy(data.images)
     network = make_initial_network(spec.model, train.seed, weights, images)
     validation = test = None

@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Workflow:
     tracker: str = "none"
     engine: str = "local"
     force: bool = False
+    recomputed: set[Path] = field(default_factory=set)  # with `force`: cached folders that this run has made again
     images: tuple[Path, ...] = ()  # the files and folders that recognize reads
     say: Callable[[str], None] = print
     log: Callable[[str], None] = lambda message: None  # for the log file alone

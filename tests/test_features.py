@@ -200,12 +200,15 @@ class TestInterruption:
             return extract(network, images, *arguments)
 
         monkeypatch.setattr(extraction, "extract_features", interrupted)
-        arguments = ("--stage", "train", "--force", *RANDOM, "--workspace", finished)
-        assert command(*arguments).code == 130
+        shutil.rmtree(finished / "data/networks")
+        assert command("--stage", "train", *RANDOM, "--workspace", finished).code == 130
         assert f"{finished}/data/features" not in command("--clean", "--workspace", finished).out
-        run("--stage", "train", "--force")
+        run("--stage", "train")
         run("--stage", "predict")
         assert sizes == [150, 150, 150, 100, 100]
+        sizes[:] = [None] * 2  # no interruption
+        run("--stage", "all", "--force")
+        assert sizes[2:] == [150, 150, 100, 100]  # each table once
         assert {path: path.read_bytes() for path in expected} == expected
         assert not list(finished.glob("data/features/*.partial"))
 

@@ -182,9 +182,18 @@ class TestCommandLine:
         assert "train     stale    other.pth contains other weights than those of the training" in status
         assert "it started from other weights than alexnet-owt-7be5be79.pth" in run("status", "").out
         (tmp_path / "weights.pth").unlink()
-        assert "train: fresh" in run("all").out
+        missing = run("all")
+        assert missing.code == 2 and "weights.pth is not a file" in missing.err
         assert run("all", "other.pth").code == 0
         assert len(list(tmp_path.glob("ws/data/networks/alexnet-*/manifest.json"))) == 2
+
+    @pytest.mark.usefixtures("without_pictures")
+    def test_a_comparison_is_stale_if_the_content_of_the_file_changes(self, run, command, tmp_path):
+        assert run("compare").code == 0
+        comparisons = ("--status", "--workspace", tmp_path / "ws")
+        assert command(*comparisons).lines()[-1].endswith(": fresh")
+        (tmp_path / "weights.pth").write_bytes(as_file({name: value + 1 for name, value in STATE.items()}))
+        assert "stale (weights.pth contains other weights" in command(*comparisons).out
 
     def test_without_weights_there_is_one_line(self, run):
         assert run("prepare", "").code == 2  # download and prepare are missing

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import Predict
 from pipeline.dataset import views
 from pipeline.errors import StageError
-from pipeline.nn.inference import as_input, predict_probabilities
+from pipeline.nn.inference import as_input, choose_batch_size, predict_probabilities
 from pipeline.nn.models import LoadedNetwork, Pixels
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.layers import SqueezeExcite
@@ -108,7 +108,9 @@ def compare_graph(
 
     onnx.checker.check_model(onnx.load_from_string(graph), full_check=True)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    (probabilities,) = session.run(["probabilities"], {"images": images.numpy()})
+    batch_size = min(choose_batch_size(loaded.network, "cpu") for loaded in networks)
+    batches = [session.run(["probabilities"], {"images": batch.numpy()})[0] for batch in images.split(batch_size)]
+    probabilities = np.concatenate(batches)
     in_float32 = [LoadedNetwork(loaded.network, {**loaded.metadata, "precision": "fp32"}) for loaded in networks]
     expected = np.mean([predict_probabilities(loaded, images, predict, "cpu") for loaded in in_float32], axis=0)
     return float(np.abs(probabilities - expected).max())

@@ -17,7 +17,7 @@ GRAY_BITS = 5  # of a film's gray levels: a third of the size of 8 bits
 
 
 def random_samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> bytes:
-    """A grid of up to 100 generated digits, each below the class that was requested."""
+    """A grid of up to 100 generated digits; above each, the class that was requested."""
     columns, rows = 20, -(-min(len(images), 100) // 20)
     title = "Generated digits of random classes (above each: the class that was requested)"
     figure, axes = style.image_grid(title, (11, 0.6 + 0.72 * rows), columns, 1.35 * rows)

@@ -63,8 +63,8 @@ def render(name: str, about: str, gan: Gan, pictures: Mapping[str, bytes], numbe
         page.heading("Quality and diversity"),
         page.paragraph(
             f"{numbers['compared']:,} digits are compared with as many rows that neither the generator nor the "
-            "classifier was trained on. The classifier is the network of the recipe quick. The last column compares "
-            "training rows with the same rows: what a perfect generator would reach."
+            "classifier was trained on. The classifier is the network of the recipe quick. As a reference, the last "
+            "column compares training rows with the same rows. The classifier recognizes them better than new digits."
         ),
         page.table(("", "generated", "training rows"), _measures(numbers)),
         page.paragraph(

@@ -20,6 +20,7 @@ from pipeline.dataset.files import TableFile
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.networks import Request, TrainedNetwork
+from pipeline.store import Manifest
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from pipeline.training_task import TrainingArrays
 
 MAX_TITLE = 80  # characters of a comparison's name
-
-
-# Which recipes are compared
 
 
 def load_recipes(argument: str, assignments: Sequence[str]) -> list[Recipe]:
@@ -207,6 +205,9 @@ class Measurement:
 def run(context: StageContext) -> dict[str, Any]:
     source = (context.workflow.manifest("download") or {})["numbers"]["source"]
     measurements = [Measurement(part, source) for part in context.parts]
+    weights: dict[str, str] = {}
+    for part in context.parts:
+        weights |= imagenet.add_inputs(part, part.settings, context.workflow.workspace)
     trained = networks.ensure(context, list(_requests(context, measurements)), keep_going=True)
     remaining = iter(trained)
     for measurement in measurements:
@@ -215,7 +216,8 @@ def run(context: StageContext) -> dict[str, Any]:
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
         measurement.predict(context)
     _write_report(context, measurements)
-    return {"networks": networks.network_summary([network for network in trained if not network.error])}
+    summary = networks.network_summary([network for network in trained if not network.error])
+    return {"networks": summary} | ({"initial_weights": weights} if weights else {})
 
 
 def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Iterator[Request]:
@@ -224,7 +226,6 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
     parallel = len(measurements) > 1 or measurements[0].part.settings.compare.seeds > 1
     for measurement in measurements:
         recipe, part, training = measurement.part.settings, measurement.part, measurement.arrays()
-        imagenet.add_inputs(part, recipe, context.workflow.workspace)
         for number in range(recipe.compare.seeds):
             for spec in networks.network_specs(recipe, part, pool, number, parallel):
                 label = f"{measurement.recipe.name}, {spec.name}"
@@ -374,6 +375,11 @@ def _describe(row: Row) -> str:
     return f"{row.accuracy:.4f}{std} ({row.seeds} {'seed' if row.seeds == 1 else 'seeds'})"
 
 
+def _stale_reason(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
+    recorded = manifest["numbers"].get("initial_weights")
+    return next(filter(None, (imagenet.why_stale(recipe, recorded) for recipe in workflow.recipes)), "")
+
+
 STAGE = Stage(
     name="compare",
     run=run,
@@ -388,5 +394,6 @@ STAGE = Stage(
     code=lambda recipe: (*specs.training_code(recipe), "analysis.significance", "nn.held_out", "stages.compare"),
     on_demand=True,
     resumes=True,
+    stale_reason=_stale_reason,
     disk_space=lambda context: 0,  # `ensure` checks the space
 )
