@@ -85,7 +85,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
         )
     if (options.stage == "recognize") != bool(options.images):
-        parser.error("--stage recognize requires --images PATH..., and no other stage reads images")
+        parser.error("--stage recognize requires --images PATH...; other stages do not accept it")
     if options.seeds is not None and not 1 <= options.seeds <= 1000:
         parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
     return options

@@ -148,7 +148,7 @@ def test_stopped_while_waiting_continues(push, kaggle, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_terminated_process_continues(kaggle, results, tmp_path, folder):
-    """SIGTERM while the run on Kaggle takes long: exit code 143, and no child process is left."""
+    """SIGTERM while the run on Kaggle takes long: exit code 143, without a remaining child process."""
     kaggle.session = itertools.chain(itertools.repeat("RUNNING", 1), itertools.repeat("COMPLETE"))
     command = [sys.executable, "run_pipeline.py", *PUSH, "--workspace", str(tmp_path / "user")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -115,7 +115,7 @@ def _resample_matrix(n_in: int, n_out: int) -> Float64[np.ndarray, "n_out n_in"]
 
 
 def _overlaps(start: float, step: float, n_cells: int, n_in: int) -> Float64[np.ndarray, "n_cells n_in"]:
-    """How much of each of n_in pixels lies in each of n_cells cells of a size, the first of which begins at `start`."""
+    """The fraction of each of n_in pixels that lies in each of n_cells cells of a size; the first begins at `start`."""
     low = start + step * np.arange(n_cells)[:, None]
     pixels = np.arange(n_in)
     overlaps = np.minimum(low + step, pixels + 1) - np.maximum(low, pixels)
