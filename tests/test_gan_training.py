@@ -25,6 +25,12 @@ CONVOLUTIONAL = DENSE.replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def few_statistics(monkeypatch):
+    """Estimating batch norm's statistics takes longer than everything else."""
+    monkeypatch.setattr(gan_training, "BATCH_NORM_BATCHES", 1)
+
+
 def fit(gan, checkpoint=None):
     """The result of a training, and its checkpoints."""
     checkpoints = []
