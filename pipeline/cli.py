@@ -199,7 +199,7 @@ def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
         raise StageError("--stage generate trains on this machine: omit --engine")
     if options.engine != "local" and not several and len(specs.variants(workflow.recipe)) == 1:
         raise StageError(
-            f"--engine {options.engine}: {workflow.name} trains a single network, and only several are trained there"
+            f"--engine {options.engine}: {workflow.name} trains a single network; --engine is for recipes with several"
         )
     if options.tracker == "tensorboard":
         from pipeline.reports.event_files import require_tensorboard

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class InputChanged(PipelineError):
-    """An input changed while a stage ran, so that its result was not published."""
+    """An input changed while a stage ran, so its result was not published."""
 
 
 @dataclass(frozen=True)

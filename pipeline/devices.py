@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import StageError
 
 DRIVER_TIMEOUT = 10  # seconds for nvidia-smi
-# A training process on a GPU needs this much memory beside PyTorch's: the CUDA context and the libraries' kernels.
+# A training process on a GPU needs this much memory beyond PyTorch's: the CUDA context and the libraries' kernels.
 CONTEXT_BYTES = 1 << 30
 # Processes on a GPU share its time: each fills the gaps that the others leave while their CPU core prepares kernels.
 MAX_PER_GPU = 4

@@ -299,7 +299,7 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
     spec, staging = request.spec, store.staging_dir(folder)
     if context.workflow.force or not _can_resume(folder, request):
         if _read_started(folder):
-            context.say(f"{request}: the interrupted training had other code or recorded less; it starts again")
+            context.say(f"{request}: the interrupted training is not continued (--force, new code, or less recorded)")
         store.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, request.started())
     arrays = request.arrays.by_name()

@@ -127,7 +127,7 @@ class Pool:
 def worker(parent: int, device: str, threads: int) -> Iterator[str]:
     """Prepare the current process for one training; yields the kind of device, "cpu", "cuda" or "mps".
 
-    device: of `Pool.place`. A Dask worker has the GPU that whoever started it selected.
+    device: of `Pool.place`. A Dask worker uses the GPU that was selected when it was started.
     In a child process, the process ends when its parent does.
     """
     import torch

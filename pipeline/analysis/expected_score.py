@@ -33,7 +33,7 @@ def measure_record(
 ) -> Measurement:
     """A recorded mean accuracy over seeds, each measured on `n_rows` random rows of `total`.
 
-    Some rows are measured for several seeds. Their errors are correlated, so that they count for less than new rows.
+    Some rows are measured for several seeds. Their errors are correlated, so they count for less than new rows.
 
     same_data: whether these `total` rows are those of the run. Otherwise, they are another random draw from a
         `population` that also contains the test rows.

@@ -78,7 +78,7 @@ def push_notebook(folder: Path) -> Push:
         raise _refusal(reply["rejection"])
     if reply["invalid_competitions"]:
         raise Refused(
-            "Kaggle pushed the notebook without the competition's data, so that its run will fail: "
+            "Kaggle pushed the notebook without the competition's data, so its run will fail: "
             f"join the competition and accept its rules at {PAGE}/rules, then run the same command again",
             user_error=True,
         )

@@ -41,8 +41,8 @@ def find_user_files(raw: Path) -> list[Path]:
     table_files = files.list_table_files(raw)
     if damage and table_files:
         raise SourceError(
-            f"{raw}: {damage}, and it recorded where the data came from: delete it if the data are your own, "
-            "otherwise delete both"
+            f"{raw}: {damage}, and it recorded the source of the data. If the data are your own, delete only "
+            "this file; otherwise, delete the data too"
         )
     if not manifest or manifest["numbers"].get("source") == "files":
         return table_files
@@ -73,7 +73,7 @@ def stale_reason(raw: Path, data: str, manifest: Manifest) -> str:
         used = {table.path.name for table in files.find_tables(user_files).values()}
         return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
     if user_files:
-        return f"data/raw contains files of your own, but --data asks for {data}"
+        return f"data/raw contains files of your own, but --data is {data}"
     if data in FETCHERS:
         return "" if source == data else f"--data {source} -> {data}"
     return "" if hash_path(data) == manifest["inputs"] else f"{data} differs from what was read before"

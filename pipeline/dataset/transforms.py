@@ -2,7 +2,7 @@
 
 The published pipeline calls `scipy.ndimage.shift` and `rotate` once per image. Every such map is linear in the pixels:
 a shift by whole pixels is a slice, and any other map is a 784x784 matrix, whose rows are scipy's results for the 784
-unit images, so that a batch of images takes one matrix product.
+unit images. A batch of images therefore takes one matrix product.
 """
 
 import functools

@@ -2,7 +2,7 @@
 
 Networks trained on different views share fewer errors than networks with different seeds. The idea is from D. Cireşan,
 U. Meier and J. Schmidhuber, Multi-column deep neural networks for image classification (2012), who trained networks on
-digits normalised to several widths.
+digits normalized to several widths.
 """
 
 import torch

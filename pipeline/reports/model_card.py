@@ -45,8 +45,8 @@ def render(
         "For single handwritten digits in MNIST's form: 28x28 gray levels, white on black, scaled to a box of 20x20 "
         "pixels and centred by the centre of mass (`--stage recognize` and `demo.html` prepare other images). The "
         "digits of MNIST were written in the United States, by employees of the Census Bureau and by students, before "
-        "1995: digits of other hands, printed digits, and digits that touch each other or a line are recognized less "
-        "reliably. The network has no class for what is not a digit: it assigns a digit to any image, sometimes with a "
+        "1995: digits of other writers, printed digits, and digits that touch each other or a line are recognized less "
+        "reliably. The network has no class for non-digits: it assigns a digit to any image, sometimes with a "
         "high probability. Do not use it where an error harms somebody.",
         "",
         "## License",

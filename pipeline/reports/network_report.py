@@ -61,7 +61,7 @@ def summarize(numbers: Mapping[str, Any]) -> list[str]:
         f"In t-SNE of {tsne['rows']:,} rows, these shares lie among rows of their own digit: {accuracies}.",
     ]
     if len(numbers["weights"]) == 1:
-        sentences.append("The network has one layer, whose inputs are the pixels, so that the last two are the same.")
+        sentences.append("The network has one layer, whose inputs are the pixels, so the last two are the same.")
     first_epoch = numbers.get("recorded_epochs", [0])[0]
     if first_epoch:
         sentences.append(f"Recorded from epoch {first_epoch} on: the training started without train.record.")

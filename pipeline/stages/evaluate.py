@@ -88,12 +88,12 @@ def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
 
 def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:
     if len(parts) == 1:
-        return "trained on all rows (train.fit_all), so that no rows are left to evaluate on"
+        return "trained on all rows (train.fit_all), so no rows are left to evaluate on"
     fit_all = [
         inputs.recipe.name for inputs, part in zip(context.parts, parts, strict=True) if part.metadata[0]["fit_all"]
     ]
     if fit_all:
-        return f"{', '.join(fit_all)} was trained on all rows, so that no row is held out by every recipe"
+        return f"{', '.join(fit_all)} was trained on all rows, so no row is held out by every recipe"
     return "no row is held out by every recipe"
 
 

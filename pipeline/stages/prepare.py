@@ -28,7 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if share > MAX_OVERLAP and not settings.prepare.allow_overlap:
         raise DataError(
             f"{numbers['overlap']} of the {numbers['test_rows']} images of test.csv also occur in train.csv "
-            f"({share:.1%}): a network can memorize them, so that its score would say nothing about new digits; "
+            f"({share:.1%}): a network can memorize them, so its score would say nothing about new digits; "
             "--set prepare.allow_overlap=true continues anyway"
         )
     labels = np.load(arrays / "train_labels.npy")

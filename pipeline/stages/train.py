@@ -56,7 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
-    """The weights of all networks as one file; that of a single network as it is."""
+    """The weights of all networks as one file; for a single network, its own file."""
     from pipeline.nn.models import serialize_networks
 
     paths = [network.folder / "weights.safetensors" for network in trained]
