@@ -1,1 +1,6 @@
 """A staged pipeline for Kaggle's Digit Recognizer: from its CSVs to a checked submission."""
+
+import os
+
+# For reproducible results on CUDA (train.deterministic). PyTorch reads it once, at a process's first matrix product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

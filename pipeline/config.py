@@ -311,6 +311,13 @@ def changed_settings(recorded: Any, current: dict[str, Any]) -> list[str]:
     return changes
 
 
+def matches(recorded: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
+    """Return whether a manifest, or what an interrupted run recorded, is for this key: settings, inputs and code."""
+    others = {name: value for name, value in key.items() if name != "settings"}
+    is_equal = all(recorded.get(name) == value for name, value in others.items())
+    return is_equal and not changed_settings(recorded.get("settings"), key["settings"])
+
+
 def _as_json(value: Any) -> str:
     try:
         return _shorten(json.dumps(value), MAX_CHANGE_CHARACTERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import StageError
@@ -140,16 +141,27 @@ def _describe_gpu(number: int) -> dict[str, Any]:
     }
 
 
-def describe_gpus() -> dict[str, Any]:
-    """The GPUs that compute, and the versions of driver, CUDA and cuDNN, as JSON can hold them."""
+def describe_gpus(gpus: Sequence[int] | None = None) -> dict[str, Any]:
+    """GPUs, by default all that compute, and the versions of driver, CUDA and cuDNN, as JSON can hold them."""
     import torch
 
     return {
-        "gpus": [_describe_gpu(number) for number in usable_gpus()],
+        "gpus": [_describe_gpu(number) for number in (usable_gpus() if gpus is None else gpus)],
         "driver": _driver_version(),
         "cuda": torch.version.cuda or torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": _cudnn_version(),
     }
+
+
+def _cudnn_version() -> int | None:
+    """The version of cuDNN; None if it does not support a GPU of this machine, which need not be the one in use."""
+    import torch
+
+    try:
+        version: int | None = torch.backends.cudnn.version()
+    except RuntimeError:
+        return None
+    return version
 
 
 @functools.cache
@@ -161,6 +173,19 @@ def _driver_version() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.split("\n")[0].strip() or None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means that the memory of a GPU is too small, as PyTorch, cuBLAS and cuDNN report it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+def out_of_memory(section: str) -> StageError:
+    """The error if the memory of a GPU is too small. section: of the settings, "train" or "gan"."""
+    advice = ", or, for several networks, --set ensemble.networks_per_gpu=1" if section == "train" else ""
+    return StageError(f"the memory of the GPU is too small: try a smaller {section}.batch_size{advice}")
 
 
 def networks_per_gpu(footprint: int) -> int:

@@ -4,6 +4,7 @@ import functools
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from pipeline.devices import describe_gpus
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
 
 
-def describe_environment(device: str) -> dict[str, Any]:
-    """The device, the machine and the versions of the software, as JSON can hold them."""
+def describe_environment(device: str, gpus: Sequence[int] | None = None) -> dict[str, Any]:
+    """The device, the machine and the versions of the software, as JSON can hold them.
+
+    gpus: the numbers of the CUDA GPUs that are used, by default of all that compute.
+    """
     return {
         "device": device,
         "machine": platform.platform(),
@@ -22,7 +26,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": _commit(),
-    } | (describe_gpus() if device == "cuda" else {})
+    } | (describe_gpus(gpus) if device == "cuda" else {})
 
 
 @functools.cache

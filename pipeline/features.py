@@ -59,7 +59,7 @@ def ensure_features(
     store.restore(folder)
     staged = store.read_matching_manifest(store.staging_dir(folder), key)
     if staged and not store.changed_outputs(store.staging_dir(folder), staged):  # a run was killed just before
-        _publish(folder)
+        store.publish(folder)
     manifest = store.read_matching_manifest(folder, key)
     is_forced = context.workflow.force and folder not in context.workflow.recomputed
     if is_forced or not manifest or store.changed_outputs(folder, manifest):
@@ -124,27 +124,17 @@ def _extract(
     context.check_inputs()
     environment = context.environment | {"precision": precision, "seconds": round(time.monotonic() - start, 3)}
     store.write_manifest(staging, key, [FILE], {"rows": len(images), "size": list(size)}, environment)
-    _publish(folder)
-
-
-def _publish(folder: Path) -> None:
-    """Publish features whose manifest is written, without the files that only their computation needed."""
-    for path in store.staging_dir(folder).iterdir():
-        if path.name not in (FILE, store.MANIFEST, store.CONTEXT):
-            path.unlink()
     store.publish(folder)
 
 
 def with_features(
     context: StageContext, part: StageInputs, spec: NetworkSpec, arrays: TrainingArrays
 ) -> TrainingArrays:
-    """The arrays with features in place of images, if the network has a frozen extractor."""
+    """The arrays of a network with a frozen extractor, with features in place of images."""
     import numpy as np
 
     from pipeline.nn.models import TransferNetwork
 
-    if not spec.model.has_frozen_extractor:
-        return arrays
     network = imagenet.make_initial_network(
         spec.model, spec.train.seed, part.files.get(imagenet.input_name(spec.model))
     )

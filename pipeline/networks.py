@@ -16,6 +16,7 @@ from pipeline.config import Gan, Model, Recipe
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
+from pipeline.settings import TRANSFER_MODELS
 from pipeline.specs import GanSpec, NetworkSpec, Spec, variants
 from pipeline.store import Manifest
 
@@ -32,17 +33,21 @@ class Request:
 
     spec: Spec
     arrays: TrainingArrays
-    record: bool = False  # keep weight histograms and gradients of each epoch
-    part: StageInputs | None = None  # that the arrays are from; networks with a frozen extractor require it
+    part: StageInputs  # that the arrays are from
     test_data: str = ""  # identifies the test rows in the arrays
     label: str = ""  # in messages; by default the spec's name
 
     def __str__(self) -> str:
         return self.label or self.spec.name
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether weight histograms and gradients of each epoch are kept."""
+        return isinstance(self.spec, NetworkSpec) and self.spec.train.record
+
     def observations(self) -> dict[str, str]:
         """What is recorded during the training in addition to the weights, and on which data."""
-        observed = {"weights record": self.record, "test accuracy": self.arrays.test_images is not None}
+        observed = {"weights record": self.is_recorded, "test accuracy": self.arrays.test_images is not None}
         return {name: self.test_data for name, is_observed in observed.items() if is_observed}
 
     def started(self) -> dict[str, Any]:
@@ -60,8 +65,7 @@ class TrainedNetwork:
 
     def numbers(self) -> dict[str, Any]:
         """The manifest's numbers: precision, kept epoch, parameters, validation accuracy."""
-        manifest, _ = store.read_manifest(self.folder)
-        numbers: dict[str, Any] = (manifest or {})["numbers"]
+        numbers: dict[str, Any] = store.require_manifest(self.folder)["numbers"]
         return numbers
 
     def history(self) -> History:
@@ -106,6 +110,12 @@ def network_specs(
     if device not in ("cpu", "auto"):
         threads = 0
     train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train.precision, device))
+    for model, _, _ in planned:
+        if device == "cuda" and train.deterministic and model.name in TRANSFER_MODELS and model.frozen == "nothing":
+            raise StageError(
+                f"train.deterministic: the pooling layer of {model.name} has no reproducible gradient on CUDA; set "
+                "model.frozen, or omit train.deterministic"
+            )
     return [
         NetworkSpec(
             model,
@@ -170,10 +180,7 @@ def ensure(
     missing = _with_features(context, missing)
     store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
     tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
-    arguments = [
-        _task_arguments(context, pool.place(number), folder, request)
-        for number, (folder, request) in enumerate(missing.items())
-    ]
+    arguments = [_task_arguments(context, pool.worker_device(), folder, request) for folder, request in missing.items()]
     threads = max(request.spec.threads for request in missing.values()) or 1
     single = len(arguments) == 1
     per_gpu = 1 if single else _networks_per_gpu(context, pool, missing.values())
@@ -203,7 +210,7 @@ def _with_features(context: StageContext, requests: dict[Path, Request]) -> dict
     results = {}
     for folder, request in requests.items():
         spec = request.spec
-        if isinstance(spec, NetworkSpec) and request.part and spec.model.has_frozen_extractor:
+        if isinstance(spec, NetworkSpec) and spec.model.has_frozen_extractor:
             seed = spec.seed if spec.model.pretrained == "none" else None
             key = (id(request.arrays), spec.model, spec.train.precision, seed)
             if key not in shared:
@@ -226,15 +233,9 @@ def _is_reusable(context: StageContext, network: TrainedNetwork, request: Reques
 
 
 def _read_manifest(folder: Path, spec: Spec) -> Manifest | None:
-    """The folder's manifest if it is valid and records this spec, otherwise None.
-
-    A setting that the manifest lacks, because the setting is newer, counts as equal while its value is the default.
-    """
+    """The folder's manifest if it is valid and records this spec, otherwise None."""
     manifest, _ = store.read_manifest(folder)
-    key = spec.key()
-    changes = config.changed_settings((manifest or {}).get("settings"), key.pop("settings"))
-    is_equal = manifest and not changes and all(manifest.get(name) == value for name, value in key.items())
-    return manifest if is_equal else None
+    return manifest if manifest and config.matches(manifest, spec.key()) else None
 
 
 def _read_started(folder: Path) -> dict[str, Any]:
@@ -246,8 +247,7 @@ def _can_resume(folder: Path, request: Request) -> bool:
     """Whether an interrupted training was started for the same spec, with at least the requested observations."""
     started = _read_started(folder)
     observations = started.get("observations") or {}
-    same_spec = all(started.get(name) == value for name, value in request.spec.key().items())
-    return same_spec and observations == {**observations, **request.observations()}
+    return config.matches(started, request.spec.key()) and observations == observations | request.observations()
 
 
 def _disk_space(requests: Iterable[Request]) -> int:
@@ -267,7 +267,7 @@ def _disk_space(requests: Iterable[Request]) -> int:
         frozen += 4 * sum(parameter.numel() for parameter in whole.parameters()) - sizes[-1]
         # A loss per row in two checkpoints; a row of history per epoch; a record of 1 KB per layer in 300 epochs.
         other = max(other, 16 * len(request.arrays.labels))
-        n_layers = len(list(network.parameters())) if request.record else 0
+        n_layers = len(list(network.parameters())) if request.is_recorded else 0
         other += 1024 * request.spec.train.epochs + 3 * 1024 * 302 * n_layers
     n_parallel = os.cpu_count() or 1
     return 2 * (sum(sizes) + frozen) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
@@ -275,7 +275,7 @@ def _disk_space(requests: Iterable[Request]) -> int:
 
 def _networks_per_gpu(context: StageContext, pool: Pool, requests: Iterable[Request]) -> int:
     """How many networks to train on each GPU at the same time: the setting, or what fits; recorded in context.json."""
-    from pipeline.training_task import measure_footprint
+    from pipeline.footprint import measure_footprint
 
     if pool.device != "cuda" or pool.engine != "local":
         return 1
@@ -304,11 +304,10 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
         store.write_json(staging / store.STARTED, request.started())
     arrays = request.arrays.by_name()
     weights = None
-    if isinstance(spec, NetworkSpec) and request.part:
+    if isinstance(spec, NetworkSpec):
         weights = request.part.files.get(imagenet.input_name(spec.model))
     task = TrainingTask(
         spec=spec,
-        record=request.record,
         device=device,
         staging_dir=str(staging),
         started=_read_started(folder),
@@ -341,31 +340,27 @@ def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
 
 def _publish(context: StageContext, folder: Path, request: Request, outcome: TrainingOutcome) -> None:
     """Write a trained network into its folder and publish it, unless its inputs have changed."""
+    from pipeline.training_task import LOG
+
     staging = store.staging_dir(folder)
     for name, content in outcome.files.items():
         store.write(staging / name, content)
     context.check_inputs()
     environment = {**context.environment, **outcome.environment, "training_seconds": round(outcome.seconds, 3)}
     numbers = {**outcome.numbers, "observations": request.observations()}
-    outputs = sorted(outcome.files.keys() - {"log.txt"})
+    outputs = sorted(outcome.files.keys() - {LOG})
     store.write_manifest(staging, request.spec.key(), outputs, numbers, environment)
-    _publish_staged(folder, outputs)
+    store.publish(folder, also_kept=(LOG,))
 
 
 def _publish_if_complete(network: TrainedNetwork) -> None:
     """Publish a network if a run was interrupted after it had written everything."""
+    from pipeline.training_task import LOG
+
     staging = store.staging_dir(network.folder)
     manifest = _read_manifest(staging, network.spec)
     if manifest and not store.changed_outputs(staging, manifest):
-        _publish_staged(network.folder, manifest["outputs"])
-
-
-def _publish_staged(folder: Path, outputs: Iterable[str]) -> None:
-    """Publish a network whose files are written; the files that only the training needed are deleted."""
-    for path in store.staging_dir(folder).iterdir():
-        if path.name not in (*outputs, "log.txt", store.MANIFEST, store.CONTEXT):
-            path.unlink()
-    store.publish(folder)
+        store.publish(network.folder, also_kept=(LOG,))
 
 
 def network_summary(networks: Sequence[TrainedNetwork]) -> list[dict[str, Any]]:

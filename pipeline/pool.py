@@ -8,12 +8,15 @@ import functools
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import filelock
 
 from pipeline.devices import choose_device, usable_gpus
 from pipeline.errors import StageError
@@ -50,13 +53,6 @@ class Pool:
         """The kind of device that trains: this machine's, or the requested one for Dask workers."""
         return self.device if self.engine == "local" else self.requested_device
 
-    def place(self, number: int) -> str:
-        """The value of `device` for the `worker` with this number: the GPUs of this machine in turn."""
-        if self.engine == "local" and self.device == "cuda":
-            gpus = usable_gpus()
-            return f"cuda:{gpus[number % len(gpus)]}"
-        return self.worker_device()
-
     def n_workers(self, threads: int, per_gpu: int) -> int:
         """The number of local processes that train at the same time. threads: CPU threads of each, on a CPU."""
         if self.device == "cpu":
@@ -91,7 +87,12 @@ class Pool:
         elif n_workers == 1:
             yield from (in_process(*items) for items in arguments)
             return
-        with joblib.parallel_config(**options), warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            if self.engine == "local" and self.device == "cuda":
+                locks = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+                function = functools.partial(_call_on_own_gpu, locks, usable_gpus(), n_workers, function)
+            stack.enter_context(joblib.parallel_config(**options))
+            stack.enter_context(warnings.catch_warnings())
             # An idle worker that ends after IDLE_TIMEOUT is intended.
             warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
             parallel = joblib.Parallel(n_workers, return_as="generator_unordered", batch_size=1, mmap_mode="c")
@@ -106,12 +107,12 @@ class Pool:
     def _dask_client(self) -> Any:
         """A client of the cluster. Raises StageError if it cannot be reached or is too small."""
         try:
-            from distributed import Client
+            from distributed import get_client
         except ImportError:
             raise StageError("--engine dask=...: first run `pip install -r requirements/dask.txt`") from None
         address = self.engine.removeprefix("dask=")
         try:
-            client: Any = Client(address, timeout=DASK_TIMEOUT, set_as_default=True)
+            client = get_client(address, timeout=DASK_TIMEOUT)  # connects once; later calls return the same client
         except (OSError, ValueError, TimeoutError) as error:
             raise StageError(f"--engine {self.engine}: no Dask scheduler answers ({type(error).__name__})") from None
         if sum(client.ncores().values()) < 2:  # joblib would train in this process instead
@@ -123,11 +124,38 @@ class Pool:
         return client
 
 
+def _call_on_own_gpu(
+    locks: str, gpus: tuple[int, ...], n_workers: int, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Call a function on the GPU of this process."""
+    _take_gpu(locks, gpus, n_workers)
+    return function(*arguments)
+
+
+@functools.cache  # a process keeps its GPU, and the lock until it ends
+def _take_gpu(locks: str, gpus: tuple[int, ...], n_workers: int) -> filelock.BaseFileLock:
+    """Select the GPU of the first place that no other process has taken; the places are on the GPUs in turn.
+
+    The tasks of a GPU that is fast, or whose trainings are short, are not limited to a share that is fixed in advance.
+    locks: a folder with a lock file for each place.
+    """
+    import torch
+
+    while True:
+        for number in range(n_workers):
+            lock = filelock.FileLock(os.path.join(locks, str(number)), timeout=0)
+            with contextlib.suppress(filelock.Timeout):
+                lock.acquire()
+                torch.cuda.set_device(gpus[number % len(gpus)])
+                return lock
+        time.sleep(0.1)  # a process that is replaced has not ended yet
+
+
 @contextlib.contextmanager
 def worker(parent: int, device: str, threads: int) -> Iterator[str]:
     """Prepare the current process for one training; yields the kind of device, "cpu", "cuda" or "mps".
 
-    device: of `Pool.place`. A Dask worker uses the GPU that was selected when it was started.
+    device: of `Pool.worker_device`. A Dask worker uses the GPU that was selected when it was started.
     In a child process, the process ends when its parent does.
     """
     import torch
@@ -139,11 +167,8 @@ def worker(parent: int, device: str, threads: int) -> Iterator[str]:
         stack.enter_context(_training)
         if _dask_worker():
             device = choose_device(device)
-        device, _, number = device.partition(":")
         if device == "cpu":
             torch.set_num_threads(threads)
-        elif number:
-            torch.cuda.set_device(int(number))
         try:
             yield device
         except ParentGone:

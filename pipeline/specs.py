@@ -23,18 +23,7 @@ TRAINING_CODE = (
     "nn.training_loop",
 )
 # The modules whose code determines the weights of a GAN.
-GAN_CODE = (
-    "dataset.affine",
-    "dataset.views",
-    "nn.averaging",
-    "nn.gan_training",
-    "nn.generators",
-    "nn.inference",
-    "nn.models.pixels",
-    "nn.optimizers",
-    "nn.precision",
-    "nn.training_loop",
-)
+GAN_CODE = (*TRAINING_CODE, "nn.gan_training", "nn.generators")
 MODEL_CODE = {
     "dropout_cnn": ("nn.models.dropout_cnn", "nn.models.dropout"),
     "small_cnn": ("nn.models.small_cnn", "nn.models.blocks", "nn.models.dropout"),

@@ -161,6 +161,14 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
     return manifest, ""
 
 
+def require_manifest(folder: Path) -> Manifest:
+    """The folder's manifest. Raises OSError if there is none, or if it is damaged."""
+    manifest, damage = read_manifest(folder)
+    if manifest is None:
+        raise OSError(f"{folder / MANIFEST}: {damage or 'the file is missing'}")
+    return manifest
+
+
 def read_matching_manifest(folder: Path, key: Mapping[str, Any]) -> Manifest | None:
     """The folder's manifest if it is valid and was written for `key`, otherwise None."""
     manifest, _ = read_manifest(folder)
@@ -245,8 +253,17 @@ def create_staging_dir(folder: Path, kept: Sequence[str] = ()) -> Path:
     return staging
 
 
-def publish(folder: Path) -> None:
-    """Move the staging folder, whose manifest is written, to `folder`; the old result is deleted."""
+def publish(folder: Path, also_kept: Sequence[str] = ()) -> None:
+    """Move the staging folder, whose manifest is written, to `folder`; the old result is deleted.
+
+    Files that the manifest does not list, which only the run needed, are deleted first, except those in `also_kept`.
+    """
+    manifest, _ = read_manifest(staging_dir(folder))
+    if manifest:
+        kept = {*manifest["outputs"], *also_kept, MANIFEST, CONTEXT}
+        for path in staging_dir(folder).iterdir():
+            if path.name not in kept:
+                path.unlink()
     restore(folder)
     try:
         if folder.exists():

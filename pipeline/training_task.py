@@ -21,24 +21,20 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline import store
-from pipeline.config import Affine, Model, Train
 from pipeline.dataset.views import apply_view
-from pipeline.devices import choose_device
+from pipeline.devices import choose_device, is_out_of_memory, out_of_memory
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
 from pipeline.imagenet import input_name, make_initial_network
 from pipeline.nn.extraction import hash_weights
-from pipeline.nn.inference import BATCH_SIZES, predict_logits
-from pipeline.nn.models import TransferNetwork, make_network, serialize_network, trained_part
+from pipeline.nn.models import TransferNetwork, serialize_network, trained_part
 from pipeline.nn.precision import choose_precision, describe_settings
 from pipeline.nn.training_loop import (
     Checkpoint,
     FitOptions,
     LabelledImages,
-    Trainer,
     fit,
     selected_row,
 )
@@ -101,8 +97,7 @@ class TrainingTask:
     """Everything that a process needs to train one network, except the arrays."""
 
     spec: Spec
-    record: bool  # keep weight histograms and gradients of each epoch
-    device: str  # of `Pool.place`; "auto" on a Dask cluster: whatever the worker has
+    device: str  # of `Pool.worker_device`; "auto" on a Dask cluster: whatever the worker has
     staging_dir: str  # as the parent sees it
     started: Mapping[str, Any]  # the content of started.json: a checkpoint with other content is not resumed
     parent: int  # process id
@@ -124,8 +119,11 @@ class TrainingOutcome:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """The precision in which this machine trains."""
-    return choose_precision(precision, choose_device(device))
+    """The precision in which this machine trains. Raises StageError if its GPU does not compute in `precision`."""
+    device = choose_device(device)
+    if precision == "bf16" and device == "cuda" and torch.cuda.get_device_capability() < (7, 5):  # not even emulated
+        raise StageError(f"{torch.cuda.get_device_name()} does not compute in bf16: omit the setting of precision")
+    return choose_precision(precision, device)
 
 
 def train_network(
@@ -169,11 +167,10 @@ def train_network(
             return _fit_classifier(task, task.spec, data, session)
         except FloatingPointError as error:
             return TrainingOutcome(task.staging_dir, error=str(error))
-        except torch.OutOfMemoryError:
-            advice = "train.batch_size, or, for several networks, --set ensemble.networks_per_gpu=1"
-            if isinstance(task.spec, GanSpec):
-                advice = "gan.batch_size"
-            raise StageError(f"the memory of the GPU is too small: try a smaller {advice}") from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory("gan" if isinstance(task.spec, GanSpec) else "train") from None
 
 
 @dataclass
@@ -232,7 +229,8 @@ class _Session:
             HISTORY: history_to_csv(history),
             LOG: (self.checkpoints.folder / LOG).read_bytes(),
         }
-        environment = describe_environment(self.device) | settings
+        gpus = [torch.cuda.current_device()] if self.device == "cuda" else None
+        environment = describe_environment(self.device, gpus) | settings
         return TrainingOutcome(task.staging_dir, files, history, dict(numbers), self.checkpoints.seconds(), environment)
 
 
@@ -240,7 +238,7 @@ def _fit_classifier(
     task: TrainingTask, spec: NetworkSpec, arrays: TrainingArrays, session: _Session
 ) -> TrainingOutcome:
     """Train a network that classifies digits."""
-    data, train, view = arrays.split(spec.fold), spec.train.replace(record=task.record), spec.model.view
+    data, train, view = arrays.split(spec.fold), spec.train, spec.model.view
     checkpoint = session.load_checkpoint()
     weights = Path(task.initial_weights) if task.initial_weights else None
     if weights and store.sha256(weights) != dict(spec.data).get(input_name(spec.model)):  # on another machine
@@ -299,28 +297,6 @@ def _fit_gan(task: TrainingTask, spec: GanSpec, arrays: TrainingArrays, session:
     np.save(buffer, result.frames.numpy())
     outcome.files[FRAMES] = buffer.getvalue()
     return outcome
-
-
-def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:
-    """Bytes of PyTorch's memory on the current GPU that a training needs, measured in one step and one prediction."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-
-    def zeros(n_rows: int) -> LabelledImages:
-        sample = torch.from_numpy(arrays.images[:1])
-        images = torch.zeros(n_rows, *sample.shape[1:], dtype=sample.dtype, device=device)
-        return LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
-
-    batch = zeros(min(train.batch_size, len(arrays.labels)))
-    images = None if model.has_frozen_extractor else batch.images.cpu()
-    network = trained_part(make_network(model, images))
-    trainer = Trainer(network, batch, FitOptions(train.replace(epochs=1), Affine(), device, train.precision, False))
-    trainer.train_epoch(tqdm(disable=True))
-    predict_logits(network, zeros(BATCH_SIZES[device]).images, device, train.precision)
-    step = torch.cuda.max_memory_reserved()
-    # The best and the averaged weights; on the device, images twice while the view is applied, and labels as int64.
-    copies = 2 * sum(4 * parameter.numel() for parameter in network.parameters())
-    return step + copies + 2 * sum(array.nbytes for array in arrays.by_name().values()) + 8 * len(arrays.labels)
 
 
 class _Checkpoints:

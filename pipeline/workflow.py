@@ -145,7 +145,7 @@ class Workflow:
 
     def _can_resume(self, stage: Stage) -> bool:
         started = store.read_json(store.staging_dir(self.folder(stage)) / store.STARTED)
-        return started is not None and started.get("settings") == self.settings(stage)
+        return started is not None and not config.changed_settings(started.get("settings"), self.settings(stage))
 
     def _input_files(
         self, stage: Stage, known: dict[tuple[str, str], State] | None = None
@@ -213,7 +213,7 @@ class Workflow:
         folder, staging = context.published_dir, context.output_dir
         if self.force or not store.read_matching_manifest(staging, context.key):
             started = store.read_json(staging / store.STARTED)
-            if stage.resumes and started and started != context.key:
+            if stage.resumes and started and not config.matches(started, context.key):
                 changes = config.changed_settings(started.get("settings", {}), context.key["settings"])
                 context.say(f"an interrupted run is not continued ({', '.join(changes) or 'other inputs or code'})")
             # The references to networks of an interrupted run stay until the stage replaces them: see `cleanup`.
@@ -225,11 +225,7 @@ class Workflow:
             context.environment["seconds"] = round(time.time() - start, 3)
             outputs = [*stage.outputs, *(name for name in stage.optional_outputs if (staging / name).exists())]
             store.write_manifest(staging, context.key, outputs, numbers, context.environment)
-        kept = {*stage.outputs, *stage.optional_outputs, stage.receipt, store.MANIFEST, store.CONTEXT}
-        for path in staging.iterdir():
-            if path.name not in kept:
-                path.unlink()
-        store.publish(folder)
+        store.publish(folder, also_kept=(stage.receipt or "",))
 
     def _stage_context(self, stage: Stage) -> StageContext:
         files = dict(self._input_files(stage))

@@ -329,8 +329,8 @@ class TestTestLabels:
 
         recipe = config.load_recipe("quick", settings)
         files = {"download/test_labels.csv": Path()} if has_test_labels else {}
-        part = StageInputs(recipe, recipe, files, {}, {})
-        assert Measurement(part, "sample").description() == description
+        part = StageInputs(recipe, recipe, files, {}, {"download": {"numbers": {"source": "sample"}}})
+        assert Measurement(part).description() == description
 
 
 class TestCommandLine:

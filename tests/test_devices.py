@@ -148,3 +148,19 @@ def test_versions_are_recorded(cuda, monkeypatch):
     description = devices.describe_gpus()
     assert description["gpus"] == [{"name": "Tesla T4", "compute_capability": "6.0", "memory_gib": 16.0}]
     assert description["driver"] == "570.12" and description["cuda"] == "12.8" and "cudnn" in description
+
+
+def test_only_the_selected_gpus_are_described_and_started(cuda, monkeypatch):
+    cuda({"T4": "", "P4": ""})
+    monkeypatch.setattr(devices, "_convolve", None)
+    assert [gpu["name"] for gpu in devices.describe_gpus([1])["gpus"]] == ["P4"]
+
+
+def test_a_gpu_that_cudnn_does_not_support_does_not_prevent_the_use_of_another(cuda, monkeypatch):
+    def version():
+        raise RuntimeError("cuDNN version 91002 is not compatible with devices with SM < 7.5")
+
+    cuda({"GTX 1080": NO_KERNELS, "RTX 4090": ""})
+    monkeypatch.setattr(torch.backends.cudnn, "version", version)
+    description = devices.describe_gpus()
+    assert description["cudnn"] is None and [gpu["name"] for gpu in description["gpus"]] == ["RTX 4090"]

@@ -11,8 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import config, networks, source_code, store, training_task
+from pipeline import config, networks, source_code, specs, store, training_task
 from pipeline.declarations import StageInputs
+from pipeline.errors import StageError
 from pipeline.pool import Pool
 from pipeline.training_task import history_to_csv
 from tests import oracles
@@ -124,6 +125,15 @@ class TestSpecs:
         assert resolve(settings, pool=gpu)[0].threads == 0
         threads = [folder_names([*settings, f"ensemble.threads={n}"], pool=gpu) for n in (1, 2)]
         assert threads[0] == threads[1] != folder_names([*settings, "ensemble.threads=1"])
+
+    def test_a_layer_without_reproducible_gradients_on_cuda_is_refused_in_deterministic_mode(self, monkeypatch):
+        monkeypatch.setattr(training_task, "choose_device", lambda device: device)
+        settings = ["model.name=vgg16", "model.pretrained=none", "train.precision=fp32", "train.deterministic=true"]
+        gpu, cpu = (Pool("local", device, device) for device in ("cuda", "cpu"))
+        assert resolve([*settings, "model.frozen=all"], pool=gpu)
+        assert resolve([*settings, "model.frozen=nothing"], pool=cpu)
+        with pytest.raises(StageError, match="pooling layer of vgg16"):
+            resolve([*settings, "model.frozen=nothing"], pool=gpu)
 
     def test_the_resolved_precision_identifies_the_network(self, monkeypatch):
         for precision in ("fp32", "bf16"):
@@ -272,6 +282,26 @@ class TestReuse:
         assert weights_bytes(ensemble) == weights_before
 
     @pytest.mark.parametrize(("module", "n_trained"), [("layers", 4), ("small_cnn", 0)])
+    def test_an_interrupted_training_continues_although_a_neutral_setting_is_new(self, ensemble, train, monkeypatch):
+        def interrupt(monitor, task, history):
+            raise KeyboardInterrupt
+
+        def key_of_earlier_version(spec):
+            key = make_key(spec)
+            del key["settings"]["train.warmup"]
+            return key
+
+        make_key = specs.NetworkSpec.key
+        with monkeypatch.context() as patch:
+            patch.setattr(specs.NetworkSpec, "key", key_of_earlier_version)
+            patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+            assert train("--set", "train.epochs=3").code == 130
+        (partial,) = ensemble.glob("data/networks/*.partial")
+        assert "train.warmup" not in json.loads((partial / store.STARTED).read_text())["settings"]
+        assert train("--set", "train.epochs=3").code == 0
+        log = (partial.with_suffix("") / "log.txt").read_text()
+        assert "continuing after epoch 1" in log and log.count("epoch 1,") == 1
+
     def test_edited_code_of_a_model_makes_its_networks_stale(
         self, ensemble, train, command, monkeypatch, module, n_trained
     ):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -164,6 +165,46 @@ class TestProcesses:
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "4")
         monkeypatch.setattr("joblib.cpu_count", lambda: 4)
         assert Pool("local", "cpu", "cpu").n_workers(threads, 1) == n_workers
+
+
+class TestPlaces:
+    """Each process of a pool has a GPU of its own choice: the first free place on the GPUs in turn."""
+
+    @pytest.fixture
+    def take(self, monkeypatch, tmp_path):
+        """Take a place as a new process would; returns its lock and the GPU that was selected."""
+
+        def take():
+            lock = pool._take_gpu.__wrapped__(str(tmp_path), (0, 3), 4)
+            return lock, selected[-1]
+
+        selected = []
+        monkeypatch.setattr("torch.cuda.set_device", selected.append)
+        return take
+
+    def test_processes_are_on_the_gpus_in_turn(self, take):
+        places = [take() for _ in range(4)]
+        assert [gpu for _, gpu in places] == [0, 3, 0, 3]
+
+    @pytest.mark.parametrize("number", [0, 1, 3])
+    def test_a_new_process_has_the_gpu_of_the_process_that_ended(self, take, number):
+        places = [take() for _ in range(4)]
+        places[number][0].release()
+        assert take()[1] == (0, 3, 0, 3)[number]
+
+    def test_a_process_waits_for_the_process_that_it_replaces(self, take):
+        places = [take() for _ in range(4)]
+        timer = threading.Timer(0.3, places[2][0].release)
+        timer.start()
+        assert take()[1] == 0 and not timer.is_alive()
+
+    def test_a_process_keeps_its_gpu(self, monkeypatch, tmp_path):
+        selected = []
+        monkeypatch.setattr("torch.cuda.set_device", selected.append)
+        for _ in range(3):
+            assert pool._call_on_own_gpu(str(tmp_path), (1, 2), 2, len, "ab") == 2
+        assert selected == [1]
+        pool._take_gpu.cache_clear()
 
 
 def is_worker(pid):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import config, store
+from pipeline import config, store, training_task
 from pipeline.errors import StageError
+from pipeline.footprint import measure_footprint
 from pipeline.nn import training_loop
 from pipeline.nn.models import make_network
 from pipeline.pool import worker
@@ -24,13 +25,17 @@ from pipeline.training_task import (
     TrainingTask,
     history_from_csv,
     history_to_csv,
-    measure_footprint,
+    resolve_precision,
     train_network,
 )
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(100)
 FOLDS = (np.arange(100) % 2).astype(np.uint8)
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
 ARRAYS = TrainingArrays(IMAGES, LABELS, folds=FOLDS).by_name()
 SETTINGS = ["train.epochs=3", "train.batch_size=50", "model.name=layers", 'model.layers=["dense 20", "dropout"]']
 RECIPE = config.load_recipe("quick", [*SETTINGS, "train.precision=fp32", "split.folds=2", "affine.rotation=10"])
@@ -42,8 +47,7 @@ def make_task(folder, started=None, train=RECIPE.train, parent=None, threads=1):
         folder.mkdir(exist_ok=True)
         store.write_json(folder / store.STARTED, started)
     return TrainingTask(
-        spec=NetworkSpec(RECIPE.model, train.replace(record=False), RECIPE.affine, 1, threads, ()),
-        record=train.record,
+        spec=NetworkSpec(RECIPE.model, train, RECIPE.affine, 1, threads, ()),
         device="cpu",
         staging_dir=str(folder),
         started=started or {"stage": "network"},
@@ -189,10 +193,8 @@ class TestErrorsOfTheGpu:
         def fail():
             raise RuntimeError("CUDA error: second")
 
-        monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
         monkeypatch.setattr(torch.cuda, "empty_cache", fail)
-        with pytest.raises(RuntimeError, match="first"), worker(os.getpid(), "cuda:0", 1) as device:
-            assert device == "cuda"
+        with pytest.raises(RuntimeError, match="first"), worker(os.getpid(), "cuda", 1):
             raise RuntimeError("CUDA error: first")
 
     def test_the_last_checkpoint_stays(self, tmp_path, expected, monkeypatch):
@@ -215,9 +217,10 @@ class TestErrorsOfTheGpu:
         assert_equal(train(task, log=messages.append), expected)
         assert messages[0] == "continuing after epoch 2"
 
-    def test_too_little_memory_is_explained(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS"])
+    def test_too_little_memory_is_explained(self, tmp_path, monkeypatch, error):
         def fail(*arguments):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            raise error
 
         monkeypatch.setattr("pipeline.training_task.fit", fail)
         with pytest.raises(StageError, match=r"memory of the GPU is too small: .*networks_per_gpu=1"):
@@ -234,3 +237,27 @@ def test_the_memory_of_a_training_is_measured(monkeypatch):
     n_weights = sum(parameter.numel() for parameter in make_network(RECIPE.model).parameters())
     expected = 1000 + 2 * 4 * n_weights + 2 * (100 * 784 + 100) + 8 * 100
     assert measure_footprint(RECIPE.model, RECIPE.train, arrays, "cpu") == expected and calls == ["reset"]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS"])
+def test_too_little_memory_for_the_measurement_is_explained(monkeypatch, error):
+    def fail(trainer, progress):
+        raise error
+
+    for function in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, function, lambda: None)
+    monkeypatch.setattr(training_loop.Trainer, "train_epoch", fail)
+    with pytest.raises(StageError, match=r"memory of the GPU is too small: .*train\.batch_size"):
+        measure_footprint(RECIPE.model, RECIPE.train, TrainingArrays(IMAGES, LABELS), "cpu")
+
+
+def test_bf16_is_refused_on_a_gpu_that_does_not_compute_in_it(monkeypatch):
+    """A P100 has no matrix products in bf16, not even emulated ones."""
+    monkeypatch.setattr(training_task, "choose_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
+    with pytest.raises(StageError, match="Tesla P100 does not compute in bf16"):
+        resolve_precision("bf16", "auto")
+    assert resolve_precision("fp32", "auto") == "fp32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert resolve_precision("bf16", "auto") == "bf16"

@@ -1,7 +1,6 @@
 """Floating-point precision and memory layout: what each device computes fast, and the settings of its libraries."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +61,8 @@ def library_settings(device: str, benchmark: bool = False, deterministic: bool =
 
     fp32 is exact: TF32, which has 10 bits of mantissa, is not used. On GPUs that have it, "auto" selects bf16.
     benchmark: cuDNN tries several algorithms for each shape, and uses the fastest.
-    deterministic: only algorithms with reproducible results; an operation without one raises RuntimeError.
+    deterministic: only algorithms with reproducible results; an operation without one raises RuntimeError. It requires
+        the environment variable that `pipeline/__init__.py` sets.
     """
     if device != "cuda":
         yield
@@ -70,8 +70,6 @@ def library_settings(device: str, benchmark: bool = False, deterministic: bool =
     matmul_precision = torch.get_float32_matmul_precision()
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     fill_memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch requires it
     try:
         torch.set_float32_matmul_precision("highest")
         torch.use_deterministic_algorithms(deterministic)

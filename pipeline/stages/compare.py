@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import arrays, config, features, imagenet, networks, specs, store
+from pipeline import arrays, config, imagenet, networks, specs, store
 from pipeline.config import Predict, Published, Recipe
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.networks import Request, TrainedNetwork
+from pipeline.predictions import predict_test_rows, predict_training_rows
 from pipeline.store import Manifest
 from pipeline.workflow import Workflow
 
@@ -90,7 +91,6 @@ class Measurement:
     """The rows that the runs of a recipe are measured on, and the results."""
 
     part: StageInputs
-    source: str  # of the data
     runs: list[list[TrainedNetwork]] = field(default_factory=list)  # the networks of each seed
     # Of the runs without errors:
     correct: list[Bool[np.ndarray, " n"]] = field(default_factory=list)
@@ -137,7 +137,8 @@ class Measurement:
 
     def description(self) -> str:
         """The rows in words."""
-        sample = " of SAMPLE DATA" if self.source == "sample" else ""
+        is_sample = self.part.manifests["download"]["numbers"]["source"] == "sample"
+        sample = " of SAMPLE DATA" if is_sample else ""
         n_rows = len(self.labels)
         if self.on_test_rows:
             return f"{n_rows:,} test rows{sample}, with all training rows used for training"
@@ -160,29 +161,17 @@ class Measurement:
 
     def predict(self, context: StageContext) -> None:
         """Predict the rows with the networks of each run that has no errors."""
-        import numpy as np
-        import torch
-
-        from pipeline.nn.held_out import predict_held_out
-        from pipeline.nn.inference import predict_probabilities
         from pipeline.nn.models import load_networks
 
-        device, labels = context.workflow.device, self.labels
+        device = context.workflow.device
         for run in self.complete_runs():
             loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
             if self.on_test_rows:
-                predictions = []
-                for network in loaded:
-                    predictor, inputs = features.load_inputs(context, self.part, network, "test")
-                    predictions.append(predict_probabilities(predictor, torch.from_numpy(inputs), Predict(), device))
-                probabilities = np.mean(predictions, axis=0)
+                probabilities = predict_test_rows(context, self.part, loaded, Predict())
             else:
-                load_inputs = functools.partial(features.load_inputs, context, self.part, table="train")
-                rows = arrays.load_training_rows(self.part)
-                held_out = predict_held_out(loaded, rows, Predict(), device, load_inputs)
-                probabilities = held_out.probabilities[self.rows]
+                probabilities = predict_training_rows(context, self.part, loaded, Predict()).probabilities[self.rows]
             self.probabilities.append(probabilities)
-            self.correct.append(probabilities.argmax(1) == labels)
+            self.correct.append(probabilities.argmax(1) == self.labels)
 
     def complete_runs(self) -> list[list[TrainedNetwork]]:
         return [run for run in self.runs if not any(network.error for network in run)]
@@ -203,8 +192,7 @@ class Measurement:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    source = (context.workflow.manifest("download") or {})["numbers"]["source"]
-    measurements = [Measurement(part, source) for part in context.parts]
+    measurements = [Measurement(part) for part in context.parts]
     weights: dict[str, str] = {}
     for part in context.parts:
         weights |= imagenet.add_inputs(part, part.settings, context.workflow.workspace)
@@ -229,7 +217,7 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
         for number in range(recipe.compare.seeds):
             for spec in networks.network_specs(recipe, part, pool, number, parallel):
                 label = f"{measurement.recipe.name}, {spec.name}"
-                yield Request(spec, training, part=part, label=label, test_data=measurement.test_data())
+                yield Request(spec, training, part, label=label, test_data=measurement.test_data())
 
 
 # The table and the page
@@ -305,6 +293,7 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
     from pipeline.dataset.views import apply_view
     from pipeline.nn.inference import as_input, predict_logits
     from pipeline.nn.models import load_networks
+    from pipeline.nn.precision import inference_precision, library_settings
     from pipeline.nn.training_loop import seed_everything
 
     model, _, _ = specs.variants(measurement.recipe)[0]
@@ -315,7 +304,9 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
     accuracies = []
     for run in measurement.complete_runs():
         (loaded,) = load_networks(run[0].folder / "weights.safetensors", device)
-        predictions = predict_logits(loaded.network, distorted, device, loaded.metadata["precision"]).argmax(1)
+        with library_settings(device):
+            precision = inference_precision(loaded.metadata["precision"], device)
+            predictions = predict_logits(loaded.network, distorted, device, precision).argmax(1)
         accuracies.append(float(np.mean(predictions.cpu().numpy() == measurement.labels)))
     return accuracies
 
@@ -328,17 +319,17 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
     from pipeline.analysis import significance
     from pipeline.dataset.views import apply_view
     from pipeline.nn.inference import predict_logits
-    from pipeline.nn.models import make_network
-    from pipeline.nn.training_loop import seed_everything
+    from pipeline.nn.precision import library_settings
 
-    recipe, (model, _, _) = measurement.recipe, specs.variants(measurement.recipe)[0]
-    training_images = torch.from_numpy(np.load(measurement.part.files["prepare/train_images.npy"]))
+    recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
+    weights = measurement.part.files.get(imagenet.input_name(model))
+    training_images = torch.from_numpy(measurement.arrays().split(fold).images)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     accuracies = []
     for run in measurement.runs:
-        seed_everything(run[0].spec.seed)
-        network = make_network(model, training_images).to(device)
-        predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
+        network = imagenet.make_initial_network(model, run[0].spec.seed, weights, training_images).to(device)
+        with library_settings(device):
+            predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
         accuracies.append(float(np.mean(predictions == measurement.labels)))
     row = significance.Row(f"{recipe.name}, untrained", epochs=0, seeds=len(accuracies))
     row.accuracy, row.std = significance.mean_and_std(accuracies)

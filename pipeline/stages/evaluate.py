@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from pipeline import config, specs, store
 from pipeline.arrays import load_training_rows
 from pipeline.dataset.kaggle_client import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
+from pipeline.predictions import predict_training_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,14 +76,10 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
-    from pipeline.features import load_inputs
-    from pipeline.nn.held_out import predict_held_out
     from pipeline.nn.models import load_networks
 
-    device = context.workflow.device
-    loaded = load_networks(part.files["train/weights.safetensors"], device)
-    inputs = functools.partial(load_inputs, context, part, table="train")
-    return predict_held_out(loaded, load_training_rows(part), part.settings.predict, device, inputs)
+    loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
+    return predict_training_rows(context, part, loaded, part.settings.predict)
 
 
 def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:

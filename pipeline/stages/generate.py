@@ -28,7 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
     recipe, folder = context.only.recipe, context.output_dir
     (judge,) = networks.ensure(context, [_judge_request(context)])
     arrays = load_arrays(_judge_recipe(recipe), context.only)
-    (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), arrays)])
+    (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), arrays, context.only)])
     generated = _generate(context, gan)
     store.write_array(folder / "samples.npy", generated.images)
     store.write_array(folder / "labels.npy", generated.labels)
@@ -61,7 +61,8 @@ def _judge_digest(recipe: Recipe) -> str:
 def _judge_request(context: StageContext) -> networks.Request:
     judge = _judge_recipe(context.only.recipe)
     (spec,) = networks.network_specs(judge, context.only, networks.make_pool(context))
-    return networks.Request(spec, load_arrays(judge, context.only), label=f"the classifier ({JUDGE})")
+    arrays = load_arrays(judge, context.only)
+    return networks.Request(spec, arrays, context.only, label=f"the classifier ({JUDGE})")
 
 
 def _gan_spec(context: StageContext) -> specs.GanSpec:

@@ -11,14 +11,15 @@ from pipeline.dataset import files, sources
 from pipeline.dataset.files import TableFile
 from pipeline.dataset.kaggle_client import TEST_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
+from pipeline.predictions import predict_test_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.shapes import Float32
 
-# Sections that the content of a submission does not depend on.
-NOT_IN_SUBMISSION = ("compare", "estimate", "explore", "inspect", "published", "submit")
+# Sections that the content of a submission depends on.
+SUBMISSION_SETTINGS = ("prepare", "split", *config.ACCURACY_SETTINGS)
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -48,24 +49,13 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
-    import numpy as np
-    import torch
-
-    from pipeline.features import load_inputs
-    from pipeline.nn.inference import predict_probabilities
     from pipeline.nn.models import load_networks
     from pipeline.nn.pretrained import refuse_pretrained
 
-    device = context.workflow.device
-    loaded = load_networks(part.files["train/weights.safetensors"], device)
+    loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     for network in loaded:
         refuse_pretrained(network)
-    predictions = []
-    for network in loaded:
-        predictor, inputs = load_inputs(context, part, network, "test")
-        predictions.append(predict_probabilities(predictor, torch.from_numpy(inputs), part.settings.predict, device))
-    mean: Float32[np.ndarray, "n 10"] = np.mean(predictions, axis=0)
-    return mean
+    return predict_test_rows(context, part, loaded, part.settings.predict)
 
 
 def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
@@ -75,10 +65,9 @@ def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     workflow = context.workflow
     evaluation = json.loads(context.parts[0].files["evaluate/metrics.json"].read_bytes())
     expected = estimate_score(evaluation, n_rows)
-    download = workflow.manifest("download") or {}
+    download = context.parts[0].manifests["download"]
     source = download["numbers"]["source"]
-    sections = [section for section in config.SECTIONS if section not in NOT_IN_SUBMISSION]
-    settings = {recipe.name: config.flatten(recipe, sections) for recipe in workflow.recipes}
+    settings = {recipe.name: config.flatten(recipe, SUBMISSION_SETTINGS) for recipe in workflow.recipes}
     weights = [part.hashes["train/weights.safetensors"] for part in context.parts]
     accuracy = f"validation {evaluation['accuracy']:.4f}" if evaluation["rows"] else "no row held out"
     previous = store.read_json(context.published_dir / "submission.json") or {}

@@ -48,8 +48,7 @@ def _read_tables_once(context: StageContext, arrays: Any) -> dict[str, Any]:
     manifest = store.read_matching_manifest(arrays, key)
     if not manifest or context.workflow.force or store.changed_outputs(arrays, manifest):
         _read_tables(context, arrays, key)
-        manifest = store.read_matching_manifest(arrays, key)
-    numbers: dict[str, Any] = (manifest or {})["numbers"]
+    numbers: dict[str, Any] = store.require_manifest(arrays)["numbers"]
     return numbers
 
 

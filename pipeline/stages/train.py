@@ -33,7 +33,7 @@ def run(context: StageContext) -> dict[str, Any]:
     weights = imagenet.add_inputs(context.only, recipe, context.workflow.workspace)
     requested = networks.network_specs(recipe, context.only, networks.make_pool(context))
     arrays = load_arrays(recipe, context.only)
-    requests = [networks.Request(spec, arrays, recipe.train.record, context.only) for spec in requested]
+    requests = [networks.Request(spec, arrays, context.only) for spec in requested]
     monitor = _Monitor(context, single=len(requested) == 1)
     start = time.monotonic()
     trained = networks.ensure(context, requests, monitor.on_epoch, monitor.on_trained)

@@ -1,0 +1,55 @@
+"""The memory that a training needs on a GPU, measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from pipeline.config import Affine, Model, Train
+from pipeline.devices import is_out_of_memory, out_of_memory
+from pipeline.nn.inference import BATCH_SIZES, predict_logits
+from pipeline.nn.models import make_network, trained_part
+from pipeline.nn.precision import library_settings
+from pipeline.nn.training_loop import FitOptions, LabelledImages, Trainer
+
+if TYPE_CHECKING:
+    from pipeline.training_task import TrainingArrays
+
+
+def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:
+    """Bytes of PyTorch's memory on the current GPU that a training needs, measured in one step and one prediction.
+
+    Raises StageError if the memory is too small.
+    """
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        with library_settings(device, benchmark=True, deterministic=train.deterministic):
+            copies = _take_step(model, train, arrays, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory("train") from None
+    step = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()  # for the processes that train
+    # On the device, images twice while the view is applied, and labels as int64.
+    return step + copies + 2 * sum(array.nbytes for array in arrays.by_name().values()) + 8 * len(arrays.labels)
+
+
+def _take_step(model: Model, train: Train, arrays: TrainingArrays, device: str) -> int:
+    """Train for one step and predict one batch; returns the bytes of the best and the averaged weights."""
+
+    def zeros(n_rows: int) -> LabelledImages:
+        sample = torch.from_numpy(arrays.images[:1])
+        images = torch.zeros(n_rows, *sample.shape[1:], dtype=sample.dtype, device=device)
+        return LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
+
+    batch = zeros(min(train.batch_size, len(arrays.labels)))
+    images = None if model.has_frozen_extractor else batch.images.cpu()
+    network = trained_part(make_network(model, images))
+    trainer = Trainer(network, batch, FitOptions(train.replace(epochs=1), Affine(), device, train.precision, False))
+    trainer.train_epoch(tqdm(disable=True))
+    predict_logits(network, zeros(BATCH_SIZES[device]).images, device, train.precision)
+    return 2 * sum(4 * parameter.numel() for parameter in network.parameters())
