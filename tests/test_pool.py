@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -192,11 +191,10 @@ class TestPlaces:
         places[number][0].release()
         assert take()[1] == (0, 3, 0, 3)[number]
 
-    def test_a_process_waits_for_the_process_that_it_replaces(self, take):
+    def test_a_process_waits_for_the_process_that_it_replaces(self, take, monkeypatch):
         places = [take() for _ in range(4)]
-        timer = threading.Timer(0.3, places[2][0].release)
-        timer.start()
-        assert take()[1] == 0 and not timer.is_alive()
+        monkeypatch.setattr("time.sleep", lambda seconds: places[1][0].release())
+        assert take()[1] == 3
 
     def test_a_process_keeps_its_gpu(self, monkeypatch, tmp_path):
         selected = []

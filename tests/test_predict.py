@@ -74,7 +74,7 @@ def test_the_recorded_settings_are_those_that_the_submission_depends_on(single, 
         return read_receipt(single)["sha256"]["settings"]
 
     before = read_receipt(single)["sha256"]["settings"]
-    assert settings_hash("notebook.push=true", "inspect.rows=99", "submit.wait=false", "generate.samples=7") == before
+    assert settings_hash("notebook.push=true", "inspect.rows=99", "submit.wait=false", "generate.samples=700") == before
     assert settings_hash("predict.shift_margin=0.5") != before
 
 
