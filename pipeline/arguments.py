@@ -14,10 +14,41 @@ from pipeline.stages import STAGES
 HOME = kaggle_machine.working_root() or Path(__file__).resolve().parent.parent
 TRACKERS = ("none", "tensorboard")
 
+_ALL = {"all", *STAGES, "compare"}
+# The stages and actions that use an option. What describes a run (--recipe, --set, --data, --device) applies to all of
+# its stages, so that a command can be repeated for another stage or with --status. --debug applies to everything.
+USED_BY = {
+    "recipe": {*_ALL, "--status"},
+    "set": {*_ALL, "--status", "--clean"},
+    "data": {*_ALL - {"notebook"}, "--status"},  # a notebook reads the competition's data on Kaggle
+    "device": {*_ALL - {"submit"}, "--status"},  # it also selects the default recipe
+    "engine": {"all", "train"},
+    "tracker": {"all", "train"},
+    "seeds": {"compare"},
+    "ensemble": {"compare"},
+    "images": {"recognize"},
+    "workspace": {*_ALL, "--status", "--clean"},
+    "force": _ALL - {"recognize"},  # which keeps nothing
+    "wait": {*_ALL, "--clean"},
+    "yes": {"--clean"},
+}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def _describe_users(users: set[str]) -> str:
+    """The stages and actions that use an option, in words."""
+    left_out = _ALL - users
+    if not left_out:
+        stages = ["--stage"]
+    elif len(left_out) == 1:
+        stages = [f"stages other than {name}" for name in left_out]
+    else:
+        stages = [f"--stage {name}" for name in sorted(users & _ALL)]
+    return " and ".join([*sorted(users - _ALL), *stages])
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,20 +103,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(arguments)
-    if options.tracker != "none" and options.stage not in ("all", "train"):
-        parser.error(f"--tracker {options.tracker} requires --stage all or --stage train")
-    if options.stage != "compare" and (options.seeds is not None or options.ensemble):
-        parser.error("--seeds and --ensemble require --stage compare")
+    user = options.stage or next(f"--{name}" for name in ("status", "list", "clean") if getattr(options, name))
+    for name, users in USED_BY.items():
+        if getattr(options, name) != parser.get_default(name) and user not in users:
+            target = f"--stage {user}" if options.stage else user
+            parser.error(f"--{name} does not apply to {target}, only to {_describe_users(users)}")
     if options.stage == "compare" and not options.recipe:
         parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
-    if options.ensemble and options.seeds == 1:
-        parser.error("--ensemble averages seeds and requires --seeds 2 or more")
+    if options.stage == "recognize" and not options.images:
+        parser.error("--stage recognize requires --images PATH...")
     if options.stage in ("submit", "notebook") and options.recipe and config.recipes_in(options.recipe):
         parser.error(
             f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
         )
-    if (options.stage == "recognize") != bool(options.images):
-        parser.error("--stage recognize requires --images PATH...; other stages do not accept it")
-    if options.seeds is not None and not 1 <= options.seeds <= 1000:
-        parser.error(f"--seeds {options.seeds}: must be from 1 to 1000")
     return options

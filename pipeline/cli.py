@@ -195,8 +195,6 @@ def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
     if options.stage not in (*DATA_STAGES, "generate"):
         _require_classifiers(workflow.recipes)
     pool.check_engine(options.engine)
-    if options.engine != "local" and options.stage == "generate":
-        raise StageError("--stage generate trains on this machine: omit --engine")
     if options.engine != "local" and not several and len(specs.variants(workflow.recipe)) == 1:
         raise StageError(
             f"--engine {options.engine}: {workflow.name} trains a single network; --engine is for recipes with several"
@@ -229,8 +227,6 @@ def _note_missing_observations(workflow: Workflow, start: float) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Train each recipe with each seed where that is missing, and write the table of the comparison."""
-    if options.engine != "local":
-        raise StageError("--stage compare trains on this machine: omit --engine")
     assignments = [*options.set]
     assignments += [f"compare.seeds={options.seeds}"] * (options.seeds is not None)
     assignments += ["compare.ensemble=true"] * options.ensemble

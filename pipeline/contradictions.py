@@ -25,6 +25,8 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
+    if recipe.compare.ensemble and recipe.compare.seeds == 1:
+        yield "compare.ensemble averages seeds: set compare.seeds (--seeds) to 2 or more"
     if recipe.has_gan:
         changed = [name for name in _WITHOUT_GAN if getattr(recipe, name) != SECTIONS[name]()]
         if changed:

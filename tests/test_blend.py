@@ -118,12 +118,12 @@ def test_a_path_with_a_comma_is_one_recipe(command, tmp_path):
 @pytest.mark.usefixtures("requests_in_process")
 def test_a_blend_is_sent_like_any_submission(blend, command, kaggle, monkeypatch):
     workspace, recipe = blend
-    options = ("--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace, "--device", "cpu")
+    options = ("--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
     monkeypatch.setattr("pipeline.stages.submit.POLL_INTERVAL", 0.01)
     for module in ("dataset.kaggle_client", "stages.predict", "summary"):  # the test set of a smaller competition
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
-    for stage in ("predict", "submit"):
-        run = command("--stage", stage, *options)
+    for stage in (("predict", "--device", "cpu"), ("submit",)):
+        run = command("--stage", *stage, *options)
         assert run.code == 0, run.err
     assert [*kaggle.uploads.values()] == [(workspace / "submissions/quick+folded/submission.csv").read_bytes()]
 

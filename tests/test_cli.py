@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline import cli, config
+from pipeline import arguments, cli, config
 from pipeline.dataset import sources
 from tests.conftest import write_tables
 from tests.interference import ROOT
@@ -22,24 +22,70 @@ def test_the_script_shows_its_help():
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "options",
     [
         [],
         ["--stage", "nothing"],
         ["--status", "--list"],
         ["--stage", "all", "--epochs"],
-        ["--stage", "all", "--seeds", "2"],
         ["--stage", "compare"],
-        ["--stage", "predict", "--tracker", "tensorboard"],
+        ["--stage", "recognize"],
         ["--stage", "submit", "--recipe", "ladder"],
     ],
     ids=" ".join,
 )
-def test_wrong_options_exit_with_2(arguments, capsys):
+def test_wrong_options_exit_with_2(options, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
+        cli.main(options)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+
+
+VALUES = {
+    "data": "sample",
+    "device": "cpu",
+    "engine": "dask=tcp://h:1",
+    "images": "a.png",
+    "recipe": "quick",
+    "seeds": "2",
+    "set": "train.epochs=1",
+    "tracker": "tensorboard",
+    "workspace": "w",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ("--list", "data device engine ensemble force images recipe seeds set tracker wait workspace yes"),
+        ("--status", "engine ensemble force images seeds tracker wait yes"),
+        ("--clean", "data device engine ensemble force images recipe seeds tracker"),
+        ("--stage all", "ensemble images seeds yes"),
+        ("--stage train", "ensemble images seeds yes"),
+        ("--stage evaluate", "engine ensemble images seeds tracker yes"),
+        ("--stage compare --recipe quick", "engine images tracker yes"),
+        ("--stage generate", "engine ensemble images seeds tracker yes"),
+        ("--stage submit", "device engine ensemble images seeds tracker yes"),
+        ("--stage notebook", "data engine ensemble images seeds tracker yes"),
+        ("--stage recognize --images a.png", "engine ensemble force seeds tracker yes"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, refused, capsys):
+    for name in sorted(arguments.USED_BY):
+        option = [f"--{name}", VALUES[name]] if name in VALUES else [f"--{name}"]
+        if name not in refused.split():
+            cli.parse_arguments([*options.split(), *option])
+            continue
+        with pytest.raises(SystemExit) as stop:
+            cli.parse_arguments([*options.split(), *option])
+        message = capsys.readouterr().err
+        assert stop.value.code == 2 and message.count("\n") == 1
+        assert message.startswith(f"error: --{name} does not apply to {' '.join(options.split()[:2])}, only to ")
+
+
+def test_every_option_says_what_it_applies_to():
+    options = set(vars(cli.parse_arguments(["--list"])))
+    assert options == {*arguments.USED_BY, "stage", "status", "list", "clean", "debug"}
 
 
 @pytest.mark.parametrize(
@@ -113,8 +159,8 @@ def test_the_first_line_names_the_recipe_whose_default_depends_on_the_device(
 
 def test_download_needs_neither_a_recipe_nor_torch(tmp_path, tables):
     write_tables(tmp_path / "tables", tables)
-    arguments = ["--stage", "download", "--data", str(tmp_path / "tables"), "--workspace", str(tmp_path / "work")]
-    code = f"import sys; from pipeline import cli; assert cli.main({arguments}) == 0; print('torch' in sys.modules)"
+    command = ["--stage", "download", "--data", str(tmp_path / "tables"), "--workspace", str(tmp_path / "work")]
+    code = f"import sys; from pipeline import cli; assert cli.main({command}) == 0; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     lines = run.stdout.splitlines()
     assert lines[0] == "download: running, requested" and lines[-1] == "False", run.stderr

@@ -147,8 +147,8 @@ def test_building_uses_no_network(build, kaggle):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--data", "sample"), "omit --data"),
-        (("--engine", "dask=tcp://localhost:1", "--recipe", "best"), "omit --engine"),
+        (("--data", "sample"), "--data does not apply"),
+        (("--engine", "dask=tcp://localhost:1", "--recipe", "best"), "--engine does not apply"),
         (("--recipe", "ladder"), "one recipe at a time"),
         (("--set", "notebook.title=abc"), "at least 5 characters"),
         (("--set", f"notebook.title={'a' * 51}"), "at most 50 characters"),

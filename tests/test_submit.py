@@ -180,8 +180,8 @@ def test_table_with_the_28_000_rows_of_the_competition_is_sent(kaggle, command, 
     ids = "".join(f"{i},0\n" for i in range(1, 28_001))
     (finished / "data/raw/sample_submission.csv").write_text(f"ImageId,Label\n{ids}")
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
-    options = (*SHORT, "--workspace", finished, "--device", "cpu")
-    printed = command("--stage", "all", *options).out
+    options = (*SHORT, "--workspace", finished)
+    printed = command("--stage", "all", *options, "--device", "cpu").out
     assert "submission.csv (28,000 rows)" in printed and "send it: kaggle competitions submit" in printed
     run = command("--stage", "submit", *options)
     assert run.code == 0, run.err

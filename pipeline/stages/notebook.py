@@ -17,7 +17,6 @@ from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
 from pipeline.reports import notebook_file
 from pipeline.reports.notebook_file import NotebookRun
-from pipeline.workflow import Workflow
 
 HOME = Path(__file__).resolve().parent.parent.parent
 NOTEBOOK, METADATA, STATE, OUTPUT = f"{SLUG}.ipynb", "kernel-metadata.json", "push.json", "output"
@@ -31,7 +30,8 @@ LOG_LINES = 15  # shown after a run that failed
 
 def run(context: StageContext) -> dict[str, Any]:
     workflow, settings = context.workflow, context.parts[0].settings.notebook
-    _require_applicable_options(workflow)
+    if workflow.requested_device == "mps":
+        raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
     folder, gpu = workflow.workspace / "data/notebook", workflow.requested_device != "cpu"
     content = _build(context, gpu)
     owner = kaggle_kernels.get_username() if settings.push else os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
@@ -61,18 +61,6 @@ def run(context: StageContext) -> dict[str, Any]:
 def make_slug(title: str) -> str:
     """The part of a notebook's address that Kaggle forms from its title."""
     return re.sub("[ -]+", "-", title.lower())
-
-
-def _require_applicable_options(workflow: Workflow) -> None:
-    """Raise StageError for options that cannot apply to a run on Kaggle."""
-    for option, value, default in (
-        ("--data", workflow.data, "auto"),
-        ("--engine", workflow.engine, "local"),
-    ):
-        if value != default:
-            raise StageError(f"{option} {value}: the notebook reads the competition's data on Kaggle; omit {option}")
-    if workflow.requested_device == "mps":
-        raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
 
 
 def _build(context: StageContext, gpu: bool) -> bytes:
