@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline import config, kaggle_machine
-from pipeline.stages import STAGES
+from pipeline.stages import ALL_STAGES
 
 # The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
 HOME = kaggle_machine.working_root() or Path(__file__).resolve().parent.parent
 TRACKERS = ("none", "tensorboard")
 
-_ALL = {"all", *STAGES, "compare"}
+_ALL = {"all", *ALL_STAGES}
 # The stages and actions that use an option. What describes a run (--recipe, --set, --data, --device) applies to all of
 # its stages, so that a command can be repeated for another stage or with --status. --debug applies to everything.
 USED_BY = {
@@ -39,6 +39,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
+def _stage_names(on_demand: bool) -> str:
+    return ", ".join(stage.name for stage in ALL_STAGES.values() if stage.on_demand == on_demand)
+
+
 def _describe_users(users: set[str]) -> str:
     """The stages and actions that use an option, in words."""
     left_out = _ALL - users
@@ -57,13 +61,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="run_pipeline.py",
         allow_abbrev=False,
         description="From the Digit Recognizer's CSVs to a checked submission.csv, stage by stage.",
-        epilog="Stages: download, prepare, augment, train, evaluate, predict (together: all); on demand: submit, "
-        "explore, inspect, recognize, export, generate, notebook, compare. `all` runs what is missing or stale; a "
-        "stage that is requested by name always runs. `compare` trains several recipes, each with several seeds, and "
-        "writes a table. `generate` trains a GAN (a recipe such as gan/better) instead of a classifier.",
+        epilog=f"Stages: {_stage_names(on_demand=False)} (together: all); on demand: {_stage_names(on_demand=True)}. "
+        "`all` runs what is missing or stale; a stage that is requested by name always runs. `compare` trains several "
+        "recipes, each with several seeds, and writes a table. `generate` trains a GAN (a recipe such as gan/better) "
+        "instead of a classifier.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--stage", choices=("all", *STAGES, "compare"), help="the stage to run")
+    action.add_argument("--stage", choices=("all", *ALL_STAGES), help="the stage to run")
     action.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
     action.add_argument("--list", action="store_true", help="show the recipes")
     action.add_argument(
@@ -112,8 +116,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
     if options.stage == "recognize" and not options.images:
         parser.error("--stage recognize requires --images PATH...")
-    if options.stage in ("submit", "notebook") and options.recipe and config.recipes_in(options.recipe):
-        parser.error(
-            f"--stage {options.stage} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean"
-        )
+    stage = ALL_STAGES.get(options.stage)
+    if stage and stage.refuses_folders and options.recipe and config.recipes_in(options.recipe):
+        parser.error(f"--stage {stage.name} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean")
     return options

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -18,16 +19,11 @@ from typing import NoReturn
 from pipeline import cleanup, config, devices, imagenet, pool, specs, store, summary
 from pipeline.arguments import HOME, parse_arguments
 from pipeline.config import ConfigError, Recipe
-from pipeline.declarations import State
+from pipeline.declarations import Stage, State
 from pipeline.errors import PipelineError, StageError
 from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow
-
-DEVICE_STAGES = ("all", "train", "evaluate", "predict", "inspect", "recognize", "generate")
-
-# The stages that a recipe with a GAN shares with the others.
-DATA_STAGES = ("download", "prepare", "augment", "explore")
 
 
 class Terminated(BaseException):
@@ -105,8 +101,8 @@ def show_status(options: argparse.Namespace) -> None:
         print(f"recipe {workflow.name}" + ("" if requested else " (no recipe has runs yet)"))
         known: dict[tuple[str, str], State] = {}
         for stage in STAGES.values():
-            is_used = stage.name in (*DATA_STAGES, "generate") or not any(r.has_gan for r in workflow.recipes)
-            if stage.folder and is_used:
+            is_for_classifiers = stage.recipes == "classifiers" and any(recipe.has_gan for recipe in workflow.recipes)
+            if stage.folder and not is_for_classifiers:
                 state = workflow.state(stage, known)
                 if not stage.on_demand or state.status != "missing" or state.reason:
                     print(f"  {stage.name:<10}{state.status:<9}{state.reason}".rstrip())
@@ -156,8 +152,10 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     workflow = _workflow(options, argument)
     requested = STAGES.get(options.stage)
     stages = [requested] if requested else [stage for stage in STAGES.values() if not stage.on_demand]
+    _check_recipes(stages, workflow.recipes)
     _check_options(options, workflow)
-    if options.stage in DEVICE_STAGES:
+    uses_device = any(stage.uses_device for stage in stages)
+    if uses_device:
         workflow.device = devices.choose_device(options.device)
     with _running(options) as attach:
         attach(workflow)
@@ -167,16 +165,15 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
                 workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
             )
             workflow.say(f"recipe {workflow.name}: {about}{hint}")
-        if options.stage in DEVICE_STAGES:
+        if uses_device:
             workflow.say(devices.describe_choice(workflow.device, options.device))
         workflow.restore()
         start = time.time()
-        # Like `compare`, with the data that it needs: `all` excludes recipes with a GAN.
-        if options.stage == "generate":
-            for name in ("download", "prepare", "augment"):
-                workflow.ensure_fresh(STAGES[name])
         for stage in stages:
-            if requested:
+            if stage.ensures_inputs:
+                for name in stage.inputs:
+                    workflow.ensure_fresh(STAGES[name])
+            elif requested:
                 workflow.require_inputs(stage)
             workflow.ensure_fresh(stage, requested=bool(requested))
         if stages[-1].name == "predict":
@@ -186,16 +183,9 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
 
 
 def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
-    """Raise StageError for options that do not go together."""
-    several = len(workflow.recipes) > 1
-    if several and options.stage in ("explore", "inspect", "recognize", "export", "generate"):
-        raise StageError(f"--stage {options.stage} --recipe {workflow.recipe_argument}: choose one recipe")
-    if options.stage == "generate" and not workflow.recipe.has_gan:
-        raise StageError(f"{workflow.name} has no GAN (gan.architecture is none): choose a recipe such as gan/better")
-    if options.stage not in (*DATA_STAGES, "generate"):
-        _require_classifiers(workflow.recipes)
+    """Raise StageError for options that this recipe, or this machine, cannot use."""
     pool.check_engine(options.engine)
-    if options.engine != "local" and not several and len(specs.variants(workflow.recipe)) == 1:
+    if options.engine != "local" and sum(len(specs.variants(recipe)) for recipe in workflow.recipes) == 1:
         raise StageError(
             f"--engine {options.engine}: {workflow.name} trains a single network; --engine is for recipes with several"
         )
@@ -205,12 +195,17 @@ def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
         require_tensorboard()
 
 
-def _require_classifiers(recipes: Sequence[Recipe]) -> None:
-    """Raise StageError for a recipe with a GAN."""
-    for recipe in recipes:
-        if recipe.has_gan:
+def _check_recipes(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> None:
+    """Raise StageError for recipes that a stage is not for."""
+    for stage, recipe in product(stages, recipes):
+        if stage.single_recipe and len(recipes) > 1:
+            names = ",".join(recipe.file or recipe.name for recipe in recipes)
+            raise StageError(f"--stage {stage.name} --recipe {names}: choose one recipe")
+        if stage.recipes == "classifiers" and recipe.has_gan:
             argument = shlex.quote(recipe.file or recipe.name)
             raise StageError(f"{recipe.name} trains a GAN, not a classifier: run --stage generate --recipe {argument}")
+        if stage.recipes == "gans" and not recipe.has_gan:
+            raise StageError(f"{recipe.name} has no GAN (gan.architecture is none): choose a recipe such as gan/better")
 
 
 def _note_missing_observations(workflow: Workflow, start: float) -> None:
@@ -232,7 +227,7 @@ def compare(options: argparse.Namespace) -> None:
     assignments += ["compare.ensemble=true"] * options.ensemble
     argument = ",".join(config.split_argument(options.recipe))
     recipes = comparison.load_recipes(argument, assignments)
-    _require_classifiers(recipes)
+    _check_recipes([comparison.STAGE], recipes)
     device = devices.choose_device(options.device)
     comparison.check_networks(recipes)
     with _running(options) as attach:
@@ -251,8 +246,10 @@ def compare(options: argparse.Namespace) -> None:
         workflow = attach(_comparison(options, recipes, argument, assignments))
         workflow.device = device
         workflow.restore()
-        for name in ("prepare", "augment", "compare"):
-            workflow.ensure_fresh(COMPARISON_STAGES[name], requested=name == "compare")
+        for name in comparison.STAGE.inputs:
+            if name != "download":
+                workflow.ensure_fresh(STAGES[name])
+        workflow.ensure_fresh(comparison.STAGE, requested=True)
         folder = workflow.published_dir("compare")
         table, page = (summary.display_path(folder / name) for name in ("table.md", "compare.html"))
         workflow.say(f"table: {table}; page: {page}")
@@ -297,9 +294,10 @@ def _with_options(
 
 def _default_recipe(options: argparse.Namespace) -> str:
     """The recipe if --recipe is missing: it depends on the device that the run will use."""
-    # recognize has a pretrained network of quick; elsewhere, choosing the device would import PyTorch.
-    if options.stage in (None, "download", "notebook", "recognize"):
-        return "quick"
+    if not options.stage:
+        return "quick"  # to choose the device would import PyTorch
+    if options.stage in STAGES and (name := STAGES[options.stage].default_recipe):
+        return name
     return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import store
 from pipeline.config import Recipe
@@ -44,6 +44,18 @@ class Stage:
     code: tuple[str, ...] | Callable[[Recipe], tuple[str, ...]] = ()
     # Runs only if it is requested by name.
     on_demand: bool = False
+    # If it is requested, the stages that its inputs are from run too if they are not fresh.
+    ensures_inputs: bool = False
+    # The recipes that it is for: those that train a classifier, a GAN, or both.
+    recipes: Literal["classifiers", "gans", "all"] = "classifiers"
+    # Refuses --recipe a,b.
+    single_recipe: bool = False
+    # Refuses --recipe FOLDER; other stages run for each of its recipes in turn.
+    refuses_folders: bool = False
+    # The recipe if --recipe is missing; "" if it depends on the device.
+    default_recipe: str = ""
+    # Computes on the device that --device selects.
+    uses_device: bool = False
     # Runs separately for each recipe of a blend.
     per_recipe: bool = False
     # An interrupted run continues when the stage runs again with the same settings.

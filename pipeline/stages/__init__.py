@@ -1,5 +1,6 @@
 """The stages, each declared in the module of its name, in the order in which they run."""
 
+from pipeline.declarations import Stage
 from pipeline.stages import (
     augment,
     compare,
@@ -17,7 +18,7 @@ from pipeline.stages import (
     train,
 )
 
-STAGES = {
+STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
     for module in (
         *(download, prepare, augment, train, evaluate, predict),
@@ -25,4 +26,5 @@ STAGES = {
     )
 }
 # A comparison trains its networks itself.
-COMPARISON_STAGES = {name: STAGES[name] for name in ("download", "prepare", "augment")} | {"compare": compare.STAGE}
+COMPARISON_STAGES = {name: STAGES[name] for name in compare.STAGE.inputs} | {"compare": compare.STAGE}
+ALL_STAGES = STAGES | COMPARISON_STAGES

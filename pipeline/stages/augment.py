@@ -68,4 +68,5 @@ STAGE = Stage(
     code=("dataset.transforms", "stages.augment"),
     per_recipe=True,
     disk_space=_disk_space,
+    recipes="all",
 )

@@ -125,4 +125,6 @@ STAGE = Stage(
     publishes_itself=True,
     stale_reason=_stale_reason,
     disk_space=_disk_space,
+    recipes="all",
+    default_recipe="quick",
 )

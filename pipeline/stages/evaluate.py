@@ -221,4 +221,5 @@ STAGE = Stage(
         "nn.held_out",
         "stages.evaluate",
     ),
+    uses_device=True,
 )

@@ -60,4 +60,6 @@ STAGE = Stage(
     outputs=("explore.json", "explore.html", "tsne.npy", "copies.csv", *captions.DATA),
     code=("analysis.dataset_statistics", "analysis.dataset_study", "analysis.embedding", "stages.explore"),
     on_demand=True,
+    recipes="all",
+    single_recipe=True,
 )

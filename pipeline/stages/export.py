@@ -124,4 +124,5 @@ STAGE = Stage(
         "stages.export",
     ),
     on_demand=True,
+    single_recipe=True,
 )

@@ -120,6 +120,7 @@ STAGE = Stage(
     folder=lambda workflow: f"data/generated/{workflow.name}",
     settings=("augment", "gan", "generate", "split"),
     inputs={
+        "download": (),
         "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy"),
         "augment": ("images.npy", "labels.npy"),
     },
@@ -134,6 +135,10 @@ STAGE = Stage(
         "stages.generate",
     ),
     on_demand=True,
+    ensures_inputs=True,
+    recipes="gans",
+    single_recipe=True,
+    uses_device=True,
     resumes=True,
     stale_reason=_why_stale,
 )

@@ -109,4 +109,6 @@ STAGE = Stage(
         "stages.inspect",
     ),
     on_demand=True,
+    single_recipe=True,
+    uses_device=True,
 )

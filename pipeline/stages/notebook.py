@@ -217,6 +217,8 @@ STAGE = Stage(
     run=run,
     settings=("notebook",),
     on_demand=True,
+    refuses_folders=True,
+    default_recipe="quick",
     publishes_itself=True,
     disk_space=lambda context: 0,
 )

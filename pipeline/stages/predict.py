@@ -110,4 +110,5 @@ STAGE = Stage(
     outputs=("submission.csv", "probabilities.npy"),
     receipt="submission.json",
     code=lambda recipe: (*specs.inference_code(recipe), "analysis.expected_score", "stages.predict"),
+    uses_device=True,
 )

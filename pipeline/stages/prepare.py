@@ -98,4 +98,5 @@ STAGE = Stage(
     code=("dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
     per_recipe=True,
     disk_space=_disk_space,
+    recipes="all",
 )

@@ -179,6 +179,9 @@ STAGE = Stage(
         "stages.recognize",
     ),
     on_demand=True,
+    single_recipe=True,
+    default_recipe="quick",  # it has a pretrained network
+    uses_device=True,
     # Results are published although a file could not be read; then the stage ends with an error.
     publishes_itself=True,
     disk_space=lambda context: 0,

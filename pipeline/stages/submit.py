@@ -151,6 +151,7 @@ STAGE = Stage(
     settings=("submit",),
     inputs={"download": (), "predict": ("submission.csv",)},
     on_demand=True,
+    refuses_folders=True,
     publishes_itself=True,
     disk_space=lambda context: 0,
 )

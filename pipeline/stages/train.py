@@ -145,4 +145,5 @@ STAGE = Stage(
     resumes=True,
     stale_reason=_stale_reason,
     disk_space=lambda context: 0,  # `ensure` checks the space, since it depends on which networks are missing
+    uses_device=True,
 )
