@@ -60,12 +60,12 @@ class Stage:
     per_recipe: bool = False
     # An interrupted run continues when the stage runs again with the same settings.
     resumes: bool = False
-    # Publishes its result itself and has no input files.
+    # Publishes its result itself. Its manifest need not record settings, inputs and code; `stale_reason` replaces them.
     publishes_itself: bool = False
     # Returns an additional reason why a published result is stale, or "".
-    stale_reason: Callable[[Workflow, Path, Manifest], str] | None = None
-    # Bytes that `run` may write; by default twice the size of the inputs.
-    disk_space: Callable[[StageContext], int] | None = None
+    stale_reason: Callable[[Workflow, Manifest], str] | None = None
+    # Bytes that `run` may write.
+    disk_space: Callable[[StageContext], int] | int = lambda context: 2 * context.input_bytes()
 
 
 class State(NamedTuple):

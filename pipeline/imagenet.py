@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import store
 from pipeline.config import Model, Recipe
-from pipeline.declarations import StageInputs
+from pipeline.declarations import StageContext
 from pipeline.errors import StageError
 from pipeline.specs import variants
+from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from pipeline.workflow import Workflow
 
 ADDRESS = "https://download.pytorch.org/models/"
 # The names contain the first digits of the SHA-256.
@@ -128,23 +131,24 @@ def find_unavailable(
     return reasons
 
 
-def add_inputs(part: StageInputs, recipe: Recipe, workspace: Path) -> dict[str, str]:
-    """Add the files with ImageNet's weights to a stage's inputs; returns their SHA-256 by name."""
+def add_inputs(context: StageContext) -> dict[str, Any]:
+    """Add the files with ImageNet's weights to a stage's inputs; returns what the manifest records for `why_stale`."""
     added = {}
-    for model in pretrained_models(recipe):
-        weights = find_weights(model, workspace)
-        part.files[input_name(model)] = weights.path
-        added[input_name(model)] = part.hashes[input_name(model)] = weights.sha256
-    return added
+    for part in context.parts:
+        for model in pretrained_models(part.settings):
+            weights = find_weights(model, context.workflow.workspace)
+            part.files[input_name(model)] = weights.path
+            added[input_name(model)] = part.hashes[input_name(model)] = weights.sha256
+    return {"initial_weights": added} if added else {}
 
 
-def why_stale(recipe: Recipe, recorded: Any) -> str:
-    """Why a training is stale that recorded this result of `add_inputs`; "" if it is not.
+def why_stale(workflow: Workflow, manifest: Manifest) -> str:
+    """Why a result that recorded what `add_inputs` returned is stale; "" if it is not.
 
     The published file may be deleted: its name contains its hash.
     """
-    hashes = recorded if isinstance(recorded, dict) else {}
-    for model in pretrained_models(recipe):
+    hashes = manifest["numbers"].get("initial_weights", {})
+    for model in (model for recipe in workflow.recipes for model in pretrained_models(recipe)):
         digest = hashes.get(input_name(model), "")
         if model.weights_file:
             path = Path(model.weights_file).expanduser()

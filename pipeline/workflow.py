@@ -128,7 +128,7 @@ class Workflow:
         for name in stage.inputs:
             if not (state := self.state(self.stages[name], known)).fresh:
                 return State("stale", f"{name} is {state.status}")
-        if stage.stale_reason and (reason := stage.stale_reason(self, folder, manifest)):
+        if stage.stale_reason and (reason := stage.stale_reason(self, manifest)):
             return State("stale", reason)
         if not stage.publishes_itself:
             for kind, current in (
@@ -205,7 +205,7 @@ class Workflow:
         """Run one stage, whose inputs are fresh, and publish its result."""
         start = time.time()
         context = self._stage_context(stage)
-        needed = stage.disk_space(context) if stage.disk_space else 2 * context.input_bytes()
+        needed = stage.disk_space if isinstance(stage.disk_space, int) else stage.disk_space(context)
         store.require_disk_space(self.workspace, needed, stage.name)
         if stage.publishes_itself:
             stage.run(context)

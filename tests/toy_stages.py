@@ -12,7 +12,7 @@ from pipeline.workflow import Workflow
 OUTPUTS = {"take": "data/take/copy.txt", "left": "data/left/left.txt", "right": "data/right/right.txt"}
 
 
-def _stale_reason(workflow, folder, manifest):
+def _stale_reason(workflow, manifest):
     same = store.sha256(workflow.workspace / "in.txt") == manifest["inputs"]["in.txt"]
     return "" if same else "in.txt has changed"
 

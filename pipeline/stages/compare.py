@@ -21,7 +21,6 @@ from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.networks import Request, TrainedNetwork
 from pipeline.predictions import predict_test_rows, predict_training_rows
-from pipeline.store import Manifest
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -193,9 +192,7 @@ class Measurement:
 
 def run(context: StageContext) -> dict[str, Any]:
     measurements = [Measurement(part) for part in context.parts]
-    weights: dict[str, str] = {}
-    for part in context.parts:
-        weights |= imagenet.add_inputs(part, part.settings, context.workflow.workspace)
+    weights = imagenet.add_inputs(context)
     trained = networks.ensure(context, list(_requests(context, measurements)), keep_going=True)
     remaining = iter(trained)
     for measurement in measurements:
@@ -205,7 +202,7 @@ def run(context: StageContext) -> dict[str, Any]:
         measurement.predict(context)
     _write_report(context, measurements)
     summary = networks.network_summary([network for network in trained if not network.error])
-    return {"networks": summary} | ({"initial_weights": weights} if weights else {})
+    return {"networks": summary} | weights
 
 
 def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Iterator[Request]:
@@ -366,11 +363,6 @@ def _describe(row: Row) -> str:
     return f"{row.accuracy:.4f}{std} ({row.seeds} {'seed' if row.seeds == 1 else 'seeds'})"
 
 
-def _stale_reason(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
-    recorded = manifest["numbers"].get("initial_weights")
-    return next(filter(None, (imagenet.why_stale(recipe, recorded) for recipe in workflow.recipes)), "")
-
-
 STAGE = Stage(
     name="compare",
     run=run,
@@ -387,6 +379,6 @@ STAGE = Stage(
     ensures_inputs=True,
     uses_device=True,
     resumes=True,
-    stale_reason=_stale_reason,
-    disk_space=lambda context: 0,  # `ensure` checks the space
+    stale_reason=imagenet.why_stale,
+    disk_space=0,  # `ensure` checks the space
 )

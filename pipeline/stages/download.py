@@ -114,8 +114,8 @@ def _disk_space(context: StageContext) -> int:
     return sources.estimate_written_bytes(data)
 
 
-def _stale_reason(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
-    return sources.stale_reason(folder, workflow.data, manifest)
+def _stale_reason(workflow: Workflow, manifest: Manifest) -> str:
+    return sources.stale_reason(workflow.published_dir("download"), workflow.data, manifest)
 
 
 STAGE = Stage(

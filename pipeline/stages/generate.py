@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, networks, specs, store
@@ -109,7 +108,7 @@ def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwo
         return GeneratedStudy(generated, training_digits, held_out, loaded, device, on_progress)
 
 
-def _why_stale(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
+def _why_stale(workflow: Workflow, manifest: Manifest) -> str:
     is_equal = manifest["numbers"].get("judge") == _judge_digest(workflow.recipe)
     return "" if is_equal else f"the recipe {JUDGE} changed"
 

@@ -184,5 +184,5 @@ STAGE = Stage(
     uses_device=True,
     # Results are published although a file could not be read; then the stage ends with an error.
     publishes_itself=True,
-    disk_space=lambda context: 0,
+    disk_space=0,
 )

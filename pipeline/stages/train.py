@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import imagenet, networks, specs, store
 from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
-from pipeline.store import Manifest
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -30,7 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
     import pandas as pd
 
     recipe = context.settings
-    weights = imagenet.add_inputs(context.only, recipe, context.workflow.workspace)
+    weights = imagenet.add_inputs(context)
     requested = networks.network_specs(recipe, context.only, networks.make_pool(context))
     arrays = load_arrays(recipe, context.only)
     requests = [networks.Request(spec, arrays, context.only) for spec in requested]
@@ -52,7 +50,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if recipe.train.record:
         store.write(context.output_dir / "record.json", (trained[0].folder / "record.json").read_bytes())
     store.write(context.output_dir / "weights.safetensors", _collect_weights(trained))
-    return {"networks": networks.network_summary(trained)} | ({"initial_weights": weights} if weights else {})
+    return {"networks": networks.network_summary(trained)} | weights
 
 
 def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
@@ -121,10 +119,6 @@ class _Monitor:
             self.writer.write(history, network)
 
 
-def _stale_reason(workflow: Workflow, folder: Path, manifest: Manifest) -> str:
-    return imagenet.why_stale(workflow.recipe, manifest["numbers"].get("initial_weights"))
-
-
 def _folder(workflow: Workflow) -> str:
     return f"data/runs/{workflow.name}/train"
 
@@ -143,7 +137,7 @@ STAGE = Stage(
     code=specs.training_code,
     per_recipe=True,
     resumes=True,
-    stale_reason=_stale_reason,
-    disk_space=lambda context: 0,  # `ensure` checks the space, since it depends on which networks are missing
+    stale_reason=imagenet.why_stale,
+    disk_space=0,  # `ensure` checks the space, since it depends on which networks are missing
     uses_device=True,
 )
