@@ -10,9 +10,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -21,6 +20,7 @@ from pipeline.arguments import HOME, parse_arguments
 from pipeline.config import ConfigError, Recipe
 from pipeline.declarations import Stage, State
 from pipeline.errors import PipelineError, StageError
+from pipeline.run_log import start_run
 from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow
@@ -132,7 +132,7 @@ def _comparison_status(options: argparse.Namespace) -> Iterator[str]:
 
 def clean(options: argparse.Namespace) -> None:
     """List the files that nothing uses, or delete them."""
-    with _lock(options, "clean") if options.yes else contextlib.nullcontext():
+    with store.lock_workspace(options.workspace, "clean", options.wait) if options.yes else contextlib.nullcontext():
         unused = cleanup.find_unused(options.workspace, STAGES, options.set)
         for path in unused:
             print(f"{'deleting' if options.yes else 'unused:'} {path}")
@@ -157,8 +157,7 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     uses_device = any(stage.uses_device for stage in stages)
     if uses_device:
         workflow.device = devices.choose_device(options.device)
-    with _running(options) as attach:
-        attach(workflow)
+    with start_run(options.workspace, options.stage, options.wait) as workflow.log:
         if argument or options.stage != "download":
             hint = "" if argument else " (--recipe chooses another)"
             about = (
@@ -230,12 +229,13 @@ def compare(options: argparse.Namespace) -> None:
     _check_recipes([comparison.STAGE], recipes)
     device = devices.choose_device(options.device)
     comparison.check_networks(recipes)
-    with _running(options) as attach:
+    with start_run(options.workspace, options.stage, options.wait) as log:
         left_out = imagenet.find_unavailable(recipes, config.split_argument(argument), options.workspace)
         recipes = [recipe for recipe in recipes if recipe.name not in left_out]
         if not recipes:
             raise StageError(f"--recipe {argument}: {next(iter(left_out.values()))}")
-        first = attach(_workflow(options, recipes[0].file or recipes[0].name))
+        first = _workflow(options, recipes[0].file or recipes[0].name)
+        first.log = log
         for name, reason in left_out.items():
             first.say(f"compare: {name} is left out: {reason}")
         first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
@@ -243,8 +243,8 @@ def compare(options: argparse.Namespace) -> None:
         first.restore()
         first.ensure_fresh(STAGES["download"])
         # Not before: whether the recipes train on all rows depends on the data.
-        workflow = attach(_comparison(options, recipes, argument, assignments))
-        workflow.device = device
+        workflow = _comparison(options, recipes, argument, assignments)
+        workflow.log, workflow.device = log, device
         workflow.restore()
         for name in comparison.STAGE.inputs:
             if name != "download":
@@ -299,56 +299,3 @@ def _default_recipe(options: argparse.Namespace) -> str:
     if options.stage in STAGES and (name := STAGES[options.stage].default_recipe):
         return name
     return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"
-
-
-class _Log:
-    """The messages of a run: on stdout, and in a file of its own below data/logs/."""
-
-    def __init__(self, folder: Path, stage: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{stage}-{os.getpid()}.log"
-
-    def say(self, message: str) -> None:
-        print(message, flush=True)
-        self.write(message)
-
-    def write(self, message: str) -> None:
-        store.write(self.path, f"{time.strftime('%H:%M:%S')} {message}\n".encode(), append=True)
-
-
-@contextlib.contextmanager
-def _running(options: argparse.Namespace) -> Iterator[Callable[[Workflow], Workflow]]:
-    """Hold the workspace's lock and write the log of the run, which also gets the error that ends it.
-
-    Yields a function that connects a workflow to the screen, the log and the lock.
-    """
-    with _lock(options, options.stage) as record_stage:
-        log = _Log(options.workspace / "data" / "logs", options.stage)
-
-        def attach(workflow: Workflow) -> Workflow:
-            workflow.say, workflow.log, workflow.on_stage = log.say, log.write, record_stage
-            return workflow
-
-        try:
-            yield attach
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # on a full disk, the first error is the one to report
-                log.write(traceback.format_exc() if isinstance(error, Exception) else f"stopped by {error!r}")
-            raise
-
-
-@contextlib.contextmanager
-def _lock(options: argparse.Namespace, stage: str) -> Iterator[Callable[[str], None]]:
-    """Hold the workspace's lock; yields a function that records which stage runs."""
-    if options.workspace.exists() and not options.workspace.is_dir():
-        raise StageError(f"--workspace {options.workspace}: not a folder")
-    lock = store.WorkspaceLock(options.workspace / "data" / ".lock")
-
-    def holder(stage: str) -> dict[str, str]:
-        return {"stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-
-    lock.acquire(holder(stage), options.wait)
-    try:
-        yield lambda stage: lock.record_holder(holder(stage))
-    finally:
-        lock.release()

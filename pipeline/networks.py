@@ -333,7 +333,7 @@ def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
             last = time.monotonic()
             context.say(message)
         else:
-            context.workflow.log(f"{context.stage.name}: {message}")
+            context.workflow.log.write(f"{context.stage.name}: {message}")
 
     return log
 

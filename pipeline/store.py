@@ -14,13 +14,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -294,38 +295,36 @@ def published_dir(folder: Path) -> Path:
     return previous if previous.exists() and not folder.exists() else folder
 
 
-class WorkspaceLock:
-    """A lock that one process at a time can hold; the operating system releases it when that process dies.
+@contextlib.contextmanager
+def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[Callable[[str], None]]:
+    """Hold the workspace's lock, which the operating system releases when the process dies.
 
-    A file next to the lock records who holds it.
+    Yields a function that records, in a file next to the lock, which stage runs. Raises LockHeld if another process
+    holds the lock, unless `wait` is set.
     """
+    if workspace.exists() and not workspace.is_dir():
+        raise StageError(f"--workspace {workspace}: not a folder")
+    path, holder_file = workspace / "data/.lock", workspace / "data/.lock-holder.json"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.holder_file = path.with_name(f"{path.name}-holder.json")
-        self._lock = filelock.FileLock(path)
+    def record_stage(stage: str) -> None:
+        write_json(holder_file, {"pid": os.getpid(), "stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
-    def acquire(self, holder: Mapping[str, Any], wait: bool = False) -> None:
-        """Acquire the lock and record `holder`. Raises LockHeld with the current holder, unless `wait` is set."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout:
-            current = read_json(self.holder_file) or {}
-            pid, stage, since = (current.get(name, "(unknown)") for name in ("pid", "stage", "since"))
-            message = f"{self.path.parent.parent} is in use by process {pid}, stage {stage}, since {since}"
-            if not wait:
-                raise LockHeld(f"{message}; wait until it has finished, or use --wait") from None
-            print(f"{message}; waiting", flush=True)
-            self._lock.acquire(poll_interval=0.2)
-        for temporary in self.path.parent.glob(f".{self.holder_file.name}.*.tmp"):  # of a process that was killed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        current = read_json(holder_file) or {}
+        pid, other_stage, since = (current.get(name, "(unknown)") for name in ("pid", "stage", "since"))
+        message = f"{workspace} is in use by process {pid}, stage {other_stage}, since {since}"
+        if not wait:
+            raise LockHeld(f"{message}; wait until it has finished, or use --wait") from None
+        print(f"{message}; waiting", flush=True)
+        lock.acquire(poll_interval=0.2)
+    try:
+        for temporary in path.parent.glob(f".{holder_file.name}.*.tmp"):  # of a process that was killed
             temporary.unlink()
-        self.record_holder(holder)
-
-    def record_holder(self, holder: Mapping[str, Any]) -> None:
-        """Record for other processes who holds the lock: process, stage, start time."""
-        write_json(self.holder_file, {"pid": os.getpid(), **holder})
-
-    def release(self) -> None:
-        """Release the lock; the file remains."""
-        self._lock.release()
+        record_stage(stage)
+        yield record_stage
+    finally:
+        lock.release()

@@ -11,7 +11,7 @@ import fnmatch
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from pipeline import config, store
 from pipeline.config import Recipe
 from pipeline.declarations import InputFile, Stage, StageContext, StageInputs, State
 from pipeline.environment import describe_environment
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UserError
+from pipeline.run_log import RunLog
 from pipeline.source_code import module_hashes
 from pipeline.store import FORMAT, Manifest
 
@@ -44,9 +45,7 @@ class Workflow:
     force: bool = False
     recomputed: set[Path] = field(default_factory=set)  # with `force`: cached folders that this run has made again
     images: tuple[Path, ...] = ()  # the files and folders that recognize reads
-    say: Callable[[str], None] = print
-    log: Callable[[str], None] = lambda message: None  # for the log file alone
-    on_stage: Callable[[str], None] = lambda stage: None  # called with the name of the stage that runs
+    log: RunLog = field(default_factory=RunLog)
 
     @property
     def name(self) -> str:
@@ -61,6 +60,10 @@ class Workflow:
     def arguments(self) -> str:
         """The options to repeat in a command that a message names."""
         return f" --recipe {shlex.quote(self.recipe_argument)}{self.options}"
+
+    def say(self, message: str) -> None:
+        """Write a message to the screen and to the log."""
+        self.log.say(message)
 
     def for_recipe(self, recipe: Recipe) -> Workflow:
         """The same run for one of its recipes."""
@@ -108,7 +111,7 @@ class Workflow:
         if cache_key not in known:
             try:
                 state = self._state(stage, known)
-            except (ValueError, OSError) as error:  # something that could not be read
+            except (UserError, OSError) as error:  # something could not be read
                 state = State("stale", str(error))
             if not state.fresh and stage.resumes and self._can_resume(stage):
                 state = State(state.status, f"{state.reason}; an interrupted run can continue".removeprefix("; "))
@@ -196,7 +199,7 @@ class Workflow:
             self.say(f"{stage.name}: fresh")
             return
         self.say(f"{stage.name}: running" + (f", {state.reason}" if state.reason else ""))
-        self.on_stage(stage.name)
+        self.log.record_stage(stage.name)
         start = time.monotonic()
         self.run_stage(stage)
         self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")

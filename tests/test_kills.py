@@ -122,9 +122,8 @@ class Disturbance:
         for path in self.old:  # replaced, but never lost; after an interrupted publish it is in the folder beside
             path = self.workspace / path
             assert path.exists() or (store.previous_dir(path.parent) / path.name).exists(), f"{path} is lost"
-        lock = store.WorkspaceLock(self.workspace / "data/.lock")
-        lock.acquire({})
-        lock.release()
+        with store.lock_workspace(self.workspace, "test"):
+            pass
 
     def continue_run(self):
         """The same command ends with the bytes of an undisturbed run, and leaves no temporary files."""

@@ -154,45 +154,39 @@ def test_a_folder_without_a_manifest(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.store import WorkspaceLock
-lock = WorkspaceLock(Path(sys.argv[1]))
-lock.acquire({"stage": "train", "since": "noon"})
-print("held", flush=True)
-time.sleep(float(sys.argv[2]))
+from pipeline.store import lock_workspace
+with lock_workspace(Path(sys.argv[1]), "all") as record_stage:
+    record_stage("train")
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
 """
 
 
-def hold_lock(path, seconds):
+def hold_lock(workspace, seconds):
     """Start a process that holds the lock for some seconds."""
-    command = [sys.executable, "-c", HOLDER, str(path), str(seconds)]
+    command = [sys.executable, "-c", HOLDER, str(workspace), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout.readline() == "held\n"
     return process
 
 
 def test_the_lock_names_its_holder_and_ends_with_its_process(tmp_path):
-    path = tmp_path / "data" / ".lock"
-    process = hold_lock(path, 60)
-    lock = store.WorkspaceLock(path)
-    with pytest.raises(
-        store.LockHeld, match=rf"{tmp_path} is in use by process {process.pid}, stage train, since noon"
-    ):
-        lock.acquire({"stage": "all"})
+    process = hold_lock(tmp_path, 60)
+    holder = rf"{tmp_path} is in use by process {process.pid}, stage train, since {time.strftime('%Y')}-"
+    with pytest.raises(store.LockHeld, match=holder), store.lock_workspace(tmp_path, "all"):
+        pass
     process.kill()
     process.wait()
-    lock.acquire({"stage": "all"})
-    assert json.loads((tmp_path / "data/.lock-holder.json").read_text()) == {"pid": os.getpid(), "stage": "all"}
-    lock.release()
+    with store.lock_workspace(tmp_path, "all"):
+        holder = json.loads((tmp_path / "data/.lock-holder.json").read_text())
+        assert (holder["pid"], holder["stage"]) == (os.getpid(), "all")
 
 
 def test_waiting_for_the_lock(tmp_path, capsys):
-    path = tmp_path / "data" / ".lock"
-    process = hold_lock(path, 0.7)
+    process = hold_lock(tmp_path, 0.7)
     start = time.monotonic()
-    lock = store.WorkspaceLock(path)
-    lock.acquire({"stage": "all"}, wait=True)
-    assert time.monotonic() - start > 0.3
+    with store.lock_workspace(tmp_path, "all", wait=True):
+        assert time.monotonic() - start > 0.3
     message = capsys.readouterr().out
     assert message.count("\n") == 1 and "stage train" in message and message.endswith("; waiting\n")
-    lock.release()
     process.wait()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -409,12 +411,10 @@ def test_a_signal_stops_a_training_and_the_next_run_continues(finished, look, co
 
 
 def test_a_second_run_is_refused_and_the_message_names_the_first(stage, finished):
-    lock = store.WorkspaceLock(finished / "data/.lock")
-    lock.acquire({"stage": "train", "since": "2026-01-01 12:00:00"})
-    run = stage("evaluate")
+    with store.lock_workspace(finished, "train"):
+        run = stage("evaluate")
     assert run.code == 1 and run.err.count("\n") == 1
-    assert "stage train, since 2026-01-01 12:00:00" in run.err
-    lock.release()
+    assert re.search(rf"process {os.getpid()}, stage train, since \d{{4}}-\d\d-\d\d ", run.err)
     assert stage("evaluate").code == 0
 
 
@@ -425,11 +425,9 @@ def test_status_and_list_need_no_lock_and_import_no_large_library(_finished):
         "large = {'torch', 'numpy', 'pandas', 'scipy', 'sklearn', 'kaggle', 'matplotlib'} & set(sys.modules); "
         "print('large:', sorted(large)); sys.exit(max(codes))"
     )
-    lock = store.WorkspaceLock(_finished / "data/.lock")
-    lock.acquire({"stage": "train"})
     command = [sys.executable, "-c", code, str(_finished)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    lock.release()
+    with store.lock_workspace(_finished, "train"):
+        run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 0 and "large: []" in run.stdout, run.stdout + run.stderr
 
 
