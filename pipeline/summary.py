@@ -1,12 +1,11 @@
 """The last lines of a run: accuracy, expected score, submission, and what to do next."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from pipeline import config, store
 from pipeline.dataset import sources
-from pipeline.dataset.kaggle_client import SLUG, TEST_ROWS
+from pipeline.dataset.kaggle_client import TEST_ROWS, submit_command
 from pipeline.workflow import Workflow
 
 RULE = "*" * 78
@@ -60,8 +59,7 @@ def _submission_lines(receipt: dict[str, Any], path: str) -> list[str]:
     lines = [f"submission: {path} ({receipt['rows']:,} rows)"]
     source = receipt["source"]
     if receipt["can_be_submitted"]:
-        message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
-        lines.append(f"send it: kaggle competitions submit -c {SLUG} -f {shlex.quote(path)} -m {message}")
+        lines.append(f"send it: {submit_command(path, receipt)}")
     elif source in sources.COMPETITION_SOURCES:
         lines.append(f"it cannot be sent: the competition's test set has {TEST_ROWS:,} rows")
     elif source != "sample":

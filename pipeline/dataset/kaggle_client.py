@@ -7,10 +7,12 @@ returning normally. Each call therefore runs in a short-lived child process (`ka
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,12 @@ def send_submission(file: Path, message: str) -> int:
             raise
         message = f"{error}; the submission may have arrived: --stage submit checks this before it sends again"
         raise KaggleError(message) from None
+
+
+def submit_command(file: str, receipt: Mapping[str, Any]) -> str:
+    """The command of the official client that sends a submission file with this receipt."""
+    message = f"{receipt['message']} {receipt['tag']}"
+    return f"kaggle competitions submit -c {SLUG} -f {shlex.quote(file)} -m {shlex.quote(message)}"
 
 
 def list_submissions() -> list[dict[str, Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.dataset import kaggle_kernels
-from pipeline.dataset.kaggle_client import SLUG, KaggleError
+from pipeline.dataset import kaggle_client, kaggle_kernels
+from pipeline.dataset.kaggle_client import SLUG, TEST_ROWS, KaggleError
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
 from pipeline.reports import notebook_file
@@ -206,10 +205,9 @@ class _PushedNotebook:
         say = self.context.say
         say(f"results in {submission.parent}" + (f"; validation accuracy {accuracy:.4f}" if accuracy else ""))
         if receipt.get("can_be_submitted"):
-            message = shlex.quote(f"{receipt['message']} {receipt['tag']}")
-            say(f"send it: kaggle competitions submit -c {SLUG} -f {shlex.quote(str(submission))} -m {message}")
+            say(f"send it: {kaggle_client.submit_command(str(submission), receipt)}")
         else:
-            say("it cannot be sent: the notebook's data were not the competition's 28,000 test rows")
+            say(f"it cannot be sent: the notebook's data were not the competition's {TEST_ROWS:,} test rows")
 
 
 STAGE = Stage(

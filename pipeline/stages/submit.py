@@ -29,9 +29,9 @@ class Submission:
     @classmethod
     def load(cls, folder: Path) -> Submission:
         """Load a submission. Raises StageError if it is edited, or not made from the competition's data."""
-        file, receipt_file = folder / "submission.csv", folder / "submission.json"
         from pipeline.nn import pretrained
 
+        file, receipt_file = folder / "submission.csv", folder / "submission.json"
         receipt = store.read_json(receipt_file)
         if not receipt or not isinstance(receipt.get("sent"), list) or "sha256" not in receipt:
             raise StageError(f"{receipt_file}: the receipt is damaged; run --stage predict again")
