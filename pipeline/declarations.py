@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -130,6 +131,14 @@ class StageContext:
     def say(self, message: str) -> None:
         """Show a message that begins with the stage's name."""
         self.workflow.say(f"{self.stage.name}: {message}")
+
+    @contextlib.contextmanager
+    def show_progress(self, description: str) -> Iterator[Callable[[float], None]]:
+        """Show a progress bar; yields a function to call with the fraction that is done, up to 1."""
+        from tqdm import tqdm
+
+        with tqdm(total=100, desc=description, unit="%", disable=None) as bar:
+            yield lambda fraction: bar.update(int(100 * fraction) - bar.n)
 
     def input_bytes(self) -> int:
         """The total size of the input files."""

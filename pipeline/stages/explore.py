@@ -12,18 +12,13 @@ from pipeline.reports import captions
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
     import pandas as pd
-    from tqdm import tqdm
 
     from pipeline.analysis.dataset_study import DatasetStudy
     from pipeline.reports import dataset_report
 
     images = {table: np.load(context.files[f"prepare/{table}_images.npy"]) for table in ("train", "test")}
     labels = np.load(context.files["prepare/train_labels.npy"])
-    with tqdm(total=100, desc="explore", unit="%", disable=None) as progress:
-
-        def on_progress(fraction: float) -> None:
-            progress.update(int(100 * fraction) - progress.n)
-
+    with context.show_progress("explore") as on_progress:
         study = DatasetStudy(
             images, labels, _tsne_rows(context, len(labels)), context.settings.explore.seed, on_progress
         )

@@ -89,7 +89,6 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
 def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
     import numpy as np
-    from tqdm import tqdm
 
     from pipeline.analysis.generated_study import GeneratedStudy, LabelledDigits
     from pipeline.nn.models import load_networks
@@ -98,13 +97,9 @@ def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwo
     training, rows = np.load(files["augment/images.npy"]), np.load(files["prepare/validation_rows.npy"])
     images, labels = np.load(files["prepare/train_images.npy"])[rows], np.load(files["prepare/train_labels.npy"])[rows]
     (loaded,) = load_networks(judge.folder / "weights.safetensors", device)
-    with tqdm(total=100, desc="measure", unit="%", disable=None) as progress:
-
-        def on_progress(fraction: float) -> None:
-            progress.update(int(100 * fraction) - progress.n)
-
-        training_digits = LabelledDigits(training, np.load(files["augment/labels.npy"]))
-        held_out = LabelledDigits(images, labels)
+    training_digits = LabelledDigits(training, np.load(files["augment/labels.npy"]))
+    held_out = LabelledDigits(images, labels)
+    with context.show_progress("measure") as on_progress:
         return GeneratedStudy(generated, training_digits, held_out, loaded, device, on_progress)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
-    from tqdm import tqdm
 
     from pipeline.analysis.metrics import calibration
     from pipeline.analysis.network_study import NetworkStudy
@@ -31,11 +30,7 @@ def run(context: StageContext) -> dict[str, Any]:
     loaded, name = _load_network(context)
     seed = loaded.metadata.get("seed", settings.train.seed)
     record = json.loads(files["train/record.json"].read_bytes())["rows"] if "train/record.json" in files else []
-    with tqdm(total=100, desc="inspect", unit="%", disable=None) as progress:
-
-        def on_progress(fraction: float) -> None:
-            progress.update(int(100 * fraction) - progress.n)
-
+    with context.show_progress("inspect") as on_progress:
         study = NetworkStudy(loaded, training_rows, settings.inspect, seed, device, record, on_progress)
     numbers, pictures = {"network": name} | study.numbers(), network_report.draw(study)
     if "evaluate/probabilities.npy" in files:
