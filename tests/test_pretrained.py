@@ -82,7 +82,7 @@ def test_digits_of_the_sample_among_the_training_rows_are_found(monkeypatch):
     sample = images[20:].copy()
     sample[3, 14, 14] ^= 1
     monkeypatch.setattr(make, "TRAIN_ROWS", 40)
-    monkeypatch.setattr(make, "_load_sample", lambda: (sample, labels[20:].astype(np.int64)))
+    monkeypatch.setattr(make, "load_sample", lambda: (sample, labels[20:]))
     assert make._compare_with_sample(images[:40])["unseen_rows"] == list(range(20, 40))
     with pytest.raises(SystemExit, match="39 training rows"):
         make._compare_with_sample(images[:39])

@@ -1,4 +1,4 @@
-"""The validation split, the folds, and the count of images that occur in both tables."""
+"""The validation split and the folds."""
 
 import numpy as np
 import pytest
@@ -44,10 +44,3 @@ def test_too_few_rows_for_a_split(labels, fraction, message):
 def test_too_few_rows_for_folds():
     with pytest.raises(DataError, match=r"label 1 occurs in only 2 rows, but split\.folds 3 requires one row per fold"):
         splits.assign_folds(np.array([0, 0, 0, 1, 1], np.uint8), Split(folds=3))
-
-
-def test_overlap_counts_every_test_row():
-    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28)).astype(np.uint8)
-    test = np.concatenate([images[:3], images[:1], 255 - images[:7]])
-    expected = sum(any((image == known).all() for known in images) for image in test)
-    assert splits.count_overlap(images, test) == expected == 4

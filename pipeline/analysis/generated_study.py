@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.analysis import embedding, network_internals
-from pipeline.analysis.sample_quality import Digits, Neighbours, compare_digits, find_nearest
+from pipeline.analysis import dataset_statistics, embedding, network_internals
+from pipeline.analysis.sample_quality import Digits, compare_digits
 from pipeline.nn.inference import predict_logits
 from pipeline.nn.models import LoadedNetwork
-from pipeline.shapes import Float, UInt8
+from pipeline.shapes import Float, Float64, Int64, UInt8
 
 COMPARED = 10_000  # digits compared with as many real rows, at most
 NEAREST = 1_000  # digits whose nearest training row is found, at most
@@ -26,6 +26,13 @@ class LabelledDigits(NamedTuple):
 
     def first(self, n_rows: int) -> "LabelledDigits":
         return LabelledDigits(self.images[:n_rows], self.labels[:n_rows])
+
+
+class Neighbours(NamedTuple):
+    """The nearest training image of each image, and the Euclidean distance of the pixels, scaled to [0, 1]."""
+
+    rows: Int64[np.ndarray, " n"]
+    distances: Float64[np.ndarray, " n"]
 
 
 class Embedding(NamedTuple):
@@ -64,8 +71,8 @@ class GeneratedStudy:
         self.reference_quality = compare_digits(reference, real)
         on_progress(0.7)
         n_nearest = min(NEAREST, self.n_compared)
-        self.nearest = find_nearest(generated.images[:n_nearest], training.images)
-        self.real_nearest = find_nearest(held_out.images[:n_nearest], training.images)
+        self.nearest = _find_nearest(generated.images[:n_nearest], training.images)
+        self.real_nearest = _find_nearest(held_out.images[:n_nearest], training.images)
         on_progress(0.8)
         self.plotted_labels: dict[int, tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, " n"]]] = {}
         self.pca: dict[int, Embedding] = {}
@@ -98,6 +105,11 @@ def _classify(digits: LabelledDigits, judge: LoadedNetwork, device: str) -> Digi
     logits = predict_logits(judge.network, images.to(device), device, "fp32")
     predictions = logits.argmax(1).cpu().numpy().astype(np.uint8)
     return Digits(digits.images, digits.labels, network_internals.last_layer_inputs(judge.network, images), predictions)
+
+
+def _find_nearest(images: UInt8[np.ndarray, "n 28 28"], training: UInt8[np.ndarray, "m 28 28"]) -> Neighbours:
+    rows, distances = dataset_statistics.find_nearest(images, training)
+    return Neighbours(rows, distances * 28 / 255)  # the root of the sum over 28x28 pixels instead of their mean
 
 
 def _median_and_least(neighbours: Neighbours) -> dict[str, float]:

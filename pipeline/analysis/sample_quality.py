@@ -8,7 +8,7 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
 from pipeline.analysis.embedding import flatten_pixels
-from pipeline.shapes import Bool, Float, Float32, Float64, Int64, UInt8
+from pipeline.shapes import Bool, Float32, Float64, UInt8
 
 NEIGHBOURS = 3  # of precision and recall, as in their source
 
@@ -21,14 +21,6 @@ class Digits:
     labels: UInt8[np.ndarray, " n"]
     features: Float32[np.ndarray, "n d"]  # the inputs of the classifier's last layer
     predictions: UInt8[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """The nearest image of another set for each image, in pixels scaled to [0, 1]."""
-
-    rows: Int64[np.ndarray, " n"]
-    distances: Float[np.ndarray, " n"]
 
 
 def compare_digits(digits: Digits, real: Digits) -> dict[str, Any]:
@@ -94,10 +86,3 @@ def mean_distance(images: UInt8[np.ndarray, "n 28 28"]) -> float | None:
     sums = pairwise_distances_chunked(flatten_pixels(images), reduce_func=lambda chunk, start: chunk.sum(1, np.float64))
     total: Float64[np.ndarray, ""] = np.concatenate(list(sums)).sum()
     return float(total / n_pairs)
-
-
-def find_nearest(images: UInt8[np.ndarray, "n 28 28"], training: UInt8[np.ndarray, "m 28 28"]) -> Neighbours:
-    """The nearest training image of each image."""
-    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flatten_pixels(training))
-    distances, rows = search.kneighbors(flatten_pixels(images))
-    return Neighbours(rows[:, 0].astype(np.int64), distances[:, 0])

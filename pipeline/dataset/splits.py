@@ -1,4 +1,4 @@
-"""Stratified validation splits and folds, and a count of images that occur in both tables."""
+"""Stratified validation splits and folds."""
 
 import math
 
@@ -52,9 +52,3 @@ def assign_folds(labels: UInt8[np.ndarray, " n"], settings: Split) -> UInt8[np.n
     for fold, (_, validation) in enumerate(splitter.split(labels, labels)):
         folds[validation] = fold
     return folds
-
-
-def count_overlap(train_images: UInt8[np.ndarray, "n 28 28"], test_images: UInt8[np.ndarray, "m 28 28"]) -> int:
-    """Number of test images that also occur, pixel for pixel, among the training images."""
-    train = {image.tobytes() for image in train_images}
-    return sum(image.tobytes() in train for image in test_images)

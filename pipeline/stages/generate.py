@@ -122,6 +122,7 @@ STAGE = Stage(
     code=lambda recipe: (
         *specs.GAN_CODE,
         *specs.training_code(_judge_recipe(recipe)),
+        "analysis.dataset_statistics",
         "analysis.embedding",
         "analysis.generated_study",
         "analysis.network_internals",

@@ -55,7 +55,8 @@ def _read_tables_once(context: StageContext, arrays: Any) -> dict[str, Any]:
 def _read_tables(context: StageContext, folder: Any, key: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    from pipeline.dataset import splits, tables
+    from pipeline.analysis.dataset_statistics import find_copies
+    from pipeline.dataset import tables
 
     csvs = files.find_tables(context.files.values())  # download has checked that all three exist
     with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:
@@ -68,7 +69,7 @@ def _read_tables(context: StageContext, folder: Any, key: dict[str, Any]) -> Non
     numbers = {
         "train_rows": len(images),
         "test_rows": len(test_images),
-        "overlap": splits.count_overlap(images, test_images),
+        "overlap": len(find_copies(images, test_images)),
     }
     staging = store.create_staging_dir(folder)
     for name, array in zip(ARRAYS, (images, labels, test_images), strict=True):
@@ -95,7 +96,7 @@ STAGE = Stage(
     inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.zip")},
     outputs=(*(f"{ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
     optional_outputs=("folds.npy",),
-    code=("dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
+    code=("analysis.dataset_statistics", "dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
     per_recipe=True,
     disk_space=_disk_space,
     recipes="all",
