@@ -66,14 +66,6 @@ def test_it_runs_only_on_demand_and_its_state_is_shown(command, finished, withou
     assert again.code == 0 and np.load(finished / "data/explore/tsne.npy").shape == (50, 2)
 
 
-def test_without_open_tsne_some_rows_are_shown(command, finished, monkeypatch, without_pictures):
-    monkeypatch.setattr(embedding, "has_open_tsne", lambda: False)
-    monkeypatch.setattr(embedding, "MAX_ROWS_SCIKIT_LEARN", 50)
-    run = command("--stage", "explore", *SHORT, "--workspace", finished)
-    assert run.code == 0 and "t-SNE of 50 rows" in run.out and "pip install" in run.out
-    assert np.load(finished / "data/explore/tsne.npy").shape == (50, 2)
-
-
 def test_copies_are_named_by_their_rows(command, finished, tables, without_pictures):
     """Row 7 of train.csv again at its end."""
     lines = tables["train.csv"].splitlines()

@@ -16,7 +16,7 @@ class DatasetStudy:
     """Computes the statistics of the training images, and compares them with the test images.
 
     images: by table, "train" and "test".
-    tsne_rows: number of rows, from the first one on.
+    tsne_rows: number of rows, from the first one on; at most all.
     on_progress: called with the fraction that is done, up to 1.
     """
 

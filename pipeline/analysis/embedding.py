@@ -1,6 +1,5 @@
 """Points in few dimensions: PCA, t-SNE, and how well the digits are separated in them."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ N_COMPONENTS = 50  # of PCA, before t-SNE and nearest neighbours: 83% of the var
 # seconds instead of a minute and a half.
 MAX_COLUMNS = 1_000
 
-MAX_ROWS_SCIKIT_LEARN = 5_000  # for t-SNE without openTSNE: scikit-learn takes hours for 42,000 rows
 # openTSNE's approximations are slower for few rows. On 2 cores, 3,000 rows take 15 s with Fourier transforms and 4 s
 # without, 10,000 rows 26 and 16 s; up to 2,000 rows, one thread is faster than two.
 MIN_ROWS_APPROXIMATE = 10_000
@@ -39,11 +37,6 @@ def flatten_pixels(images: UInt8[np.ndarray, "n 28 28"]) -> Float32[np.ndarray, 
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
-def has_open_tsne() -> bool:
-    """Whether openTSNE is installed."""
-    return importlib.util.find_spec("openTSNE") is not None
-
-
 def tsne(
     points: Float[np.ndarray, "n d"], seed: int, on_progress: Callable[[float], None] = lambda fraction: None
 ) -> Float[np.ndarray, "n 2"]:
@@ -51,19 +44,11 @@ def tsne(
 
     on_progress: called with the fraction that is done, up to 1.
 
-    Source of openTSNE: P. Poličar et al., 2019. Without it, scikit-learn's t-SNE is used.
+    Source: openTSNE, P. Poličar et al., 2019; scikit-learn's t-SNE takes hours for 42,000 rows.
     """
-    n_rows = len(points)
-    perplexity = min(30, (n_rows - 1) / 3)
-    if not has_open_tsne():
-        from sklearn.manifold import TSNE as ScikitLearnTSNE
-
-        model = ScikitLearnTSNE(init="pca", perplexity=perplexity, random_state=seed, n_jobs=-1)
-        coordinates: Float[np.ndarray, "n 2"] = model.fit_transform(points)
-        return coordinates
     from openTSNE import TSNE
 
-    steps_done = 0
+    n_rows, steps_done = len(points), 0
 
     def report(iteration: int, error: float, embedding: Any) -> None:
         nonlocal steps_done
@@ -74,7 +59,7 @@ def tsne(
     model = TSNE(
         early_exaggeration_iter=EARLY_STEPS,
         n_iter=LATE_STEPS,
-        perplexity=perplexity,
+        perplexity=min(30, (n_rows - 1) / 3),
         neighbors="annoy" if approximate else "exact",
         negative_gradient_method="fft" if approximate else "bh",
         callbacks=report,

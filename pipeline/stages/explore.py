@@ -17,11 +17,9 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reports import dataset_report
 
     images = {table: np.load(context.files[f"prepare/{table}_images.npy"]) for table in ("train", "test")}
-    labels = np.load(context.files["prepare/train_labels.npy"])
+    labels, settings = np.load(context.files["prepare/train_labels.npy"]), context.settings.explore
     with context.show_progress("explore") as on_progress:
-        study = DatasetStudy(
-            images, labels, _tsne_rows(context, len(labels)), context.settings.explore.seed, on_progress
-        )
+        study = DatasetStudy(images, labels, settings.rows or len(labels), settings.seed, on_progress)
     numbers, pictures, folder = study.numbers(), dataset_report.draw(study), context.output_dir
     for name, picture in pictures.items():
         store.write(folder / name, picture)
@@ -33,17 +31,6 @@ def run(context: StageContext) -> dict[str, Any]:
     store.write(folder / "explore.html", dataset_report.render(pictures, numbers))
     context.say(" ".join(dataset_report.summarize(numbers)))
     return numbers
-
-
-def _tsne_rows(context: StageContext, n_rows: int) -> int:
-    """The number of rows for t-SNE."""
-    from pipeline.analysis.embedding import MAX_ROWS_SCIKIT_LEARN, has_open_tsne
-
-    selected = min(context.settings.explore.rows or n_rows, n_rows)
-    if has_open_tsne() or selected <= MAX_ROWS_SCIKIT_LEARN:
-        return selected
-    context.say(f"t-SNE of {MAX_ROWS_SCIKIT_LEARN:,} rows: for all rows, pip install -r requirements.txt (openTSNE)")
-    return MAX_ROWS_SCIKIT_LEARN
 
 
 STAGE = Stage(
