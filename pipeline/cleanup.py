@@ -48,9 +48,7 @@ def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Seque
         if path.name != "train.partial" and path.parent != data / "compare" and data / "generated" not in path.parents
     ]
     temporary = [path for folder in (data, submissions) for path in folder.rglob(".*.tmp")]
-    # Networks of earlier versions of the pipeline.
-    obsolete = [*data.glob("members"), *(path for path in data.glob("runs/**/seed*") if path.is_dir())]
-    unused = sorted({path for path in (*cached, *interrupted, *temporary, *obsolete) if path.resolve() not in used})
+    unused = sorted({path for path in (*cached, *interrupted, *temporary) if path.resolve() not in used})
     return [path for path in unused if not any(parent in unused for parent in path.parents)]
 
 

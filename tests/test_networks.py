@@ -407,8 +407,3 @@ class TestClean:
         assert unused.startswith(f"networks/{fold_1}-")
         shutil.rmtree(partial)
         assert {f"networks/{network.name}", f"networks/{network.name}.partial"} < set(clean())
-
-    def test_removes_networks_of_earlier_versions(self, ensemble, clean):
-        for name in ("members/small_cnn-seed0-123", "runs/quick/seed0-123"):
-            (ensemble / "data" / name).mkdir(parents=True)
-        assert clean() == ["members", "runs/quick/seed0-123"]

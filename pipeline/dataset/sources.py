@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from pipeline.shapes import UInt8
 
-SAMPLE = "mnist-5000"  # recorded in the manifest; earlier versions recorded no name and had another sample
 MAX_ATTACHED_DEPTH = 4  # folders below /kaggle/input that are searched for the competition's tables
 OPENML_TRAIN_ROWS = 60_000  # the first rows are MNIST's training set
 OPENML_TIMEOUT = 30  # seconds without a reply; scikit-learn sets no limit
@@ -74,8 +73,6 @@ def stale_reason(raw: Path, data: str, manifest: Manifest) -> str:
     """Why the contents of `data/raw`, with their manifest, are not what `--data DATA` asks for; "" if they are."""
     source = manifest["numbers"].get("source")
     user_files = find_user_files(raw)
-    if is_outdated_sample(manifest) and not user_files and data in ("auto", "sample"):
-        return "it is the sample of an earlier version"
     if data == "auto":
         used = {table.path.name for table in files.find_tables(user_files).values()}
         return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
@@ -84,12 +81,6 @@ def stale_reason(raw: Path, data: str, manifest: Manifest) -> str:
     if data in FETCHERS:
         return "" if source == data else f"--data {source} -> {data}"
     return "" if hash_path(data) == manifest["inputs"] else f"{data} differs from what was read before"
-
-
-def is_outdated_sample(manifest: Manifest) -> bool:
-    """Whether a manifest describes the sample of an earlier version, which consisted of other digits."""
-    numbers = manifest["numbers"]
-    return bool(numbers.get("source") == "sample" and numbers.get("sample") != SAMPLE)
 
 
 def find_attached() -> Path | None:
@@ -161,10 +152,8 @@ def fetch_path(data: str, folder: Path) -> dict[str, Any]:
         name = f"{kaggle_client.SLUG}.zip" if file == path else file.name
         store.write(folder / name, _read_pieces(file))
     manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
-    recorded = manifest["numbers"] if manifest else {}
-    if recorded.get("source", "files") == "files":
-        return {"source": "path"}
-    return {name: recorded[name] for name in ("source", "sample") if name in recorded}
+    source = manifest["numbers"].get("source", "files") if manifest else "files"
+    return {"source": "path" if source == "files" else source}
 
 
 def fetch_kaggle(folder: Path) -> dict[str, Any]:
@@ -245,7 +234,7 @@ def fetch_sample(folder: Path) -> dict[str, Any]:
     images, labels = load_sample()
     train, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
     tables.write_tables(folder, images[train], labels[train], images[test], labels[test])
-    return {"source": "sample", "sample": SAMPLE}
+    return {"source": "sample"}
 
 
 FETCHERS = {"kaggle": fetch_kaggle, "openml": fetch_openml, "sample": fetch_sample}  # in addition to "auto" and a path

@@ -81,7 +81,7 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
             context.say(f"reading {attached}")
             return str(attached)
         return "kaggle" if kaggle_client.has_credentials() else "sample"
-    if not (sources.is_outdated_sample(earlier) or store.changed_outputs(raw, earlier) or context.workflow.force):
+    if not (store.changed_outputs(raw, earlier) or context.workflow.force):
         return None
     if source in sources.FETCHERS:
         return str(source)
