@@ -7,7 +7,7 @@ import torch
 from pipeline.analysis import network_internals
 from pipeline.config import Model, load_recipe, recipe_names
 from pipeline.nn.inference import as_input
-from pipeline.nn.models import make_network
+from pipeline.nn.models import flatten_layers, make_network
 from pipeline.nn.training_loop import seed_everything
 from tests.conftest import digits_28
 
@@ -25,7 +25,7 @@ def network_of(recipe):
 def test_layers_in_order_are_the_network(recipe):
     network = network_of(recipe)
     logits = network(as_input(IMAGES[:1]))[0].detach().numpy()
-    layers = network_internals.flatten_layers(network)
+    layers = flatten_layers(network)
     outputs = network_internals.layer_outputs(network, IMAGES[0])
     assert np.allclose(outputs[-1][1], logits, atol=1e-5)
     features = torch.from_numpy(network_internals.last_layer_inputs(network, IMAGES[:3]))
@@ -38,7 +38,7 @@ def test_every_kind_of_layer_is_described():
     layers = ("conv 8 3x3", "batch_norm", "relu", "squeeze_excite 2", "avg_pool 2", "conv 8 3x3", "tanh", "max_pool 2")
     layers += ("global_pool", "dropout", "dense 12", "batch_norm")
     network = make_network(Model(name="layers", layers=layers, pixels="centred"))
-    descriptions = [network_internals.describe_layer(layer) for layer in network_internals.flatten_layers(network)]
+    descriptions = [network_internals.describe_layer(layer) for layer in flatten_layers(network)]
     assert [description for description in descriptions if description] == [
         "scaled pixels", "conv 3x3, 8", "batch norm", "ReLU", "squeeze, excite", "average pool 2", "conv 3x3, 8",
         "tanh", "max pool 2", "global average", "dense 12", "batch norm", "dense 10",

@@ -8,7 +8,7 @@ from pipeline.analysis import embedding, network_internals
 from pipeline.analysis.network_study import NetworkStudy
 from pipeline.config import Inspect
 from pipeline.nn.inference import as_input
-from pipeline.nn.models import LoadedNetwork, make_network
+from pipeline.nn.models import LoadedNetwork, flatten_layers, make_network
 from pipeline.nn.training_loop import seed_everything
 from tests.studies import EPOCHS, FOLD, MODEL, SEED, make_study
 
@@ -26,7 +26,7 @@ def untrained(made):
 
 def forward(network, images):
     """The inputs of the last layer and the logits of a plain forward pass."""
-    inputs, last = [], network_internals.flatten_layers(network)[-1]
+    inputs, last = [], flatten_layers(network)[-1]
     hook = last.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0].detach().numpy()))
     logits = network(as_input(images)).detach()
     hook.remove()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.analysis.metrics import most_confident_errors
 from pipeline.config import Model
 from pipeline.nn.inference import as_input, choose_batch_size
-from pipeline.nn.models import Pixels, TransferNetwork, make_network
+from pipeline.nn.models import Pixels, TransferNetwork, flatten_layers, make_network
 from pipeline.nn.models.layers import SqueezeExcite
 from pipeline.nn.models.transfer import ImageNetInput
 from pipeline.nn.training_loop import seed_everything
@@ -21,14 +21,6 @@ from pipeline.shapes import Float, Float32, Float64, Int64, Integer, UInt8
 OCCLUSION_SIZE = 5  # pixels: the side of the square that occlusion paints over
 MAX_CASES = 10  # correct predictions, and errors, whose saliency is computed
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)  # of the weights of a layer
-
-
-def flatten_layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a network in order: every model in `pipeline.nn.models` is a sequence of layers."""
-    if isinstance(network, nn.Sequential):
-        return [layer for part in network for layer in flatten_layers(part)]
-    layers = getattr(network, "layers", None)
-    return flatten_layers(layers) if isinstance(layers, nn.Sequential) else [network]
 
 
 DESCRIPTIONS: dict[type[nn.Module], str] = {

@@ -17,7 +17,7 @@ from pipeline.config import Predict
 from pipeline.dataset import views
 from pipeline.errors import StageError
 from pipeline.nn.inference import as_input, choose_batch_size, predict_probabilities
-from pipeline.nn.models import LoadedNetwork, Pixels
+from pipeline.nn.models import LoadedNetwork, Pixels, flatten_layers
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.layers import SqueezeExcite
 from pipeline.shapes import Float, Float32, UInt8
@@ -133,7 +133,9 @@ def to_page_network(loaded: LoadedNetwork) -> PageNetwork:
     if (view := loaded.metadata["model"]["view"]) != "plain":
         raise NotOnPage(f"the network sees images through the view {view}, which the page does not have")
     layers: list[tuple[dict[str, Any], list[Float[Tensor, ...]]]] = []
-    for module in _flatten(loaded.network):
+    for module in flatten_layers(loaded.network):
+        if isinstance(module, Dropout):  # does nothing after training
+            continue
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             factors, offsets = _batch_norm(module)
             if layers and layers[-1][0]["kind"] in ("conv", "dense"):
@@ -146,15 +148,6 @@ def to_page_network(loaded: LoadedNetwork) -> PageNetwork:
             layers.append(_describe(module))
     values = [tensor.detach().flatten().cpu().numpy() for _, tensors in layers for tensor in tensors]
     return PageNetwork([layer for layer, _ in layers], np.concatenate(values).astype("<f2").tobytes())
-
-
-def _flatten(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a network in order, without dropout, which does nothing after training."""
-    if isinstance(module, nn.Sequential) or isinstance(getattr(module, "layers", None), nn.Sequential):
-        for child in module.children():
-            yield from _flatten(child)
-    elif not isinstance(module, Dropout):
-        yield module
 
 
 def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

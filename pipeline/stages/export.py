@@ -118,6 +118,7 @@ STAGE = Stage(
     code=lambda recipe: (
         *specs.inference_code(recipe),
         "nn.export",
+        "nn.models.__init__",
         "nn.pretrained",
         "reports.demo_page",
         "reports.model_card",

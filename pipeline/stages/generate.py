@@ -127,6 +127,7 @@ STAGE = Stage(
         "analysis.generated_study",
         "analysis.network_internals",
         "analysis.sample_quality",
+        "nn.models.__init__",
         "stages.generate",
     ),
     on_demand=True,

@@ -101,6 +101,7 @@ STAGE = Stage(
         "analysis.network_internals",
         "analysis.network_study",
         "nn.held_out",
+        "nn.models.__init__",
         "stages.inspect",
     ),
     on_demand=True,

@@ -61,6 +61,14 @@ def trained_part(network: nn.Module) -> nn.Module:
     return network
 
 
+def flatten_layers(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network in order: every model is a sequence of layers."""
+    if isinstance(network, nn.Sequential):
+        return [layer for part in network for layer in flatten_layers(part)]
+    layers = getattr(network, "layers", None)
+    return flatten_layers(layers) if isinstance(layers, nn.Sequential) else [network]
+
+
 def require_trainable(model: Model, batch_size: int) -> nn.Module:
     """Create a network without memory for its weights (on the meta device).
 
