@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline import config, store
 from pipeline.dataset import sources
-from pipeline.dataset.kaggle_client import TEST_ROWS, submit_command
+from pipeline.dataset.competition import TEST_ROWS
+from pipeline.dataset.kaggle_client import submit_command
 from pipeline.workflow import Workflow
 
 RULE = "*" * 78

@@ -242,7 +242,7 @@ def without_pictures(monkeypatch):
 @pytest.fixture
 def sendable(finished, command, monkeypatch):
     """Like `finished`, in a competition whose test set has the 100 rows of the small tables."""
-    for module in ("dataset.kaggle_client", "stages.predict", "summary"):
+    for module in ("dataset.competition", "stages.predict", "summary"):
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
     assert command("--stage", "predict", *SHORT, "--workspace", finished, "--device", "cpu").code == 0
     return finished
@@ -264,7 +264,7 @@ def kaggle(monkeypatch, tables):
 def requests_in_process(kaggle, monkeypatch):
     """Run requests to Kaggle in this process, in a tenth of the time that a child process takes."""
 
-    def run(request, download_folder):
+    def run(request, download_folder, timeout_factor):
         try:
             return kaggle_process.run_request(json.loads(json.dumps(request)))
         except BaseException as error:

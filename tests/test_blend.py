@@ -120,7 +120,7 @@ def test_a_blend_is_sent_like_any_submission(blend, command, kaggle, monkeypatch
     workspace, recipe = blend
     options = ("--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
     monkeypatch.setattr("pipeline.stages.submit.POLL_INTERVAL", 0.01)
-    for module in ("dataset.kaggle_client", "stages.predict", "summary"):  # the test set of a smaller competition
+    for module in ("dataset.competition", "stages.predict", "summary"):  # the test set of a smaller competition
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
     for stage in (("predict", "--device", "cpu"), ("submit",)):
         run = command("--stage", *stage, *options)

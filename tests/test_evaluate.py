@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import cli, config
 from pipeline.analysis import metrics
-from pipeline.dataset import kaggle_client
+from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
 from pipeline.nn.held_out import TrainingRows, predict_held_out
 from pipeline.nn.models import load_networks
@@ -157,13 +157,13 @@ class TestEnsembles:
 @pytest.mark.parametrize(("n_folds", "reason"), [(5, ""), (2, "requires at least 31,500 training rows")])
 def test_a_record_requires_as_many_training_rows_in_each_fold(tmp_path, n_folds, reason):
     arrays = {
-        "folds": (np.arange(kaggle_client.TRAIN_ROWS) % n_folds).astype(np.uint8),
-        "train_images": np.full(1000, kaggle_client.MEAN_PIXEL),
+        "folds": (np.arange(competition.TRAIN_ROWS) % n_folds).astype(np.uint8),
+        "train_images": np.full(1000, competition.MEAN_PIXEL),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
     recipe = config.load_recipe("quick")
-    sizes = {"train_rows": kaggle_client.TRAIN_ROWS, "test_rows": kaggle_client.TEST_ROWS, "training_rows": 42_000}
+    sizes = {"train_rows": competition.TRAIN_ROWS, "test_rows": competition.TEST_ROWS, "training_rows": 42_000}
     files = {f"prepare/{name}.npy": tmp_path / f"{name}.npy" for name in arrays}
     part = StageInputs(recipe, recipe, files, {}, {"prepare": {"numbers": sizes}})
     message = evaluate._why_no_record(part, [{"fit_all": False}])

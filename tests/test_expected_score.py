@@ -19,7 +19,7 @@ from pipeline.analysis.expected_score import (
     prediction_interval,
 )
 from pipeline.config import Estimate, accuracy_settings, load_recipe
-from pipeline.dataset import kaggle_client
+from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
 from pipeline.stages import evaluate
 from tests.conftest import SHORT
@@ -30,7 +30,7 @@ RUN["rests_on"] = "10,500 validation rows"
 NO_RUN = {"rows": 0, "accuracy": None}
 RECORD = {"accuracy": 0.9961, "std": 0.0002, "seeds": 5, "rows": 10_500, "training_rows": 31_500, "date": "2026-11-24"}
 SAME_DATA, OTHER_DATA = RECORD | {"same_data": True}, RECORD | {"same_data": False}
-SIZES = {"train_rows": kaggle_client.TRAIN_ROWS, "test_rows": kaggle_client.TEST_ROWS, "training_rows": 31_500}
+SIZES = {"train_rows": competition.TRAIN_ROWS, "test_rows": competition.TEST_ROWS, "training_rows": 31_500}
 
 
 def test_interval_of_a_run_by_hand():
@@ -160,7 +160,7 @@ def why_no_record(tmp_path):
     """`evaluate._why_no_record` for images with the mean pixel of MNIST."""
     recipe = load_recipe("quick")
 
-    def call(estimate=None, sizes=(), fit_all=False, mean=kaggle_client.MEAN_PIXEL):
+    def call(estimate=None, sizes=(), fit_all=False, mean=competition.MEAN_PIXEL):
         images = np.full((1, 1000), int(mean), np.uint8)
         images[0, : round(mean % 1 * 1000)] += 1
         np.save(tmp_path / "images.npy", images)
@@ -224,8 +224,8 @@ def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, finished, m
     images = np.load(finished / "data/prepared/arrays/train_images.npy")
     for name, value in {"TRAIN_ROWS": 400, "TEST_ROWS": 100, "MEAN_PIXEL": float(images.mean()) + 0.2}.items():
         monkeypatch.setattr(evaluate, name, value)
-    monkeypatch.setattr(kaggle_client, "TRAIN_ROWS", 400)
-    monkeypatch.setattr(kaggle_client, "MNIST_ROWS", 500)
+    monkeypatch.setattr(competition, "TRAIN_ROWS", 400)
+    monkeypatch.setattr(competition, "MNIST_ROWS", 500)
     monkeypatch.setattr(expected_score, "contradicts", lambda run, record: False)
     out, receipt = run_with_record()
     run = Measurement(receipt["validation"]["accuracy"], 1 / 100)

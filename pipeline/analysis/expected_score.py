@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.dataset import kaggle_client
+from pipeline.dataset import competition
 
 Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
@@ -93,9 +93,9 @@ def estimate_score(evaluation: Mapping[str, Any], test_rows: int) -> dict[str, A
         if evaluation["chosen_on_these_rows"]:
             run_text += "; the epoch was chosen on these rows too"
     # A run that measured all rows of the record itself does not need it.
-    if recorded and not (recorded["same_data"] and own_rows >= kaggle_client.TRAIN_ROWS):
+    if recorded and not (recorded["same_data"] and own_rows >= competition.TRAIN_ROWS):
         accuracy, n_rows, seeds, same_data = (recorded[name] for name in ("accuracy", "rows", "seeds", "same_data"))
-        total, population = kaggle_client.TRAIN_ROWS, kaggle_client.MNIST_ROWS
+        total, population = competition.TRAIN_ROWS, competition.MNIST_ROWS
         record = measure_record(accuracy, n_rows, seeds, same_data, total, population)
         record_text = _describe_record(recorded)
     if run and record and contradicts(run, record):

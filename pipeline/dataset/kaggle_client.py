@@ -18,17 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.dataset.competition import PAGE, SLUG
 from pipeline.errors import PipelineError
 
-SLUG = "digit-recognizer"
-PAGE = f"https://www.kaggle.com/competitions/{SLUG}"
 TOKEN_PAGE = "https://www.kaggle.com/settings"
-TRAIN_ROWS, TEST_ROWS = 42_000, 28_000
-MNIST_ROWS = TRAIN_ROWS + TEST_ROWS  # the competition's two tables were drawn from MNIST's images
-# Mean pixel of MNIST's 70,000 images, and the largest difference of the mean of a random draw of 42,000: seven standard
-# errors of 11.06 / sqrt(42,000) * sqrt(1 - 42,000 / 70,000) = 0.034, where 11.06 is the standard deviation of the
-# images' means.
-MEAN_PIXEL, MEAN_PIXEL_TOLERANCE = 33.386, 0.24
 
 # Every failure is reported within 100 s: two attempts without a reply take 2 * TIMEOUT + RETRY_PAUSE; an interrupted
 # download takes at most (1 + MAX_RESUMES) * TIMEOUT and the client's pauses of 2, 4, ... s, and has no second attempt.
@@ -123,14 +116,14 @@ def _call(action: str, retry: bool = True, download_folder: Path | None = None, 
 
 
 def send_request(
-    action: str, retry: bool = True, download_folder: Path | None = None, **arguments: Any
+    action: str, retry: bool = True, download_folder: Path | None = None, timeout_factor: int = 1, **arguments: Any
 ) -> dict[str, Any]:
     """The child's reply, after a temporary failure that of a second attempt; {"error", "detail"} after a failure."""
     request = {"action": action, "competition": SLUG, "max_resumes": MAX_RESUMES, **arguments}
-    reply = _run_child(request, download_folder)
+    reply = _run_child(request, download_folder, timeout_factor)
     if retry and reply.get("temporary"):
         time.sleep(RETRY_PAUSE)
-        reply = _run_child(request, download_folder)
+        reply = _run_child(request, download_folder, timeout_factor)
     return reply
 
 
@@ -141,10 +134,10 @@ def explain(reply: dict[str, Any], advice: str = "") -> KaggleError:
     return KaggleError(message + (f" ({detail})" if detail else "") + advice, user_error=kind in USER_ERRORS)
 
 
-def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[str, Any]:
-    """The reply of a child process, which is killed after TIMEOUT without a reply or growth of the download.
+def _run_child(request: dict[str, Any], download_folder: Path | None, timeout_factor: int) -> dict[str, Any]:
+    """The reply of a child process, which is killed if neither a reply nor the download comes for some time.
 
-    An entry "timeout_factor" of the request extends this time.
+    timeout_factor: this time, in units of TIMEOUT.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
     # Not pipes: a long reply would fill one, and the child would block.
@@ -167,7 +160,7 @@ def _run_child(request: dict[str, Any], download_folder: Path | None) -> dict[st
                     if new_size > size:
                         bar.update(new_size - size)
                         size, last_progress = new_size, time.monotonic()
-                    if time.monotonic() - last_progress > TIMEOUT * request.get("timeout_factor", 1):
+                    if time.monotonic() - last_progress > TIMEOUT * timeout_factor:
                         return {"error": "timeout"}
         finally:
             child.kill()

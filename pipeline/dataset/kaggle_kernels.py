@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.dataset import kaggle_client
-from pipeline.dataset.kaggle_client import PAGE, KaggleError
+from pipeline.dataset.competition import PAGE
+from pipeline.dataset.kaggle_client import KaggleError
 
 WORK_PAGE = "https://www.kaggle.com/work"
 NEW_TITLE = 'choose another title with --set notebook.title="..."'

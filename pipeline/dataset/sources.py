@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import kaggle_machine, store
-from pipeline.dataset import files, kaggle_client
+from pipeline.dataset import competition, files, kaggle_client
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.errors import PipelineError
@@ -32,7 +32,7 @@ OPENML_TIMEOUT = 30  # seconds without a reply; scikit-learn sets no limit
 # Sources whose predictions can be submitted: the competition's own files, however they were obtained.
 COMPETITION_SOURCES = ("kaggle", "files", "path")
 HOW_TO_GET_REAL_DATA = (
-    f"join {kaggle_client.PAGE},\n"
+    f"join {competition.PAGE},\n"
     "then put train.csv, test.csv and sample_submission.csv (or the zip) into data/raw,\n"
     "or give --data PATH, or set up Kaggle's API and give --data kaggle."
 )
@@ -92,14 +92,14 @@ def find_attached() -> Path | None:
     root = kaggle_machine.input_root()
     if root is None:
         return None
-    for folder in (root / "competitions" / kaggle_client.SLUG, root / kaggle_client.SLUG):
+    for folder in (root / "competitions" / competition.SLUG, root / competition.SLUG):
         if folder.is_dir():
             return folder
     matches = [folder for folder in _folders_below(root) if _has_all_tables(folder)]
     if not matches:
         raise SourceError(
             f"{root} contains no {', '.join(files.TABLES)}.csv: attach the competition to the notebook (Add Input, "
-            f"Competitions, Digit Recognizer; {kaggle_client.PAGE}), or choose a source with --data"
+            f"Competitions, Digit Recognizer; {competition.PAGE}), or choose a source with --data"
         )
     if len(matches) > 1:
         raise SourceError(f"{matches[0]} and {matches[1]} both contain competition tables: choose one with --data")
@@ -149,7 +149,7 @@ def fetch_path(data: str, folder: Path) -> dict[str, Any]:
         return {"source": "idx"}
     files.require_tables(path, files.find_tables(paths))
     for file in paths:
-        name = f"{kaggle_client.SLUG}.zip" if file == path else file.name
+        name = f"{competition.SLUG}.zip" if file == path else file.name
         store.write(folder / name, _read_pieces(file))
     manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
     source = manifest["numbers"].get("source", "files") if manifest else "files"
@@ -168,7 +168,7 @@ def fetch_kaggle(folder: Path) -> dict[str, Any]:
             raise KaggleError(f"the download from Kaggle is damaged ({error}): try again") from None
         if damaged:
             raise KaggleError(f"the download from Kaggle is damaged (in {damaged}): try again")
-        store.write(folder / f"{kaggle_client.SLUG}.zip", _read_pieces(archive))
+        store.write(folder / f"{competition.SLUG}.zip", _read_pieces(archive))
     return {"source": "kaggle"}
 
 

@@ -22,7 +22,7 @@ import torch
 from pipeline import cli, config, store
 from pipeline.analysis.dataset_statistics import find_nearest
 from pipeline.analysis.metrics import wilson_interval
-from pipeline.dataset.kaggle_client import TRAIN_ROWS
+from pipeline.dataset.competition import TRAIN_ROWS
 from pipeline.dataset.sources import load_sample
 from pipeline.nn.export import to_page_network
 from pipeline.nn.inference import predict_probabilities

@@ -81,7 +81,7 @@ def build_notebook(contents: Mapping[str, bytes], run: NotebookRun) -> bytes:
     return content
 
 
-def kernel_metadata(notebook: str, title: str, code_file: str, gpu: bool) -> dict[str, Any]:
+def kernel_metadata(notebook: str, title: str, code_file: str, competition: str, gpu: bool) -> dict[str, Any]:
     """The content of `kernel-metadata.json` for the official client; `notebook` is "user/slug"."""
     return {
         "id": notebook,
@@ -95,7 +95,7 @@ def kernel_metadata(notebook: str, title: str, code_file: str, gpu: bool) -> dic
         "enable_internet": False,
         **({"machine_shape": GPU_SHAPE} if gpu else {}),
         "dataset_sources": [],
-        "competition_sources": ["digit-recognizer"],
+        "competition_sources": [competition],
         "kernel_sources": [],
         "model_sources": [],
         "keywords": [],

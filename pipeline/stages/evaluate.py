@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config, specs, store
 from pipeline.arrays import load_training_rows
-from pipeline.dataset.kaggle_client import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
+from pipeline.dataset.competition import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.predictions import predict_training_rows
 

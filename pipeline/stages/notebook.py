@@ -11,7 +11,8 @@ from typing import Any
 
 from pipeline import store
 from pipeline.dataset import kaggle_client, kaggle_kernels
-from pipeline.dataset.kaggle_client import SLUG, TEST_ROWS, KaggleError
+from pipeline.dataset.competition import SLUG, TEST_ROWS
+from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
 from pipeline.reports import notebook_file
@@ -37,7 +38,7 @@ def run(context: StageContext) -> dict[str, Any]:
     name = f"{owner}/{make_slug(settings.title)}"
     folder.mkdir(parents=True, exist_ok=True)
     store.write(folder / NOTEBOOK, content)
-    metadata = notebook_file.kernel_metadata(name, settings.title, NOTEBOOK, gpu)
+    metadata = notebook_file.kernel_metadata(name, settings.title, NOTEBOOK, SLUG, gpu)
     store.write_json(folder / METADATA, metadata)
     context.say(f"{folder / NOTEBOOK} ({len(content):,} bytes)")
     if not settings.push:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config, specs, store
 from pipeline.dataset import files, sources
+from pipeline.dataset.competition import TEST_ROWS
 from pipeline.dataset.files import TableFile
-from pipeline.dataset.kaggle_client import TEST_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.predictions import predict_test_rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.dataset import kaggle_client, sources
+from pipeline.dataset import competition, kaggle_client, sources
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError
@@ -49,9 +49,9 @@ class Submission:
         if digest != receipt["sha256"]["submission.csv"]:
             raise StageError(f"{file} was changed after its receipt was written: run --stage predict again")
         n_rows = file.read_bytes().count(b"\n") - 1
-        if n_rows != kaggle_client.TEST_ROWS:
+        if n_rows != competition.TEST_ROWS:
             raise StageError(
-                f"{file} has {n_rows:,} rows, but the competition's test set has {kaggle_client.TEST_ROWS:,}: it was "
+                f"{file} has {n_rows:,} rows, but the competition's test set has {competition.TEST_ROWS:,}: it was "
                 "not made from the competition's data. Nothing was sent"
             )
         return cls(file, receipt_file, receipt, digest)
