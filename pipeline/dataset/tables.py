@@ -84,8 +84,13 @@ def write_tables(
     test = test_images.reshape(len(test_images), -1)
     store.write(folder / "train.csv", _encode_rows(COLUMNS["train"], train))
     store.write(folder / "test.csv", _encode_rows(COLUMNS["test"], test))
-    for name, labels in (("sample_submission.csv", [0] * len(test)), (TEST_LABELS, test_labels.tolist())):
-        store.write(folder / name, b"ImageId,Label\n" + b"".join(b"%d,%d\n" % row for row in enumerate(labels, 1)))
+    for name, labels in (("sample_submission.csv", np.zeros_like(test_labels)), (TEST_LABELS, test_labels)):
+        store.write(folder / name, encode_submission(labels))
+
+
+def encode_submission(labels: UInt8[np.ndarray, " n"]) -> bytes:
+    """The content of a file with the format of `sample_submission.csv`, with ids from 1."""
+    return b"ImageId,Label\n" + b"".join(b"%d,%d\n" % row for row in enumerate(labels.tolist(), 1))
 
 
 def _encode_rows(columns: list[str], rows: UInt8[np.ndarray, "n columns"]) -> Iterator[bytes]:

@@ -30,8 +30,7 @@ def run(context: StageContext) -> dict[str, Any]:
     parts = [_predict(context, part) for part in context.parts]
     probabilities = np.mean(parts, axis=0)
     labels = probabilities.argmax(1).astype(np.uint8)
-    rows = b"".join(b"%d,%d\n" % row for row in enumerate(labels.tolist(), 1))
-    content = b"ImageId,Label\n" + rows
+    content = tables.encode_submission(labels)
     path = context.output_dir / "submission.csv"
     store.write(path, content)
     # prepare checks sample_submission.csv in the same way: ids from 1 in order, as many as test.csv has rows.
@@ -109,6 +108,6 @@ STAGE = Stage(
     },
     outputs=("submission.csv", "probabilities.npy"),
     receipt="submission.json",
-    code=lambda recipe: (*specs.inference_code(recipe), "analysis.expected_score", "stages.predict"),
+    code=lambda recipe: (*specs.inference_code(recipe), "analysis.expected_score", "dataset.tables", "stages.predict"),
     uses_device=True,
 )
