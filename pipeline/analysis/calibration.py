@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from pipeline.shapes import Float, Float64, UInt8
 
@@ -18,8 +19,7 @@ def calibrate(probabilities: Float[np.ndarray, "n 10"], temperature: float) -> F
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     logits = np.log(np.maximum(probabilities.astype(np.float64), MIN_PROBABILITY)) / temperature
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    calibrated: Float64[np.ndarray, "n 10"] = powers / powers.sum(1, keepdims=True)
+    calibrated: Float64[np.ndarray, "n 10"] = softmax(logits, axis=1)
     return calibrated
 
 

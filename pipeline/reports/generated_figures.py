@@ -1,6 +1,5 @@
 """Pictures of generated digits: samples, a film of the training, losses, nearest training rows, PCA and t-SNE."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -47,10 +46,7 @@ def film(frames: UInt8[np.ndarray, "epochs rows classes 28 28"]) -> bytes:
                 corner = (FILM_MARGIN + column * tile, FILM_HEADER + row * tile)
                 picture.paste(Image.fromarray(enlarged[row, column]), corner)
         pictures.append(picture)
-    content = io.BytesIO()
-    durations = [FILM_MILLISECONDS] * (n_epochs - 1) + [FILM_END_MILLISECONDS]
-    pictures[0].save(content, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    return content.getvalue()
+    return style.to_gif(pictures, FILM_MILLISECONDS, FILM_END_MILLISECONDS)
 
 
 def losses(history: Sequence[Mapping[str, float]]) -> bytes:

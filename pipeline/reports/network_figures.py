@@ -1,6 +1,5 @@
 """Pictures of a trained network: features, weights, feature maps, saliency and calibration."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -195,10 +194,7 @@ def weights_animated(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> b
         figure.set_layout_engine("none")  # computed once: it would take half of the time
         frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
         frames.append(frame.quantize(64, Image.Quantize.MEDIANCUT))
-    content = io.BytesIO()
-    milliseconds = [200] * (len(frames) - 1) + [3000]
-    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    return content.getvalue()
+    return style.to_gif(frames, 200, 3000)
 
 
 def gradients(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> bytes:

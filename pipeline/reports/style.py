@@ -1,4 +1,4 @@
-"""What all pictures share: colours, axes, small images, legends, and the conversion to PNG."""
+"""What all pictures share: colours, axes, small images, legends, and the conversion to PNG and GIF."""
 
 import io
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from pipeline.shapes import Float, Integer, Shaped
 
@@ -137,6 +138,13 @@ def add_legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for panels with the same lines, below them."""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+
+
+def to_gif(frames: Sequence[Image.Image], milliseconds: int, last_milliseconds: int) -> bytes:
+    """Frames as the bytes of a GIF file that repeats, with the duration of a frame and of the last one."""
+    content, durations = io.BytesIO(), [milliseconds] * (len(frames) - 1) + [last_milliseconds]
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return content.getvalue()
 
 
 def to_png(figure: Figure) -> bytes:
