@@ -251,7 +251,7 @@ def compare(options: argparse.Namespace) -> None:
                 workflow.ensure_fresh(STAGES[name])
         workflow.ensure_fresh(comparison.STAGE, requested=True)
         folder = workflow.published_dir("compare")
-        table, page = (summary.display_path(folder / name) for name in ("table.md", "compare.html"))
+        _, table, page = (summary.display_path(folder / name) for name in COMPARISON_STAGES["compare"].outputs)
         workflow.say(f"table: {table}; page: {page}")
         summary.warn_about_sample(workflow)
 

@@ -48,7 +48,7 @@ def make_study():
     metadata = {"model": MODEL.model_dump(mode="json"), "precision": "fp32", "epoch": EPOCHS, "fit_all": False}
     metadata |= {"checkpoint_selection": "last", "fold": FOLD, "seed": SEED}
     loaded, progress = LoadedNetwork(network.eval(), metadata), []
-    study = NetworkStudy(loaded, rows, Inspect(image=17, rows=30), SEED, "cpu", record, progress.append)
+    study = NetworkStudy(loaded, rows, Inspect(image=17, rows=30), "cpu", record, progress.append)
     return SimpleNamespace(
         network=network, study=study, rows=rows, seen=seen, record=record, progress=progress, metadata=metadata
     )

@@ -50,7 +50,7 @@ def test_embeddings_are_of_pixels_and_of_features_before_and_after_training(made
     monkeypatch.setattr(embedding, "fit_pca", lambda values: spaces.append(values) or fit_pca(values))
     monkeypatch.setattr(embedding, "tsne", lambda points, seed, on_progress: points[:, :2])
     loaded = LoadedNetwork(made.network, made.metadata)
-    study = NetworkStudy(loaded, made.rows, Inspect(rows=30), SEED, "cpu", [], lambda fraction: None)
+    study = NetworkStudy(loaded, made.rows, Inspect(rows=30), "cpu", [], lambda fraction: None)
     rows = np.flatnonzero(made.rows.folds == FOLD)[:30]
     expected = (
         made.rows.images[rows].reshape(30, -1) / np.float32(255),
@@ -132,7 +132,7 @@ def test_weights_and_gradients_over_the_epochs_are_those_of_the_record(made):
 def test_without_held_out_rows_all_rows_are_predicted(made, monkeypatch):
     monkeypatch.setattr(embedding, "tsne", lambda points, seed, on_progress: points[:, :2])
     loaded = LoadedNetwork(made.network, made.metadata | {"fit_all": True, "checkpoint_selection": "best"})
-    study = NetworkStudy(loaded, made.rows, Inspect(rows=20), SEED, "cpu", [], lambda fraction: None)
+    study = NetworkStudy(loaded, made.rows, Inspect(rows=20), "cpu", [], lambda fraction: None)
     numbers = study.numbers()
     assert numbers["rows"] == 200 and numbers["rows_are"] == "training rows (none was held out)"
     assert numbers["chosen_on_these_rows"] and "recorded_epochs" not in numbers and study.layer_histories == []

@@ -17,6 +17,7 @@ MAX_COLUMNS = 1_000
 MIN_ROWS_APPROXIMATE = 10_000
 MIN_ROWS_THREADS = 2_000
 EARLY_STEPS, LATE_STEPS = 250, 500  # of t-SNE, with and without early exaggeration
+NEIGHBOURS = 5  # by which the accuracy of an embedding is measured
 PROGRESS_STEPS = 25  # steps between two calls of `on_progress`
 
 
@@ -78,14 +79,14 @@ def digit_spread(points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n
     return spread
 
 
-def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"], neighbours: int = 5) -> float:
-    """The accuracy of predicting each point's digit from its nearest neighbours.
+def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"]) -> float:
+    """The accuracy of predicting each point's digit from its nearest NEIGHBOURS.
 
     The most frequent digit wins; if several are equally frequent, that of the nearest of these neighbours.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    neighbours = min(neighbours, len(points) - 1)
+    neighbours = min(NEIGHBOURS, len(points) - 1)
     indices = NearestNeighbors(n_neighbors=neighbours, n_jobs=-1).fit(points).kneighbors(return_distance=False)
     votes = labels[indices]
     n_votes = (votes[:, :, None] == votes[:, None]).sum(2)  # for each neighbour, how many have its digit

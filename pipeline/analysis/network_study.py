@@ -26,7 +26,6 @@ class Embedding(NamedTuple):
 class NetworkStudy:
     """Measures a network on the rows of train.csv that it was not trained on, or on all rows if there are none.
 
-    train_seed: for the network before training.
     record: the rows of `nn.recorder.Recorder`, or [].
     on_progress: called with the fraction that is done, up to 1.
     """
@@ -36,7 +35,6 @@ class NetworkStudy:
         loaded: LoadedNetwork,
         training_rows: TrainingRows,
         inspect: Inspect,
-        train_seed: int,
         device: str,
         record: Sequence[Mapping[str, Any]],
         on_progress: Callable[[float], None],
@@ -52,7 +50,7 @@ class NetworkStudy:
         self.chosen_on_these_rows = metadata["checkpoint_selection"] == "best"
         self.kept_epoch = metadata["epoch"]
 
-        untrained = network_internals.make_untrained(network, Model(**metadata["model"]), train_seed, device)
+        untrained = network_internals.make_untrained(network, Model(**metadata["model"]), metadata["seed"], device)
         n_rows = min(inspect.rows, len(rows))
         self.embedded_labels: UInt8[np.ndarray, " m"] = self.labels[:n_rows]
         spaces = {

@@ -68,11 +68,9 @@ def frechet_distance(first: Float32[np.ndarray, "n d"], second: Float32[np.ndarr
     return float(mean_term + trace)
 
 
-def is_among(
-    points: Float32[np.ndarray, "n d"], manifold: Float32[np.ndarray, "m d"], neighbours: int = NEIGHBOURS
-) -> Bool[np.ndarray, " n"]:
-    """Whether each point is at most as far from a row of `manifold` as that row's k-th nearest other row is."""
-    distances, _ = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(manifold).kneighbors()
+def is_among(points: Float32[np.ndarray, "n d"], manifold: Float32[np.ndarray, "m d"]) -> Bool[np.ndarray, " n"]:
+    """Whether each point is at most as far from a row of `manifold` as its NEIGHBOURS-th nearest other row is."""
+    distances, _ = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(manifold).kneighbors()
     radii = distances[:, -1]
     chunks = pairwise_distances_chunked(points, manifold, reduce_func=lambda chunk, start: (chunk <= radii).any(1))
     return np.concatenate(list(chunks))

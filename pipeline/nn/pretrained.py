@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import config
 from pipeline.config import Recipe
 from pipeline.errors import StageError
-from pipeline.nn.models import LoadedNetwork, load_networks
+from pipeline.nn.models import LoadedNetwork, load_networks, read_metadata
 from pipeline.shapes import Int64
 
 FOLDER = Path(__file__).parent.parent / "pretrained"
@@ -42,7 +42,7 @@ def load_pretrained(recipe: str, device: str = "cpu") -> LoadedNetwork:
 def find_record(recipe: Recipe) -> dict[str, Any] | None:
     """What is recorded of the pretrained network that was trained with the settings of `recipe`, or None."""
     for name in pretrained_recipes():
-        record: dict[str, Any] = load_pretrained(name).metadata[RECORD]
+        record: dict[str, Any] = read_metadata(weights_file(name))[RECORD]
         if not config.changed_settings(record["settings"], config.accuracy_settings(recipe)):
             return record
     return None

@@ -8,8 +8,6 @@ from pipeline.analysis.significance import Row
 from pipeline.reports import comparison_figures, comparison_table, page
 from pipeline.shapes import Float
 
-TABLE, MARKDOWN, PAGE = "table.csv", "table.md", "compare.html"
-
 
 def render(
     title: str,
@@ -17,8 +15,8 @@ def render(
     rows: Sequence[Row],
     curves: Mapping[str, Float[np.ndarray, "seeds epochs"]],
     costs: Mapping[str, Row],
-) -> dict[str, bytes]:
-    """The files of a comparison by name.
+) -> tuple[bytes, bytes, bytes]:
+    """The table of a comparison as CSV and as Markdown, and its page.
 
     about: sentences above the table.
     curves, costs: accuracies of each epoch, and the row, by recipe; only of recipes that were measured.
@@ -36,8 +34,4 @@ def render(
         parts.append(
             page.picture(comparison_figures.costs(costs), "error by training time and by number of parameters")
         )
-    return {
-        TABLE: comparison_table.as_csv(rows),
-        MARKDOWN: f"{text}\n".encode(),
-        PAGE: page.render(f"Comparison: {title}", parts),
-    }
+    return comparison_table.as_csv(rows), f"{text}\n".encode(), page.render(f"Comparison: {title}", parts)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis.generated_study import GeneratedStudy
-from pipeline.config import Gan
+from pipeline.config import Recipe
 from pipeline.reports import captions, data_figures, generated_figures, page
 from pipeline.shapes import UInt8
 
@@ -53,17 +53,21 @@ def summarize(numbers: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def render(name: str, about: str, gan: Gan, pictures: Mapping[str, bytes], numbers: Mapping[str, Any]) -> bytes:
-    """The page. numbers: the content of `generate.json`."""
-    settings = [(field, str(value)) for field, value in gan.model_dump().items()]
+def render(recipe: Recipe, judge: str, pictures: Mapping[str, bytes], numbers: Mapping[str, Any]) -> bytes:
+    """The page.
+
+    judge: the recipe of the classifier.
+    numbers: the content of `generate.json`.
+    """
+    settings = [(field, str(value)) for field, value in recipe.gan.model_dump().items()]
     by_class = zip(numbers["generated"]["by_class"], numbers["training_rows"]["by_class"], strict=True)
     parts = [
-        page.paragraph(about),
+        page.paragraph(recipe.about),
         *(page.paragraph(sentence) for sentence in summarize(numbers)),
         page.heading("Quality and diversity"),
         page.paragraph(
             f"{numbers['compared']:,} digits are compared with as many rows that neither the generator nor the "
-            "classifier was trained on. The classifier is the network of the recipe quick. As a reference, the last "
+            f"classifier was trained on. The classifier is the network of the recipe {judge}. As a reference, the last "
             "column compares training rows with the same rows. The classifier recognizes them better than new digits."
         ),
         page.table(("", "generated", "training rows"), _measures(numbers)),
@@ -86,7 +90,7 @@ def render(name: str, about: str, gan: Gan, pictures: Mapping[str, bytes], numbe
         page.heading("Settings"),
         page.table(("setting", "value"), settings),
     ]
-    return page.render(name, parts)
+    return page.render(recipe.name, parts)
 
 
 def _measures(numbers: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -251,7 +251,8 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
     available = {recipe.name for recipe in context.workflow.recipes}
     left_out = [recipe.name for recipe in recipes if recipe.name not in available]
     about += [f"Left out, since ImageNet's weights are not available: {', '.join(left_out)}."] if left_out else []
-    for name, content in comparison_report.render(context.published_dir.name, about, rows, curves, costs).items():
+    contents = comparison_report.render(context.published_dir.name, about, rows, curves, costs)
+    for name, content in zip(context.stage.outputs, contents, strict=True):
         store.write(context.output_dir / name, content)
 
 

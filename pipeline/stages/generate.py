@@ -37,7 +37,7 @@ def run(context: StageContext) -> dict[str, Any]:
         store.write(folder / name, picture)
     numbers = study.numbers()
     store.write_json(folder / "generate.json", numbers)
-    page = generated_report.render(recipe.name, recipe.about, recipe.gan, pictures, numbers)
+    page = generated_report.render(recipe, JUDGE, pictures, numbers)
     store.write(folder / "generate.html", page)
     context.say(" ".join(generated_report.summarize(numbers)))
     context.workflow.say(f"page: {context.published_dir / 'generate.html'}")

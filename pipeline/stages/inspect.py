@@ -28,10 +28,9 @@ def run(context: StageContext) -> dict[str, Any]:
         n_rows = f"{len(training_rows.labels):,} rows"
         raise StageError(f"inspect.image is {settings.inspect.image}: train.csv has {n_rows}")
     loaded, name = _load_network(context)
-    seed = loaded.metadata.get("seed", settings.train.seed)
     record = json.loads(files["train/record.json"].read_bytes())["rows"] if "train/record.json" in files else []
     with context.show_progress("inspect") as on_progress:
-        study = NetworkStudy(loaded, training_rows, settings.inspect, seed, device, record, on_progress)
+        study = NetworkStudy(loaded, training_rows, settings.inspect, device, record, on_progress)
     numbers, pictures = {"network": name} | study.numbers(), network_report.draw(study)
     if "evaluate/probabilities.npy" in files:
         labels = training_rows.labels[np.load(files["evaluate/rows.npy"])]
@@ -84,7 +83,7 @@ STAGE = Stage(
     name="inspect",
     run=run,
     folder=lambda workflow: f"data/runs/{workflow.name}/inspect",
-    settings=("inspect", "train.seed"),
+    settings=("inspect",),
     inputs={
         "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
         "augment": ("contact_sheet.png",),

@@ -98,14 +98,14 @@ def serialize_networks(files: Mapping[str, Path]) -> bytes:
     networks: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, path in files.items():
-        networks[name] = _read_metadata(path)
+        networks[name] = read_metadata(path)
         tensors |= {f"{name}/{key}": tensor for key, tensor in safetensors.torch.load_file(path).items()}
     return serialize_network(tensors, {"networks": networks})
 
 
 def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
     """Read the content of `serialize_network` or `serialize_networks`: the networks on the device, in order."""
-    metadata, tensors = _read_metadata(path), safetensors.torch.load_file(path)
+    metadata, tensors = read_metadata(path), safetensors.torch.load_file(path)
     loaded = []
     for name, own_metadata in metadata.get("networks", {"": metadata}).items():
         prefix = f"{name}/" if name else ""
@@ -119,7 +119,8 @@ def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
     return loaded
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata in a weights file."""
     with safetensors.safe_open(path, "pt") as file:
         metadata: dict[str, Any] = json.loads(file.metadata()["metadata"])
     return metadata
