@@ -7,6 +7,7 @@ import torch
 from pipeline.analysis import embedding, network_internals
 from pipeline.analysis.network_study import NetworkStudy
 from pipeline.config import Inspect
+from pipeline.nn import precision
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import LoadedNetwork, flatten_layers, make_network
 from pipeline.nn.training_loop import seed_everything
@@ -136,3 +137,11 @@ def test_without_held_out_rows_all_rows_are_predicted(made, monkeypatch):
     numbers = study.numbers()
     assert numbers["rows"] == 200 and numbers["rows_are"] == "training rows (none was held out)"
     assert numbers["chosen_on_these_rows"] and "recorded_epochs" not in numbers and study.layer_histories == []
+
+
+def test_a_network_trained_in_bf16_is_measured_in_the_precision_that_evaluate_uses(made, monkeypatch):
+    monkeypatch.setattr(embedding, "tsne", lambda points, seed, on_progress: points[:, :2])
+    monkeypatch.setattr(precision, "is_fast", lambda name, device: name == "fp32")  # a CPU without bf16
+    loaded = LoadedNetwork(made.network, made.metadata | {"precision": "bf16"})
+    study = NetworkStudy(loaded, made.rows, Inspect(rows=20), "cpu", [], lambda fraction: None)
+    assert np.array_equal(study.probabilities, made.study.probabilities)

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.analysis import dataset_statistics, embedding, network_internals
 from pipeline.analysis.sample_quality import Digits, compare_digits
-from pipeline.nn.inference import predict_logits
+from pipeline.config import Predict
+from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
 from pipeline.shapes import Float, Float64, Int64, UInt8
 
@@ -102,8 +103,7 @@ class GeneratedStudy:
 
 def _classify(digits: LabelledDigits, judge: LoadedNetwork, device: str) -> Digits:
     images = torch.from_numpy(np.ascontiguousarray(digits.images))
-    logits = predict_logits(judge.network, images.to(device), device, "fp32")
-    predictions = logits.argmax(1).cpu().numpy().astype(np.uint8)
+    predictions = predict_probabilities(judge, images, Predict(), device).argmax(1).astype(np.uint8)
     return Digits(digits.images, digits.labels, network_internals.last_layer_inputs(judge.network, images), predictions)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from pipeline.analysis import embedding, network_internals
-from pipeline.config import Inspect, Model
+from pipeline.config import Inspect, Model, Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn.held_out import TrainingRows
-from pipeline.nn.inference import predict_logits
+from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
-from pipeline.shapes import Float, Float32, UInt8
+from pipeline.shapes import Float, UInt8
 
 
 class Embedding(NamedTuple):
@@ -44,9 +44,9 @@ class NetworkStudy:
         rows, self.rows_are = np.flatnonzero(training_rows.unseen_by(metadata)), "validation rows"
         if not len(rows):
             rows, self.rows_are = np.arange(len(training_rows.labels)), "training rows (none was held out)"
-        images, self.labels = apply_view(torch.from_numpy(training_rows.images[rows]), view), training_rows.labels[rows]
-        logits = predict_logits(network, images.to(device), device, metadata["precision"])
-        self.probabilities: Float32[np.ndarray, "n 10"] = logits.softmax(1).cpu().numpy()
+        images, self.labels = torch.from_numpy(training_rows.images[rows]), training_rows.labels[rows]
+        self.probabilities = predict_probabilities(loaded, images, Predict(), device)
+        images = apply_view(images, view)
         self.chosen_on_these_rows = metadata["checkpoint_selection"] == "best"
         self.kept_epoch = metadata["epoch"]
 

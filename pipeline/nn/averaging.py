@@ -40,7 +40,7 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def estimate_batch_norm(network: nn.Module, batches: Iterable[Float[Tensor, "n 1 28 28"]]) -> None:
+def estimate_batch_norm(network: nn.Module, batches: Iterable[Float[Tensor, "n ..."]]) -> None:
     """Replace the running statistics of batch norm by their means over batches, with the present weights.
 
     Equals torch.optim.swa_utils.update_bn, which waits for the device in each layer. A network without batch norm is
