@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,36 @@ def test_ratios_are_medians_over_pairs():
     summary = speed.summarize("train", [pair(100, 300), pair(100, 500), pair(200, 600)])
     assert summary["ratio"] == 3 and summary["unit"] == "images/s"
     assert summary["peak_mb"] == {"published": 10, "ours": 20}
+
+
+class TestEpochs:
+    """Whole epochs, as on a GPU, of a small training set on the CPU; each reading of the clock is 20 s later."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        for name, value in {"TRAINING_ROWS": 8, "N_VARIANTS": 2, "VALIDATION_ROWS": 4}.items():
+            monkeypatch.setattr(sides, name, value)
+        clock = itertools.count(0.0, 20.0)
+        monkeypatch.setattr(sides, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    @pytest.mark.parametrize(("side", "n_epochs"), [("ours", 3), ("published", 3)])
+    def test_a_minute_is_measured_and_extrapolated(self, side, n_epochs):
+        result = getattr(sides, f"train_epochs_{side}")({"device": "cpu", "quick": False})
+        more = result["more"]
+        assert result["value"] == 16 / 20 and more["seconds_for_150_epochs"] == 150 * 20
+        assert more["measured_epochs"] == n_epochs and more["is_extrapolated"]
+        pair = {"published": {"value": 0.4, "peak": 1, "more": {}}, "ours": {**result, "peak": 1}}
+        assert speed.summarize("train", [pair])["more"] == more
+
+    def test_a_whole_training_is_not_extrapolated(self, monkeypatch):
+        monkeypatch.setattr(sides, "FULL_EPOCHS", 5)
+        monkeypatch.setattr(sides, "MAX_MEASURED_SECONDS", 1000)
+        more = sides.train_epochs_ours({"device": "cpu", "quick": False})["more"]
+        assert more["measured_epochs"] == 5 and more["seconds_for_150_epochs"] == 5 * 20 and not more["is_extrapolated"]
+
+    def test_slow_published_epochs_end_earlier(self, monkeypatch):
+        monkeypatch.setattr(sides, "MAX_MEASURED_SECONDS", 15)
+        assert sides.train_epochs_published({"device": "cpu", "quick": False})["more"]["measured_epochs"] == 1
 
 
 def test_every_part_has_its_sides():

@@ -4,34 +4,37 @@ On a GPU, each `.item()`, each condition on a tensor and each copy to or from th
 """
 
 import collections
+import contextlib
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from pipeline import config
+from pipeline import config, devices
 from pipeline.nn import gan_training, training_loop
-from pipeline.nn.models import make_network
+from pipeline.nn.models import Head, make_network, trained_part
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 
 MAX_WAITS_PER_EPOCH = 6
 
 
 class CountWaits(TorchDispatchMode):
-    """Counts values that are read on the CPU, and copies between devices."""
+    """Counts values that are read from a device, and copies between devices."""
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
-        self.counts = collections.Counter()
+        self.device, self.counts = device, collections.Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         if name == "_local_scalar_dense":
-            self.counts[name] += 1
-            if isinstance(args[0], torch._subclasses.FakeTensor):
+            self.counts[name] += args[0].device.type == self.device  # Adagrad reads its steps, which are on the CPU
+            if isinstance(args[0], FakeTensor):
                 return 0.1 if args[0].is_floating_point() else 1
+        if name == "_fused_sgd_" and isinstance(args[0][0], FakeTensor):
+            return None  # PyTorch 2.13 has no fake kernel for it
         result = function(*args, **(kwargs or {}))
         tensors = [item for item in tree_flatten((args, kwargs, result))[0] if isinstance(item, torch.Tensor)]
         if len({tensor.device.type for tensor in tensors if tensor.dim()}) > 1:
@@ -40,20 +43,26 @@ class CountWaits(TorchDispatchMode):
 
 
 def count_waits(recipe, n_batches, device, used):
-    """Waits in three epochs of `n_batches` batches, without those of moving network and images to the device."""
+    """Waits in three epochs of `n_batches` batches, without those of moving network and images to the device.
+
+    With "cuda", all tensors on the device are fake. A network with a frozen extractor gets features.
+    """
     recipe = config.load_recipe(recipe)
-    if recipe.has_gan:
-        return count_waits_of_gan(recipe.gan.replace(precision=used, batch_size=8), n_batches, device)
     train = recipe.train.replace(batch_size=8, epochs=3)
-    network = make_network(recipe.model, torch.zeros(4, 28, 28, dtype=torch.uint8))
+    # Outside FakeTensorMode: a network that is created in it cannot be moved to another device.
+    network = trained_part(make_network(recipe.model, torch.zeros(4, 28, 28, dtype=torch.uint8)))
     n_rows = n_batches * train.batch_size
-    images = torch.zeros(n_rows, 28, 28, dtype=torch.uint8, device=device)
-    data = LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
-    trainer = training_loop.Trainer(network, data, FitOptions(train, recipe.affine, device, used, progress_bar=False))
-    progress = training_loop.tqdm(disable=True)
-    with CountWaits() as waits:
-        for _ in range(3):
-            trainer.validate_epoch(trainer.train_epoch(progress), data, None)
+    with FakeTensorMode(allow_non_fake_inputs=True) if device == "cuda" else contextlib.nullcontext():
+        images = torch.zeros(n_rows, 28, 28, dtype=torch.uint8, device=device)
+        if isinstance(network, Head):
+            images = torch.zeros(n_rows, network.classifier[-1].in_features, dtype=torch.float16, device=device)
+        data = LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
+        options = FitOptions(train, recipe.affine, device, used, progress_bar=False)
+        trainer = training_loop.Trainer(network, data, options)
+        progress = training_loop.tqdm(disable=True)
+        with CountWaits(device) as waits:
+            for _ in range(3):
+                trainer.validate_epoch(trainer.train_epoch(progress), data, None)
     return sum(waits.counts.values())
 
 
@@ -61,7 +70,7 @@ def count_waits_of_gan(gan, n_batches, device):
     images = torch.zeros(8 * n_batches, 28, 28, dtype=torch.uint8, device=device)
     data = LabelledImages(images, torch.zeros(8 * n_batches, dtype=torch.int64, device=device))
     trainer, progress = gan_training.GanTrainer(data, gan, device), training_loop.tqdm(disable=True)
-    with CountWaits() as waits:
+    with CountWaits(device) as waits:
         for _ in range(3):
             trainer.train_epoch(progress)
     return sum(waits.counts.values())
@@ -87,17 +96,20 @@ def test_no_value_is_read_within_an_epoch(monkeypatch, recipe, used):
 def test_no_value_is_read_within_an_epoch_of_a_gan(monkeypatch, recipe):
     """The losses and the images of an epoch are copied as a whole, which is not counted on the CPU."""
     monkeypatch.setattr(gan_training, "BATCH_NORM_BATCHES", 1)
-    assert count_waits(recipe, 3, "cpu", "fp32") == 0
+    gan = config.load_recipe(recipe).gan.replace(precision="fp32", batch_size=8)
+    assert count_waits_of_gan(gan, 3, "cpu") == 0
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="autograd supports fake CUDA tensors only where CUDA can be initialized"
+    bool(devices.why_unusable("cuda")), reason="autograd supports fake CUDA tensors only where CUDA can be initialized"
 )
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", config.recipe_names())
+@pytest.mark.parametrize("recipe", [name for name in config.recipe_names() if not name.startswith("gan/")])
 def test_no_wait_within_an_epoch_on_fake_cuda_tensors(monkeypatch, recipe):
-    """Includes copies, and raises an error if devices do not match. Nothing is computed."""
+    """Includes copies, and raises an error if devices do not match. Nothing is computed.
+
+    Of the GANs, which create their networks themselves, test_gpu.py tests this on the GPU.
+    """
     monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        few, many = (count_waits(recipe, n_batches, "cuda", "bf16") for n_batches in (3, 6))
-    assert few == many and few <= 3 * MAX_WAITS_PER_EPOCH
+    few, many = (count_waits(recipe, n_batches, "cuda", "bf16") for n_batches in (3, 6))
+    assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH

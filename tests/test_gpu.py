@@ -1,6 +1,7 @@
 """Training on a CUDA GPU (`pytest -m gpu`): the CPU as the oracle, resuming, several processes."""
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline import devices, store
 from pipeline.config import Affine, Model, load_recipe
 from pipeline.nn import training_loop
 from pipeline.nn.extraction import extract_features
-from pipeline.nn.gan_training import fit_gan
+from pipeline.nn.gan_training import GanTrainer, fit_gan
 from pipeline.nn.inference import predict_logits
 from pipeline.nn.models import MODELS, make_network
 from pipeline.nn.precision import choose_precision, library_settings
@@ -21,15 +22,28 @@ from pipeline.nn.training_loop import FitOptions, LabelledImages
 from pipeline.settings import TRANSFER_MODELS
 from pipeline.training_task import TrainingArrays, measure_footprint
 from tests.conftest import digits_28
-from tests.test_training_loop import BASE, CNN
+from tests.test_training_loop import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU, or PyTorch is built without CUDA"),
+    pytest.mark.skipif(bool(devices.why_unusable("cuda")), reason=devices.why_unusable("cuda")),
 ]
 ROOT = Path(__file__).parent.parent
 IMAGES, LABELS = digits_28(300)
 CONVOLUTIONS = Model(name="layers", layers=(*CNN.layers, "conv 4 3x3"), dropout=0.2)
+# Without batch norm: the gradient of a bias in front of it is 0 but for rounding, and Adam's first step is its sign.
+WITHOUT_BATCH_NORM = Model(name="layers", layers=(*CNN_WITHOUT_BATCH_NORM.layers, "conv 4 3x3"))
+
+
+@pytest.fixture(autouse=True)
+def first_gpu_that_computes():
+    devices.choose_device("cuda")
+
+
+@pytest.fixture
+def skip_without_bf16(used):
+    if used == "bf16" and torch.cuda.get_device_capability() < (7, 5):
+        pytest.skip("cuBLAS has no bf16 for this GPU: https://github.com/pytorch/pytorch/issues/57773")
 
 
 def on_device(device, n_rows=300):
@@ -55,22 +69,26 @@ def equal(first, second):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta"])
 def test_one_step_in_fp32_is_that_of_the_cpu(optimizer):
-    """All rows in one batch, without dropout: neither the order of rows nor random masks differ."""
-    train = BASE.replace(epochs=1, batch_size=300, optimizer=optimizer, learning_rate=0.001, swa_fraction=0.5)
-    model = CONVOLUTIONS.replace(dropout=0.0)
-    cpu, gpu = (fit(device, train, model)[0].state_dict for device in ("cpu", "cuda"))
+    """All rows in one batch, without dropout: neither the order of rows nor random masks matter.
+
+    On a CPU, another order of rows and memory format, or fp64, change a step by at most 0.01% of its size, random
+    errors of 0.01% of the largest gradient by 0.1%, and a learning rate that is 10% larger by 10%.
+    """
+    train = BASE.replace(epochs=1, batch_size=300, optimizer=optimizer, learning_rate=0.01)
+    cpu, gpu = (fit(device, train, WITHOUT_BATCH_NORM)[0] for device in ("cpu", "cuda"))
     training_loop.seed_everything(train.seed)
-    start = make_network(model).state_dict()
-    for name, expected in cpu.items():
-        change = (expected - start[name]).float().abs().mean()
-        # Adam's first step is the sign of the gradient, which rounding changes where the gradient is 0.
-        assert (gpu[name].cpu() - expected).float().abs().mean() <= 0.05 * change + 1e-7, name
+    start = make_network(WITHOUT_BATCH_NORM).state_dict()
+    for name, expected in cpu.state_dict.items():
+        change = (expected - start[name]).abs().mean()
+        assert (gpu.state_dict[name].cpu() - expected).abs().mean() < 0.01 * change, name
+    assert gpu.history[0]["train_loss"] == pytest.approx(cpu.history[0]["train_loss"], rel=1e-4)
 
 
+@pytest.mark.usefixtures("skip_without_bf16")
 @pytest.mark.parametrize("used", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - TRANSFER_MODELS.keys()))
 def test_every_model_forward_and_backward(name, used):
-    """bf16 is emulated on cards without it, fp16 runs on all."""
+    """bf16 is emulated on Turing, fp16 runs on all GPUs."""
     model = CONVOLUTIONS if name == "layers" else Model(name=name)
     result, _ = fit("cuda", BASE.replace(epochs=2, precision=used), model)
     assert all(tensor.isfinite().all() for tensor in result.state_dict.values())
@@ -85,11 +103,12 @@ def test_every_model_forward_and_backward(name, used):
     assert (logits - exact).abs().max() < tolerance * max(1.0, exact.abs().max().item())
 
 
+@pytest.mark.usefixtures("skip_without_bf16")
 @pytest.mark.parametrize("used", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(TRANSFER_MODELS))
 def test_features_are_those_of_the_cpu(name, used):
     network = make_network(Model(name=name, side=64))
-    images = on_device("cpu").images
+    images = on_device("cpu", n_rows=50).images
     expected = extract_features(network, images, "plain", "cpu", "fp32").astype(float)
     features = extract_features(network.to("cuda"), images.to("cuda"), "plain", "cuda", used).astype(float)
     assert np.abs(features - expected).max() < {"fp32": 0.01, "bf16": 0.15}[used] * expected.max()
@@ -117,6 +136,15 @@ class ForbidWaits(training_loop.tqdm):
         torch.cuda.set_sync_debug_mode("error" if self.n_steps else "default")
 
 
+def train_epoch_without_waiting(trainer, n_steps):
+    progress = ForbidWaits(n_steps)
+    try:
+        trainer.train_epoch(progress)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert progress.n_steps == 0
+
+
 @pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
 def test_a_deterministic_gan_continues_with_the_same_weights(recipe):
     gan = load_recipe(recipe).gan.replace(epochs=3, precision="fp32", deterministic=True)
@@ -134,12 +162,15 @@ def test_the_loop_does_not_wait_within_an_epoch():
     options = FitOptions(train, Affine(rotation=10), "cuda", "fp16", progress_bar=False)
     trainer = training_loop.Trainer(make_network(CONVOLUTIONS), on_device("cuda"), options)
     trainer.train_epoch(training_loop.tqdm(disable=True))
-    progress = ForbidWaits(n_steps=6)
-    try:
-        trainer.train_epoch(progress)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert progress.n_steps == 0
+    train_epoch_without_waiting(trainer, n_steps=6)
+
+
+@pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
+def test_the_loop_of_a_gan_does_not_wait_within_an_epoch(recipe):
+    gan = load_recipe(recipe).gan.replace(precision="fp32", batch_size=50)
+    trainer = GanTrainer(on_device("cuda"), gan, "cuda")
+    trainer.train_epoch(training_loop.tqdm(disable=True))
+    train_epoch_without_waiting(trainer, n_steps=6)
 
 
 def test_the_footprint_of_a_training_is_measured():
@@ -147,7 +178,10 @@ def test_the_footprint_of_a_training_is_measured():
     small = measure_footprint(CONVOLUTIONS, BASE, arrays)
     large = measure_footprint(Model(name="dropout_cnn"), BASE.replace(batch_size=300), arrays)
     assert 0 < small < large < 16 * 2**30
-    assert devices.networks_per_gpu(small) >= 1
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    fit("cuda", BASE.replace(batch_size=300), Model(name="dropout_cnn"))
+    assert torch.cuda.max_memory_allocated() < large
 
 
 def run(workspace, *arguments):
@@ -162,28 +196,33 @@ def read_context(workspace, recipe):
 def test_two_processes_on_one_card(tmp_path):
     settings = ("train.epochs=3", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
     options = [word for setting in settings for word in ("--set", setting)]
-    outcome = run(tmp_path, "--stage", "train", "--recipe", "quick", *options)
+    outcome = run(tmp_path, "--stage", "all", "--recipe", "quick", *options)
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.count("done in") >= 4 and read_context(tmp_path, "quick")["networks_per_gpu"] == 2
     assert len(list(tmp_path.glob("data/networks/*/manifest.json"))) == 4
 
 
 def test_two_epochs_of_dropout_cnn(tmp_path):
-    outcome = run(tmp_path, "--stage", "train", "--recipe", "dropout_cnn", "--set", "train.epochs=2")
+    outcome = run(tmp_path, "--stage", "all", "--recipe", "dropout_cnn", "--set", "train.epochs=2")
     assert outcome.returncode == 0, outcome.stderr
     context = read_context(tmp_path, "dropout_cnn")
-    assert context["gpus"] and context["cuda"] and context["cudnn"] and context["driver"]
+    assert context["gpus"] and context["cuda"] and context["cudnn"]
+    if shutil.which("nvidia-smi"):  # some containers lack it
+        assert context["driver"]
 
 
 def test_a_full_quick_run(tmp_path):
     """On the sample."""
     outcome = run(tmp_path, "--stage", "all", "--recipe", "quick")
     assert outcome.returncode == 0, outcome.stderr
-    assert f"device: {torch.cuda.get_device_name(0)}" in outcome.stdout
+    names = {torch.cuda.get_device_name(number) for number in devices.usable_gpus()}
+    assert f"device: {', '.join(sorted(names))}" in outcome.stdout
     metrics = store.read_json(tmp_path / "data/runs/quick/evaluate/metrics.json")
     assert metrics["accuracy"] > 0.97
 
 
 def test_automatic_precision():
-    expected = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    """bf16 from Ampere on, fp16 on Volta and Turing, fp32 on Pascal."""
+    capability = torch.cuda.get_device_capability()
+    expected = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
     assert choose_precision("auto", "cuda") == expected
