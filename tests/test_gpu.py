@@ -198,7 +198,7 @@ def test_two_processes_on_one_card(tmp_path):
     options = [word for setting in settings for word in ("--set", setting)]
     outcome = run(tmp_path, "--stage", "all", "--recipe", "quick", *options)
     assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.count("done in") >= 4 and read_context(tmp_path, "quick")["networks_per_gpu"] == 2
+    assert "(4 of 4)" in outcome.stdout and read_context(tmp_path, "quick")["networks_per_gpu"] == 2
     assert len(list(tmp_path.glob("data/networks/*/manifest.json"))) == 4
 
 
