@@ -12,6 +12,7 @@ import torch
 
 from pipeline import devices, store
 from pipeline.config import Affine, Model, load_recipe
+from pipeline.footprint import measure_footprint
 from pipeline.nn import training_loop
 from pipeline.nn.extraction import extract_features
 from pipeline.nn.gan_training import GanTrainer, fit_gan
@@ -20,7 +21,7 @@ from pipeline.nn.models import MODELS, make_network
 from pipeline.nn.precision import choose_precision, library_settings
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 from pipeline.settings import TRANSFER_MODELS
-from pipeline.training_task import TrainingArrays, measure_footprint
+from pipeline.training_task import TrainingArrays
 from tests.conftest import digits_28
 from tests.test_training_loop import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 
