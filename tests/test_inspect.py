@@ -127,6 +127,7 @@ def test_rows_and_networks_that_do_not_exist_are_refused(command, finished, sett
     assert run.code == 2 and message in run.err and setting.partition("=")[0] in run.err
 
 
+@pytest.mark.slow
 def test_a_network_of_an_ensemble_is_inspected_on_the_rows_that_it_did_not_see(command, finished, quick_study):
     folds = ("--set", "split.folds=2", "--set", "train.epochs=1")
     assert command("--stage", "all", *OPTIONS, *folds, "--workspace", finished).code == 0

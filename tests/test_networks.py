@@ -130,7 +130,6 @@ class TestSpecs:
         monkeypatch.setattr(training_task, "choose_device", lambda device: device)
         settings = ["model.name=vgg16", "model.pretrained=none", "train.precision=fp32", "train.deterministic=true"]
         gpu, cpu = (Pool("local", device, device) for device in ("cuda", "cpu"))
-        assert resolve([*settings, "model.frozen=all"], pool=gpu)
         assert resolve([*settings, "model.frozen=nothing"], pool=cpu)
         with pytest.raises(StageError, match="pooling layer of vgg16"):
             resolve([*settings, "model.frozen=nothing"], pool=gpu)
@@ -282,26 +281,6 @@ class TestReuse:
         assert weights_bytes(ensemble) == weights_before
 
     @pytest.mark.parametrize(("module", "n_trained"), [("layers", 4), ("small_cnn", 0)])
-    def test_an_interrupted_training_continues_although_a_neutral_setting_is_new(self, ensemble, train, monkeypatch):
-        def interrupt(monitor, task, history):
-            raise KeyboardInterrupt
-
-        def key_of_earlier_version(spec):
-            key = make_key(spec)
-            del key["settings"]["train.warmup"]
-            return key
-
-        make_key = specs.NetworkSpec.key
-        with monkeypatch.context() as patch:
-            patch.setattr(specs.NetworkSpec, "key", key_of_earlier_version)
-            patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
-            assert train("--set", "train.epochs=3").code == 130
-        (partial,) = ensemble.glob("data/networks/*.partial")
-        assert "train.warmup" not in json.loads((partial / store.STARTED).read_text())["settings"]
-        assert train("--set", "train.epochs=3").code == 0
-        log = (partial.with_suffix("") / "log.txt").read_text()
-        assert "continuing after epoch 1" in log and log.count("epoch 1,") == 1
-
     def test_edited_code_of_a_model_makes_its_networks_stale(
         self, ensemble, train, command, monkeypatch, module, n_trained
     ):
@@ -316,6 +295,26 @@ class TestReuse:
         assert networks_after.keys() == networks_before.keys()
         assert sum(networks_after[name] != networks_before[name] for name in networks_after) == n_trained
         assert weights_bytes(ensemble) == weights_before
+
+    def test_an_interrupted_training_continues_although_a_neutral_setting_is_new(self, ensemble, train, monkeypatch):
+        def interrupt(monitor, task, history):
+            raise KeyboardInterrupt
+
+        def key_of_earlier_version(spec):
+            key = make_key(spec)
+            del key["settings"]["train.softmax_before_loss"]
+            return key
+
+        make_key = specs.NetworkSpec.key
+        with monkeypatch.context() as patch:
+            patch.setattr(specs.NetworkSpec, "key", key_of_earlier_version)
+            patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+            assert train("--set", "train.epochs=3").code == 130
+        (partial,) = (log.parent for log in ensemble.glob("data/networks/*.partial/log.txt"))
+        assert "train.softmax_before_loss" not in json.loads((partial / store.STARTED).read_text())["settings"]
+        assert train("--set", "train.epochs=3").code == 0
+        log = (partial.with_suffix("") / "log.txt").read_text()
+        assert "continuing after epoch 1" in log and log.count("epoch 1,") == 1
 
     def test_a_network_whose_publication_was_interrupted_is_restored(self, ensemble, train):
         networks_before = trained(ensemble)

@@ -105,6 +105,7 @@ def undisturbed(_prepared, tmp_path_factory):
 
 
 class TestProcesses:
+    @pytest.mark.slow
     def test_a_killed_training_continues_with_what_is_missing(self, prepared, command, undisturbed):
         """Killed in two processes, continued in this one."""
         process = start_training(prepared)

@@ -136,7 +136,7 @@ class WorkflowMachine(RuleBasedStateMachine):
 
 
 class TestWorkflow(WorkflowMachine.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_a_second_run_is_refused_and_names_the_first_and_a_third_waits(start, ru
     assert "train: fresh" in run.out and "predict: fresh" in run.out
 
 
+@pytest.mark.slow
 def test_two_workspaces_at_the_same_time_have_the_same_results(start, runs):
     first, second = start("one"), start("two")  # both are in the middle of their trainings now
     for pid, _ in (first, second):

@@ -69,7 +69,7 @@ def no_training(monkeypatch):
     monkeypatch.setattr("pipeline.training_task.fit", None)
 
 
-def interrupt(*arguments):
+def interrupt(*arguments, **options):
     raise KeyboardInterrupt
 
 
