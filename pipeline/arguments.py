@@ -21,7 +21,7 @@ USED_BY = {
     "recipe": {*_ALL, "--status"},
     "set": {*_ALL, "--status", "--clean"},
     "data": {*_ALL - {"notebook"}, "--status"},  # a notebook reads the competition's data on Kaggle
-    "device": {*_ALL - {"submit"}, "--status"},  # it also selects the default recipe
+    "device": {*_ALL, "--status"},  # it also selects the default recipe
     "engine": {"all", "train"},
     "tracker": {"all", "train"},
     "seeds": {"compare"},

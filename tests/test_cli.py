@@ -65,7 +65,7 @@ VALUES = {
         ("--stage evaluate", "engine ensemble images seeds tracker yes"),
         ("--stage compare --recipe quick", "engine images tracker yes"),
         ("--stage generate", "engine ensemble images seeds tracker yes"),
-        ("--stage submit", "device engine ensemble images seeds tracker yes"),
+        ("--stage submit", "engine ensemble images seeds tracker yes"),
         ("--stage notebook", "data engine ensemble images seeds tracker yes"),
         ("--stage recognize --images a.png", "engine ensemble force seeds tracker yes"),
     ],
