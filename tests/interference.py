@@ -9,6 +9,7 @@ written, flushed, renamed or deleted. Points are counted in the process that run
 
 import builtins
 import contextlib
+import io
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120  # seconds after which a run counts as hanging and is killed
@@ -228,6 +231,13 @@ class _Run:
         return os.pread(self.files[number].fileno(), 1 << 24, 0)
 
 
+def blank_png(figure):
+    """Replaces `style.to_png`, which takes a quarter of the time of a run on small tables."""
+    content = io.BytesIO()
+    Image.new("L", (1, 1)).save(content, "PNG")
+    return content.getvalue()
+
+
 def _child(request, out, err, notes):
     code = 70
     try:
@@ -235,11 +245,11 @@ def _child(request, out, err, notes):
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         from pipeline import cli, training_task
-        from pipeline.stages import evaluate
+        from pipeline.reports import style
 
         os.fsync = lambda descriptor: None  # a flush matters only in a power failure
         training_task.MAX_SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
-        evaluate.MAX_IMAGES = 2  # drawing more takes longer than everything else
+        style.to_png = blank_png
         actions = {"kill": lambda number: lambda *point: os.kill(os.getpid(), number), "fail": failing, "fill": filling}
         at, action = None, None
         for name in actions.keys() & request.keys():

@@ -13,6 +13,7 @@ from pipeline.config import load_recipe
 from pipeline.reports import network_report
 from tests.studies import make_study
 
+DRAWS = True
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: apt-get install chromium")
 # Opens the page in a frame, and writes the state of each picture as its own text.

@@ -13,6 +13,7 @@ from pipeline.reports import captions, dataset_report
 from pipeline.stages import STAGES
 from tests.conftest import SHORT
 
+DRAWS = True
 OPTIONS = (*SHORT, "--set", "explore.rows=60")
 PICTURES = [name for name in STAGES["explore"].outputs if name.endswith(".png")]
 

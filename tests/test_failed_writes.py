@@ -102,9 +102,8 @@ CALLS = (
 )
 
 
-@pytest.mark.parametrize(
-    "call", [*CALLS[1:2], *(pytest.param(call, marks=pytest.mark.slow) for call in (CALLS[0], *CALLS[2:]))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
 def test_a_call_of_the_pipeline_fails(runs, undisturbed, tmp_path, command, call):
     disturbance = Disturbance(runs, undisturbed, "one network", tmp_path, command)
     fail_at(disturbance, f"before {call}", CAUSES[CALLS.index(call) % 3])

@@ -19,6 +19,7 @@ from pipeline.reports import captions, dataset_report, network_report
 from pipeline.stages import STAGES
 from tests.conftest import SHORT
 
+DRAWS = True
 OPTIONS = (*SHORT, "--device", "cpu")
 FEW_ROWS = ("--set", "inspect.rows=60", "--set", "inspect.image=17")
 

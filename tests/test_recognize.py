@@ -15,6 +15,8 @@ from tests import oracles
 from tests.conftest import SHORT, forge
 from tests.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
 
+DRAWS = True
+
 
 def recognize(command, workspace, *paths, options=()):
     return command("--stage", "recognize", "--images", *paths, "--workspace", workspace, "--device", "cpu", *options)

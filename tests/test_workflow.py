@@ -22,14 +22,6 @@ NAMES = ("download", "prepare", "augment", "train", "evaluate", "predict")
 ALL_FRESH = dict.fromkeys(NAMES, ("fresh", ""))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_pictures():
-    """Drawing the pictures of all errors takes longer than everything else."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.stages.evaluate.MAX_IMAGES", 2)
-        yield
-
-
 @pytest.fixture(scope="module")
 def _finished(tables, tmp_path_factory):
     """A workspace in which `--stage all` with TINY has run; tests do not change it."""
