@@ -53,6 +53,8 @@ TINY = (
     "--set",
     'model.layers=["conv 4 5x5 stride 2", "batch_norm", "relu", "conv 8 3x3 stride 2", "relu", "dropout"]',
 )
+NAMES = ("download", "prepare", "augment", "train", "evaluate", "predict")
+ALL_FRESH = dict.fromkeys(NAMES, ("fresh", ""))
 # Four networks of this kind: two folds and two seeds, in float32, which plain computations can be compared with.
 ENSEMBLE = (
     *TINY,
@@ -200,6 +202,15 @@ def forge(folder, change):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
 
 
+def ran(run):
+    """The names of the stages that ran."""
+    return [line.split(":")[0] for line in run.lines() if ": running" in line]
+
+
+def content(*folders):
+    return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.fixture
 def as_on_many_rows(monkeypatch):
     """Disable what the training loop does differently with few rows or few steps."""
@@ -226,6 +237,44 @@ def _finished(tmp_path_factory, tables):
 def finished(_finished, tmp_path):
     """A copy of a workspace in which `--stage all` with SHORT has run on small competition files of the user."""
     return shutil.copytree(_finished, tmp_path / "finished")
+
+
+@pytest.fixture(scope="session")
+def _tiny(tmp_path_factory, tables):
+    workspace = tmp_path_factory.mktemp("tiny")
+    write_tables(workspace / "data" / "raw", tables)
+    assert cli.main(["--stage", "all", *TINY, "--workspace", str(workspace), "--device", "cpu"]) == 0
+    return workspace
+
+
+@pytest.fixture
+def tiny(_tiny, tmp_path):
+    """A copy of a workspace in which `--stage all` with TINY has run."""
+    return shutil.copytree(_tiny, tmp_path / "tiny")
+
+
+@pytest.fixture
+def look(command):
+    """The state of each stage by name, with the reason: `look(workspace, *options)`."""
+
+    def look(workspace, *options):
+        run = command("--status", *TINY, *options, "--workspace", workspace)
+        assert run.code == 0
+        rows = [line.split(None, 2) for line in run.lines()[1:]]
+        return {row[0]: (row[1], row[2] if len(row) > 2 else "") for row in rows}
+
+    return look
+
+
+@pytest.fixture
+def status(look, tiny):
+    return lambda *options: look(tiny, *options)
+
+
+@pytest.fixture
+def stage(command, tiny):
+    """Run a stage in the workspace `tiny`: `stage("train", *options)`."""
+    return lambda name, *options: command("--stage", name, *TINY, *options, "--workspace", tiny)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
-"""What an edit of the pipeline's own code makes stale, seen through `--status` of an edited copy."""
+"""What is fresh, stale or missing, and why: after changes of settings, results, data, and the pipeline's own code."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,10 +9,155 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import store
 from pipeline.source_code import syntax_hash
-from tests.conftest import SHORT
+from tests.conftest import ALL_FRESH, NAMES, SHORT, content, forge, ran
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Make every training fail."""
+    monkeypatch.setattr("pipeline.training_task.fit", None)
+
+
+def test_everything_is_fresh_and_nothing_runs_again(status, stage, tiny, no_training):
+    assert status() == ALL_FRESH
+    folders = tiny / "data/runs", tiny / "data/networks", tiny / "submissions"
+    before = content(*folders)
+    run = stage("all")
+    assert run.code == 0 and ran(run) == []
+    assert content(*folders) == before
+
+
+def test_status_of_an_empty_workspace(command, tmp_path):
+    run = command("--status", "--workspace", tmp_path)
+    assert run.code == 0 and "no recipe has runs yet" in run.out
+    assert run.out.count("missing") == len(NAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "first", "reason"),
+    [
+        ("train.epochs=3", "train", "train.epochs 2 -> 3"),
+        ("train.seed=1", "train", "train.seed 0 -> 1"),
+        ("affine.rotation=3", "train", "affine.rotation 10.0 -> 3.0"),
+        ("predict.shifts=[[1, 1]]", "evaluate", "predict.shifts [[0, 0]] -> [[1, 1]]"),
+        ("prepare.allow_overlap=true", "prepare", "prepare.allow_overlap false -> true"),
+    ],
+)
+def test_a_setting_makes_stale_the_stages_that_read_it_and_all_that_follow(look, _tiny, assignment, first, reason):
+    states = look(_tiny, "--set", assignment)
+    index = NAMES.index(first)
+    assert [states[name][0] for name in NAMES] == ["fresh"] * index + ["stale"] * (len(NAMES) - index)
+    assert states[first][1] == reason
+
+
+def test_settings_that_no_result_depends_on_make_nothing_stale(look, _tiny):
+    assert look(_tiny, "--set", "submit.message=hello", "--set", "submit.wait=false", "--device", "cpu") == ALL_FRESH
+    assert look(_tiny, "--set", "train.record=true") == ALL_FRESH
+
+
+def test_each_split_and_each_augmentation_has_its_own_folder(status, stage):
+    assert status("--set", "split.seed=1")["prepare"][0] == "missing"
+    assert status("--set", "augment.angles=[5]")["augment"][0] == "missing"
+    stage("augment", "--set", "augment.angles=[5]")
+    assert status()["augment"][0] == "fresh"
+    assert status("--set", "augment.angles=[5]")["train"] == ("stale", "augment.angles [] -> [5.0]")
+
+
+def test_results_of_an_earlier_version_are_stale_and_its_download_is_valid(status, stage, tiny):
+    folders = [path.parent for path in tiny.rglob(store.MANIFEST)]
+    for folder in folders:
+        forge(folder, lambda manifest: manifest.pop("format"))
+    reason = "made by an earlier version of the pipeline"
+    assert status() == {"download": ("fresh", "")} | dict.fromkeys(NAMES[1:], ("stale", reason))
+    raw = content(tiny / "data/raw")
+    run = stage("all")
+    assert f"train: running, {reason}" in run.out and ran(run) == [*NAMES[1:]]
+    assert content(tiny / "data/raw") == raw and status() == ALL_FRESH
+
+
+FILES = {
+    "data/runs/quick/train/weights.safetensors": "train",
+    "data/runs/quick/evaluate/metrics.json": "evaluate",
+    "submissions/quick/submission.csv": "predict",
+    "data/prepared/arrays/train_images.npy": "prepare",
+}
+
+
+@pytest.mark.parametrize("harm", ["edit", "cut", "delete"])
+def test_a_result_that_was_changed_by_hand_is_stale(status, stage, tiny, harm):
+    """And is made again with the same content; of several changed results at once, each."""
+    contents = {tiny / file: (tiny / file).read_bytes() for file in FILES}
+    for (path, good), name in zip(contents.items(), FILES.values(), strict=True):
+        changed = {"edit": good[:-1] + bytes([good[-1] ^ 1]), "cut": good[:-1]}
+        path.unlink()
+        if harm != "delete":
+            path.write_bytes(changed[harm])
+        reason = "was deleted" if harm == "delete" else "was changed after it was written"
+        assert status()[name] == ("stale", f"{path.name} {reason}")
+        path.write_bytes(good)
+        assert status() == ALL_FRESH
+    for path in contents:
+        path.unlink()
+        if harm != "delete":
+            path.write_bytes(b"?")
+    run = stage("all")
+    assert run.code == 0 and ran(run) == ["prepare", "train", "evaluate", "predict"]
+    assert {path: path.read_bytes() for path in contents} == contents
+    assert status() == ALL_FRESH
+
+
+@pytest.mark.parametrize(("file", "name"), [*FILES.items(), ("submissions/quick/submission.json", "predict")])
+def test_only_the_changed_result_is_made_again(stage, tiny, no_training, file, name):
+    """From the existing networks, and the stages after it stay fresh, since the content is the same."""
+    (tiny / file).unlink()
+    assert ran(stage("all")) == [name]
+
+
+def test_the_receipt_may_change_but_not_be_damaged(status, stage, tiny):
+    """`submit` writes the score into it."""
+    receipt = tiny / "submissions/quick/submission.json"
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "sent": [{"score": 1}]}))
+    assert status() == ALL_FRESH
+    receipt.write_text("{")
+    assert status()["predict"] == ("stale", "submission.json was deleted or is damaged")
+    assert ran(stage("all")) == ["predict"]
+
+
+def test_a_result_with_a_damaged_manifest_is_missing(status, stage, tiny):
+    (tiny / "data/runs/quick/train/manifest.json").write_text("{")
+    assert status()["train"] == ("missing", "manifest.json is damaged")
+    assert stage("all").code == 0
+    assert status() == ALL_FRESH
+
+
+@pytest.mark.parametrize("settings", [5, {"train": 5}, {"train.epochs": [[]]}])
+def test_status_accepts_any_manifest(status, tiny, settings):
+    forge(tiny / "data/runs/quick/train", lambda manifest: manifest.update(settings=settings))
+    assert status()["train"][0] == "stale"
+
+
+def test_new_raw_data_make_everything_stale(status, stage, tiny, no_training):
+    path = tiny / "data/raw/test.csv"
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    assert {state for state, _ in status().values()} == {"stale"}
+    assert ran(stage("all")) == ["download", "prepare", "predict"]  # the training data are the same
+
+
+def test_a_published_result_in_previous_counts_and_is_restored(status, stage, tiny):
+    folder = tiny / "data/runs/quick/train"
+    folder.rename(folder.with_name("train.previous"))
+    assert status() == ALL_FRESH
+    assert ran(stage("all")) == []
+    assert (folder / "weights.safetensors").exists()
+
+
+# Edits of the pipeline's code, in a copy of it
 
 
 @pytest.fixture
