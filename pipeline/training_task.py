@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline import store
 from pipeline.dataset.views import apply_view
-from pipeline.devices import choose_device, is_out_of_memory, out_of_memory
+from pipeline.devices import choose_device, is_out_of_memory, out_of_memory, usable_gpus
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
 from pipeline.imagenet import input_name, make_initial_network
@@ -123,7 +123,13 @@ def resolve_precision(precision: str, device: str) -> str:
     device = choose_device(device)
     if precision == "bf16" and device == "cuda" and torch.cuda.get_device_capability() < (7, 5):  # not even emulated
         raise StageError(f"{torch.cuda.get_device_name()} does not compute in bf16: omit the setting of precision")
-    return choose_precision(precision, device)
+    if device != "cuda" or precision != "auto":
+        return choose_precision(precision, device)
+    precisions = []
+    for number in usable_gpus():
+        with torch.cuda.device(number):
+            precisions.append(choose_precision("auto", "cuda"))
+    return max(precisions, key=("bf16", "fp16", "fp32").index)  # if the GPUs differ, what all compute fast
 
 
 def train_network(

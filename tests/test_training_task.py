@@ -1,5 +1,6 @@
 """The training of one network in its folder: rows of each fold, checkpoints, and workers on other machines."""
 
+import contextlib
 import os
 import pickle
 import sys
@@ -261,3 +262,25 @@ def test_bf16_is_refused_on_a_gpu_that_does_not_compute_in_it(monkeypatch):
     assert resolve_precision("fp32", "auto") == "fp32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert resolve_precision("bf16", "auto") == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [([(8, 0)], "bf16"), ([(8, 0), (7, 5)], "fp16"), ([(7, 5), (7, 5)], "fp16"), ([(9, 0), (6, 0), (7, 5)], "fp32")],
+)
+def test_different_gpus_train_in_a_precision_that_all_compute_fast(monkeypatch, capabilities, expected):
+    @contextlib.contextmanager
+    def select(number):
+        selected.append(number)
+        yield
+        selected.pop()
+
+    selected = []
+    monkeypatch.setattr(training_task, "choose_device", lambda device: "cuda")
+    monkeypatch.setattr(training_task, "usable_gpus", lambda: tuple(range(len(capabilities))))
+    monkeypatch.setattr(torch.cuda, "device", select)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capabilities[selected[-1]])
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: capabilities[selected[-1]] >= (8, 0)
+    )
+    assert resolve_precision("auto", "auto") == expected
