@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.config import Recipe
 from pipeline.declarations import StageInputs
+from pipeline.settings import Recipe
 
 if TYPE_CHECKING:
     from pipeline.nn.held_out import TrainingRows

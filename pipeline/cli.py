@@ -17,10 +17,11 @@ from typing import NoReturn
 
 from pipeline import cleanup, config, devices, imagenet, pool, specs, store, summary
 from pipeline.arguments import HOME, parse_arguments
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError
 from pipeline.declarations import Stage, State
 from pipeline.errors import PipelineError, StageError
 from pipeline.run_log import start_run
+from pipeline.settings import Recipe
 from pipeline.stages import COMPARISON_STAGES, STAGES
 from pipeline.stages import compare as comparison
 from pipeline.workflow import Workflow

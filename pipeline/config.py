@@ -15,37 +15,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.contradictions import find_contradictions
 from pipeline.errors import UserError
-
-# isort: off
-# Re-exported: other modules import all settings from here.
-from pipeline.settings import (
-    MODELS as MODELS,
-    LAYER,
-    SECTIONS as SECTIONS,
-    TITLE,
-    VIEWS as VIEWS,
-    Affine as Affine,
-    Augment as Augment,
-    Compare as Compare,
-    Ensemble as Ensemble,
-    Estimate as Estimate,
-    Explore as Explore,
-    Gan as Gan,
-    Generate as Generate,
-    Inspect as Inspect,
-    Model as Model,
-    Notebook as Notebook,
-    Predict as Predict,
-    Prepare as Prepare,
-    Published as Published,
-    Recipe as Recipe,
-    RecipeTable,
-    Section as Section,
-    Split as Split,
-    Submit as Submit,
-    Train as Train,
-)
-# isort: on
+from pipeline.settings import LAYER, SECTIONS, TITLE, Recipe, RecipeTable, Section
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline import store
-from pipeline.config import Recipe
 from pipeline.errors import PipelineError
+from pipeline.settings import Recipe
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:

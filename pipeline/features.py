@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import imagenet, store
-from pipeline.config import Model
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
+from pipeline.settings import Model
 from pipeline.source_code import module_hashes
 from pipeline.specs import MODEL_CODE, NetworkSpec
 from pipeline.store import FORMAT

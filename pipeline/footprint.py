@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from pipeline.config import Affine, Model, Train
 from pipeline.devices import is_out_of_memory, out_of_memory
 from pipeline.nn.inference import BATCH_SIZES, predict_logits
 from pipeline.nn.models import make_network, trained_part
 from pipeline.nn.precision import library_settings
 from pipeline.nn.training_loop import FitOptions, LabelledImages, Trainer
+from pipeline.settings import Affine, Model, Train
 
 if TYPE_CHECKING:
     from pipeline.training_task import TrainingArrays

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.config import Model, Recipe
 from pipeline.declarations import StageContext
 from pipeline.errors import StageError
+from pipeline.settings import Model, Recipe
 from pipeline.specs import variants
 from pipeline.store import Manifest
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, devices, features, imagenet, store
-from pipeline.config import Gan, Model, Recipe
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
-from pipeline.settings import TRANSFER_MODELS
+from pipeline.settings import TRANSFER_MODELS, Gan, Model, Recipe
 from pipeline.specs import GanSpec, NetworkSpec, Spec, variants
 from pipeline.store import Manifest
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.arrays import load_training_rows
-from pipeline.config import Predict
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.features import load_inputs
+from pipeline.settings import Predict
 
 if TYPE_CHECKING:
     import numpy as np

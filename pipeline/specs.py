@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from pipeline import config
-from pipeline.config import Affine, Gan, Model, Recipe, Train
+from pipeline.settings import Affine, Gan, Model, Recipe, Train
 from pipeline.source_code import module_hashes
 from pipeline.store import FORMAT
 

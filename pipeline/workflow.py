@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config, store
-from pipeline.config import Recipe
 from pipeline.declarations import InputFile, Stage, StageContext, StageInputs, State
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError, UserError
 from pipeline.run_log import RunLog
+from pipeline.settings import Recipe
 from pipeline.source_code import module_hashes
 from pipeline.store import FORMAT, Manifest
 

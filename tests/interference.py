@@ -269,14 +269,15 @@ def main():
     import torch._dynamo
     import torch.fx.experimental.symbolic_shapes  # noqa: F401
 
-    from pipeline import cli, config, training_task  # noqa: F401
+    from pipeline import cli, training_task  # noqa: F401
     from pipeline.dataset import sources, splits, tables  # noqa: F401
     from pipeline.nn import held_out, inference  # noqa: F401
     from pipeline.nn.models import require_trainable
     from pipeline.reports import training_figures
+    from pipeline.settings import Model
 
     # What PyTorch and matplotlib import or load with the first network and the first picture.
-    require_trainable(config.Model(name="layers", layers=("conv 1 5x5", "batch_norm")), 2)
+    require_trainable(Model(name="layers", layers=("conv 1 5x5", "batch_norm")), 2)
     history = [{"epoch": 1.0, "train_loss": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5}]
     training_figures.curves([history], "last")
 

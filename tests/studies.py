@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from pipeline.analysis.network_study import NetworkStudy
-from pipeline.config import Inspect, Model
 from pipeline.dataset.views import apply_view
 from pipeline.nn.held_out import TrainingRows
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import LoadedNetwork, make_network
 from pipeline.nn.recorder import Recorder
 from pipeline.nn.training_loop import seed_everything
+from pipeline.settings import Inspect, Model
 from tests.conftest import digits_28
 
 SEED, FOLD, EPOCHS = 1, 1, 3

@@ -5,8 +5,8 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pipeline.config import Affine
 from pipeline.dataset.affine import random_affine
+from pipeline.settings import Affine
 from tests.conftest import digits_28
 
 IMAGES = torch.from_numpy(digits_28(40)[0][:, None] / np.float32(255))

@@ -12,6 +12,7 @@ import pytest
 from pipeline import cli, config, source_code, training_task
 from pipeline.declarations import StageInputs
 from pipeline.reports import comparison_figures
+from pipeline.settings import Compare
 from pipeline.stages import compare
 from tests import oracles
 from tests.conftest import TINY, Outcome, mnist_files, write_tables
@@ -160,7 +161,7 @@ class TestTable:
         assert "100 validation rows" in read_results(compared, "keras-linear")[1]
 
     def test_the_default_number_of_seeds(self):
-        assert config.load_recipe("quick").compare == config.Compare(seeds=5, ensemble=False)
+        assert config.load_recipe("quick").compare == Compare(seeds=5, ensemble=False)
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from pipeline.analysis.calibration import calibrate
-from pipeline.config import Model
 from pipeline.dataset import photos
 from pipeline.nn.export import to_page_network
 from pipeline.nn.models import LoadedNetwork, make_network
 from pipeline.nn.pretrained import RECORD, load_pretrained, unseen_sample_rows
 from pipeline.reports import demo_page
+from pipeline.settings import Model
 from tests import oracles
 from tests.devtools import BROWSER, Page
 from tests.drawings import draw_strokes, photograph

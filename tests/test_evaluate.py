@@ -13,6 +13,7 @@ from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
 from pipeline.nn.held_out import TrainingRows, predict_held_out
 from pipeline.nn.models import load_networks
+from pipeline.settings import Predict
 from pipeline.stages import evaluate
 from tests import oracles
 from tests.conftest import TINY, digits_28, write_tables
@@ -145,7 +146,7 @@ class TestEnsembles:
             item.metadata |= metadata
         folds = (np.arange(400) % 3).astype(np.uint8)
         rows = TrainingRows(IMAGES, LABELS, np.arange(400), folds)
-        held_out = predict_held_out(loaded, rows, config.Predict(), "cpu")
+        held_out = predict_held_out(loaded, rows, Predict(), "cpu")
         assert np.array_equal(held_out.n_networks, folds != 1)
         assert not held_out.probabilities[folds == 1].any()
         for item, fold in zip(loaded[1:], (0, 2), strict=True):

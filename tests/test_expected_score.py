@@ -18,9 +18,10 @@ from pipeline.analysis.expected_score import (
     measure_record,
     prediction_interval,
 )
-from pipeline.config import Estimate, accuracy_settings, load_recipe
+from pipeline.config import accuracy_settings, load_recipe
 from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
+from pipeline.settings import Estimate
 from pipeline.stages import evaluate
 from tests.conftest import SHORT
 

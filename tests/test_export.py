@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 import torch
 
-from pipeline.config import Model, Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn import export
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork, make_network
+from pipeline.settings import Model, Predict
 from tests import oracles
 from tests.conftest import ENSEMBLE, SHORT, digits_28
 

@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from tqdm import tqdm
 
-from pipeline.config import Gan
 from pipeline.nn import gan_training
 from pipeline.nn.gan_training import GanTrainer, fit_gan
 from pipeline.nn.generators import Discriminator, make_generator
 from pipeline.nn.training_loop import LabelledImages, seed_everything
+from pipeline.settings import Gan
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(60)

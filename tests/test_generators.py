@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Gan
 from pipeline.nn.generators import Discriminator, as_generator_input, as_pixels, make_generator
+from pipeline.settings import Gan
 
 SMALL = {"latent_size": 7, "generator_width": 4, "discriminator_width": 4}
 LABELS = torch.tensor([3, 0, 9])

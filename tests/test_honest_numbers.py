@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline import config
-from pipeline.config import SECTIONS
+from pipeline.settings import SECTIONS
 from tests.conftest import ENSEMBLE, SHORT, as_csv, digits_28, mnist_files, write_tables
 
 WEIGHTS, HISTORY = "data/runs/quick/train/weights.safetensors", "data/runs/quick/train/history.csv"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from pipeline.config import Model, Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn import inference
 from pipeline.nn.models import LoadedNetwork, make_network
+from pipeline.settings import Model, Predict
 from tests.conftest import digits_28
 
 IMAGES = torch.from_numpy(digits_28(101)[0])

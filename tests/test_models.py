@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline import config
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import (
     MODELS,
@@ -21,6 +21,7 @@ from pipeline.nn.models import (
 )
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.layers import Layers, SqueezeExcite
+from pipeline.settings import Model
 from tests.conftest import digits_28
 
 IMAGES, _ = digits_28(120)

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from pipeline.analysis import network_internals
-from pipeline.config import Model, load_recipe, recipe_names
+from pipeline.config import load_recipe, recipe_names
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import flatten_layers, make_network
 from pipeline.nn.training_loop import seed_everything
+from pipeline.settings import Model
 from tests.conftest import digits_28
 
 IMAGES = torch.from_numpy(digits_28(60)[0])

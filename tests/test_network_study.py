@@ -6,11 +6,11 @@ import torch
 
 from pipeline.analysis import embedding, network_internals
 from pipeline.analysis.network_study import NetworkStudy
-from pipeline.config import Inspect
 from pipeline.nn import precision
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import LoadedNetwork, flatten_layers, make_network
 from pipeline.nn.training_loop import seed_everything
+from pipeline.settings import Inspect
 from tests.studies import EPOCHS, FOLD, MODEL, SEED, make_study
 
 

@@ -15,6 +15,7 @@ from pipeline import config, networks, source_code, specs, store, training_task
 from pipeline.declarations import StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
+from pipeline.settings import Recipe
 from pipeline.training_task import history_to_csv
 from tests import oracles
 from tests.conftest import ENSEMBLE, digits_28
@@ -36,7 +37,7 @@ CPU = Pool("local", "cpu", "cpu")
 
 def resolve(recipe, hashes=HASHES, pool=CPU, **options):
     """The specs of a recipe, or of `quick` with assignments."""
-    recipe = recipe if isinstance(recipe, config.Recipe) else config.load_recipe("quick", recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else config.load_recipe("quick", recipe)
     return networks.network_specs(recipe, StageInputs(recipe, recipe, {}, hashes, {}), pool, **options)
 
 

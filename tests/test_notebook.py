@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from slugify import slugify
 
-from pipeline import config
 from pipeline.reports import notebook_file
 from pipeline.reports.notebook_file import NotebookRun
+from pipeline.settings import TITLE, Notebook
 from tests.conftest import SHORT
 from tests.test_structure import ROOT
 
@@ -185,12 +185,12 @@ def test_limit_counts_the_bytes_of_the_file():
         notebook_file.build_notebook(large, RUN)
 
 
-@given(st.from_regex(config.TITLE, fullmatch=True).filter(lambda title: 5 <= len(title) <= 50 and title.isascii()))
+@given(st.from_regex(TITLE, fullmatch=True).filter(lambda title: 5 <= len(title) <= 50 and title.isascii()))
 def test_slug_is_the_one_that_the_client_forms_from_the_title(title):
     """The client's own rule; Kaggle refuses a title with another slug."""
     from pipeline.stages.notebook import make_slug
 
-    assert config.Notebook(title=title).title == title
+    assert Notebook(title=title).title == title
     assert make_slug(title) == slugify(title)
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.config import Affine, Model, Train
 from pipeline.nn import optimizers, training_loop
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions, LabelledImages
+from pipeline.settings import Affine, Model, Train
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(120)

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline import config
-from pipeline.config import Model
 from pipeline.nn import precision, training_loop
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions
+from pipeline.settings import Model
 from tests.test_training_loop import BASE, CNN, TRAINING, fit
 
 

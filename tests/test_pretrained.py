@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pipeline import config, store
-from pipeline.config import Predict
 from pipeline.errors import StageError
 from pipeline.nn import pretrained
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.pretrained import RECORD, load_pretrained
 from pipeline.pretrained import make
+from pipeline.settings import Predict
 from tests.conftest import SHORT, TINY, digits_28
 
 ROOT = Path(__file__).parent.parent

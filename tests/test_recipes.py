@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline import config
-from pipeline.config import DEFAULTS, OBSERVATIONAL, SECTIONS, ConfigError, Estimate, Train
+from pipeline.config import DEFAULTS, OBSERVATIONAL, ConfigError
 from pipeline.nn.models import MODELS, make_network
-from pipeline.settings import TRANSFER_MODELS
+from pipeline.settings import MODELS as MODEL_NAMES
+from pipeline.settings import SECTIONS, TRANSFER_MODELS, Estimate, Train
 
 FIELDS = {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
 
@@ -236,7 +237,7 @@ class TestAssignments:
 
 class TestSchema:
     def test_models_are_those_that_exist(self, command, tmp_path):
-        assert tuple(MODELS) == config.MODELS
+        assert tuple(MODELS) == MODEL_NAMES
         run = command("--stage", "all", "--recipe", "quick", "--set", "model.name=smal_cnn", "--workspace", tmp_path)
         assert run.code == 2 and run.err.count("\n") == 1 and "small_cnn" in run.err
 

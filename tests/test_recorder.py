@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Affine, load_recipe
+from pipeline.config import load_recipe
 from pipeline.nn import training_loop
 from pipeline.nn.models import make_network
 from pipeline.nn.recorder import BINS, Recorder
 from pipeline.nn.training_loop import FitOptions, LabelledImages
+from pipeline.settings import Affine
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(120)

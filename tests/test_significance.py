@@ -14,7 +14,7 @@ from pipeline.analysis.significance import (
     holm,
     mean_and_std,
 )
-from pipeline.config import Published
+from pipeline.settings import Published
 
 
 def make_correct(accuracies, n_rows=1000):

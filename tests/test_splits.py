@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.config import Split
 from pipeline.dataset import splits
 from pipeline.dataset.tables import DataError
+from pipeline.settings import Split
 
 LABELS = np.random.default_rng(0).integers(0, 10, 2000).astype(np.uint8)
 

@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline import config
-from pipeline.config import Affine, Model, Train
 from pipeline.nn import training_loop
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions, FitResult, LabelledImages
+from pipeline.settings import Affine, Model, Train
 from tests.conftest import digits_28
 
 IMAGES, LABELS = digits_28(200)

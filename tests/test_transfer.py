@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from pipeline import imagenet
-from pipeline.config import Model
 from pipeline.nn.models import Head, load_networks, make_network
+from pipeline.settings import Model
 from tests import oracles
 from tests.conftest import competition_tables, write_tables
 from tests.transfer import as_file, imagenet_state

@@ -6,9 +6,9 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Augment
 from pipeline.dataset import transforms
 from pipeline.dataset.transforms import Variant
+from pipeline.settings import Augment
 from tests.conftest import digits_28
 
 DIGITS, _ = digits_28(40)

@@ -7,9 +7,9 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pipeline.config import VIEWS as VIEW_NAMES
 from pipeline.dataset.views import MAX_SLANT, MAX_STRETCH, MIN_STRETCH, VIEWS, apply_view
 from pipeline.nn.models import load_networks
+from pipeline.settings import VIEWS as VIEW_NAMES
 from tests.conftest import SHORT, digits_28, write_tables
 
 IMAGES, LABELS = digits_28(500)

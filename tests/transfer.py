@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from pipeline import imagenet
-from pipeline.config import Model
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.transfer import TransferNetwork
+from pipeline.settings import Model
 
 MODEL = Model(name="alexnet", side=64)
 # The settings of a run of a few seconds.

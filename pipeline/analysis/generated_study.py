@@ -8,9 +8,9 @@ import torch
 
 from pipeline.analysis import dataset_statistics, embedding, network_internals
 from pipeline.analysis.sample_quality import Digits, compare_digits
-from pipeline.config import Predict
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
+from pipeline.settings import Predict
 from pipeline.shapes import Float, Float64, Int64, UInt8
 
 COMPARED = 10_000  # digits compared with as many real rows, at most

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.analysis.metrics import most_confident_errors
-from pipeline.config import Model
 from pipeline.nn.inference import as_input, choose_batch_size
 from pipeline.nn.models import Pixels, TransferNetwork, flatten_layers, make_network
 from pipeline.nn.models.layers import SqueezeExcite
 from pipeline.nn.models.transfer import ImageNetInput
 from pipeline.nn.training_loop import seed_everything
+from pipeline.settings import Model
 from pipeline.shapes import Float, Float32, Float64, Int64, Integer, UInt8
 
 OCCLUSION_SIZE = 5  # pixels: the side of the square that occlusion paints over

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from pipeline.analysis import embedding, network_internals
-from pipeline.config import Inspect, Model, Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn.held_out import TrainingRows
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
+from pipeline.settings import Inspect, Model, Predict
 from pipeline.shapes import Float, UInt8
 
 

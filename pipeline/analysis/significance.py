@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import Published
+from pipeline.settings import Published
 from pipeline.shapes import Bool
 
 SIGNIFICANCE_LEVEL = 0.05  # the family-wise error rate of a table's steps

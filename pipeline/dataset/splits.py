@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from pipeline.config import Split
 from pipeline.dataset.tables import DataError
+from pipeline.settings import Split
 from pipeline.shapes import Int64, UInt8
 
 

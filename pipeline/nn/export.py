@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Predict
 from pipeline.dataset import views
 from pipeline.errors import StageError
 from pipeline.nn.inference import as_input, choose_batch_size, predict_probabilities
 from pipeline.nn.models import LoadedNetwork, Pixels, flatten_layers
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.layers import SqueezeExcite
+from pipeline.settings import Predict
 from pipeline.shapes import Float, Float32, UInt8
 
 OPSET = 20  # the first version of ONNX with AffineGrid, which the views use

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.config import Gan
+from pipeline.settings import Gan
 from pipeline.shapes import Float, Float32, Int64, UInt8
 
 N_CLASSES = 10

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import Predict
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
+from pipeline.settings import Predict
 from pipeline.shapes import Bool, Float32, Int64, Shaped, UInt8
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from pipeline.config import Predict
 from pipeline.dataset.views import apply_view
 from pipeline.nn.models import LoadedNetwork
 from pipeline.nn.precision import autocast, choose_memory_format, inference_precision, library_settings
+from pipeline.settings import Predict
 from pipeline.shapes import Float, Float32, UInt8
 
 BATCH_SIZES = {"cpu": 512, "cuda": 8192, "mps": 2048}  # by device; affects results by rounding only

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Train
+from pipeline.settings import Train
 from pipeline.shapes import Float32
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

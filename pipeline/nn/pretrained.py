@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import config
-from pipeline.config import Recipe
 from pipeline.errors import StageError
 from pipeline.nn.models import LoadedNetwork, load_networks, read_metadata
+from pipeline.settings import Recipe
 from pipeline.shapes import Int64
 
 FOLDER = Path(__file__).parent.parent / "pretrained"

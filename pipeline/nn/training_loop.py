@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from pipeline.config import Affine, Train
 from pipeline.dataset.affine import random_affine
 from pipeline.dataset.memory import keep_freed_memory
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
@@ -25,6 +24,7 @@ from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.optimizers import make_optimizers
 from pipeline.nn.precision import autocast, choose_memory_format, library_settings
 from pipeline.nn.recorder import RECORDED_BATCHES, RECORDED_EPOCHS, Recorder
+from pipeline.settings import Affine, Train
 from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
 
 # Images per forward pass on a CPU, whose activations stay in its cache; gradients are accumulated over the batch.

@@ -29,6 +29,7 @@ from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import load_networks, serialize_network
 from pipeline.nn.pretrained import RECORD, SAMPLE_ROWS, load_pretrained, unseen_sample_rows, weights_file
 from pipeline.reports import demo_page
+from pipeline.settings import Predict
 from pipeline.shapes import UInt8
 
 RECIPES = ("quick", "standard")
@@ -93,7 +94,7 @@ def _write_weights(name: str, workspace: Path, metrics: dict[str, Any]) -> None:
     sample, labels = load_sample()
     rows = unseen_sample_rows()
     n_correct = {}
-    for figure, predict in (("n_correct", recipe.predict), ("n_correct_without_shifts", config.Predict())):
+    for figure, predict in (("n_correct", recipe.predict), ("n_correct_without_shifts", Predict())):
         probabilities = predict_probabilities(network, torch.from_numpy(sample[rows]), predict, "cpu")
         n_correct[figure] = int((probabilities.argmax(1) == labels[rows]).sum())
     record = {

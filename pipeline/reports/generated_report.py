@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis.generated_study import GeneratedStudy
-from pipeline.config import Recipe
 from pipeline.reports import captions, data_figures, generated_figures, page
+from pipeline.settings import Recipe
 from pipeline.shapes import UInt8
 
 N_NEAREST = 20  # generated digits shown with their nearest training rows

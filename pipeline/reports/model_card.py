@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config import Recipe
+from pipeline.settings import Recipe
 
 
 def render(

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.analysis.metrics import Calibration
 from pipeline.analysis.network_study import NetworkStudy
-from pipeline.config import Recipe
 from pipeline.reports import captions, network_figures, page
+from pipeline.settings import Recipe
 
 
 def draw(study: NetworkStudy) -> dict[str, bytes]:

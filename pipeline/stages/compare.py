@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import arrays, config, imagenet, networks, specs, store
-from pipeline.config import Predict, Published, Recipe
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.networks import Request, TrainedNetwork
 from pipeline.predictions import predict_test_rows, predict_training_rows
+from pipeline.settings import Predict, Published, Recipe
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config, networks, specs, store
 from pipeline.arrays import load_arrays
-from pipeline.config import Recipe
 from pipeline.declarations import Stage, StageContext
 from pipeline.reports import captions
+from pipeline.settings import Recipe
 from pipeline.store import Manifest
 from pipeline.workflow import Workflow
 

@@ -8,11 +8,10 @@ import time
 
 import torch
 
-from pipeline.config import Model
 from pipeline.nn.extraction import extract_features
 from pipeline.nn.models import make_network
 from pipeline.nn.precision import choose_memory_format, is_fast
-from pipeline.settings import TRANSFER_MODELS
+from pipeline.settings import TRANSFER_MODELS, Model
 
 
 def measure(name: str, side: int, images: torch.Tensor, device: str, precision: str) -> float:

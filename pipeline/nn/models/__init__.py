@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError
 from pipeline.nn.models.alexnet import AlexNet
 from pipeline.nn.models.dropout_cnn import DropoutCNN
 from pipeline.nn.models.layers import Layers
@@ -23,6 +23,7 @@ from pipeline.nn.models.transfer import Head as Head
 from pipeline.nn.models.transfer import TransferNetwork as TransferNetwork
 from pipeline.nn.models.vgg16 import VGG16
 from pipeline.nn.precision import choose_memory_format, inference_precision
+from pipeline.settings import Model
 from pipeline.shapes import UInt8
 
 MODELS: dict[str, Callable[[Model], nn.Module]] = {

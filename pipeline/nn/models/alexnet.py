@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from pipeline.config import Model
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.transfer import TransferNetwork
+from pipeline.settings import Model
 
 
 class AlexNet(TransferNetwork):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from pipeline.config import Model
 from pipeline.nn.models.dropout import Dropout
+from pipeline.settings import Model
 from pipeline.shapes import Float
 
 

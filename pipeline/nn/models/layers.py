@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Model
+from pipeline.config import ConfigError
 from pipeline.nn.models.dropout import Dropout
+from pipeline.settings import Model
 from pipeline.shapes import Float
 
 IMAGE_LAYERS = ("conv", "max_pool", "avg_pool", "global_pool", "squeeze_excite")

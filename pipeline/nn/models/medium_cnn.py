@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from pipeline.config import Model
 from pipeline.nn.models.blocks import conv_block
 from pipeline.nn.models.dropout import Dropout
+from pipeline.settings import Model
 from pipeline.shapes import Float
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from pipeline.config import Model
 from pipeline.nn.models.dropout import Dropout
+from pipeline.settings import Model
 from pipeline.shapes import Float
 
 # Of the channels red, green and blue of ImageNet's images; torchvision's published weights were trained with them.

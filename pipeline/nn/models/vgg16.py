@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from pipeline.config import Model
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.transfer import TransferNetwork
+from pipeline.settings import Model
 
 # Output channels of the 3x3 convolutions in each block; a max pooling of 2 ends a block.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
