@@ -39,6 +39,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
+def _positive_integer(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
 def _stage_names(on_demand: bool) -> str:
     return ", ".join(stage.name for stage in ALL_STAGES.values() if stage.on_demand == on_demand)
 
@@ -91,7 +98,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--tracker", default="none", choices=TRACKERS, help="with --stage train or all: also write event files"
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="with --stage compare: trainings of each recipe (compare.seeds)"
+        "--seeds",
+        type=_positive_integer,
+        metavar="N",
+        help="with --stage compare: trainings of each recipe (compare.seeds)",
     )
     parser.add_argument(
         "--ensemble",

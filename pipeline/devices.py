@@ -176,10 +176,8 @@ def _driver_version() -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means that the memory of a GPU is too small, as PyTorch, cuBLAS and cuDNN report it."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+    """Whether an error means that the memory of a GPU is too small, as PyTorch, CUDA, cuBLAS and cuDNN report it."""
+    return any(text in str(error) for text in ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"))
 
 
 def out_of_memory(section: str) -> StageError:

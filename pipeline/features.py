@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import imagenet, store
 from pipeline.declarations import StageContext, StageInputs
+from pipeline.devices import is_out_of_memory
 from pipeline.errors import StageError
 from pipeline.settings import Model
 from pipeline.source_code import module_hashes
@@ -107,7 +108,9 @@ def _extract(
                     features = extract_features(network, tensor, settings["view"], device, precision)
                 except FloatingPointError as error:
                     raise StageError(f"{settings['model']}: {error}") from None
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
                     raise StageError("the memory of the GPU is too small: try a smaller model.side") from None
                 if path == paths[0]:
                     # The parts, and the file that they are joined in.

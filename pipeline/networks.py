@@ -105,10 +105,11 @@ def network_specs(
         return tuple((name, inputs.hashes[name]) for name in (*names, *weights))
 
     device = pool.worker_device()
-    threads = recipe.ensemble.threads or (1 if parallel or len(planned) > 1 else torch.get_num_threads())
+    several = parallel or len(planned) > 1
+    threads = recipe.ensemble.threads or (1 if several else torch.get_num_threads())
     if device not in ("cpu", "auto"):
         threads = 0
-    train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train.precision, device))
+    train = recipe.train.replace(precision=pool.call(resolve_precision, recipe.train.precision, device, several))
     for model, _, _ in planned:
         if device == "cuda" and train.deterministic and model.name in TRANSFER_MODELS and model.frozen == "nothing":
             raise StageError(
@@ -245,7 +246,9 @@ def _read_started(folder: Path) -> dict[str, Any]:
 def _can_resume(folder: Path, request: Request) -> bool:
     """Whether an interrupted training was started for the same spec, with at least the requested observations."""
     started = _read_started(folder)
-    observations = started.get("observations") or {}
+    observations = started.get("observations")
+    if not isinstance(observations, dict):
+        return False
     return config.matches(started, request.spec.key()) and observations == observations | request.observations()
 
 

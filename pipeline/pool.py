@@ -25,6 +25,7 @@ IDLE_TIMEOUT = 5  # seconds after which a process without work ends
 DASK_TIMEOUT = 10  # seconds to wait for a Dask scheduler
 # Held while a process trains: torch's random number generators and thread count belong to the process.
 _training = threading.Lock()
+_own_gpus: set[int] = set()  # the GPUs that this process has trained on
 
 
 class ParentGone(RuntimeError):
@@ -132,21 +133,23 @@ def _call_on_own_gpu(
     return function(*arguments)
 
 
-@functools.cache  # a process keeps its GPU, and the lock until it ends
+@functools.cache  # a process keeps its place until it ends
 def _take_gpu(locks: str, gpus: tuple[int, ...], n_workers: int) -> filelock.BaseFileLock:
     """Select the GPU of the first place that no other process has taken; the places are on the GPUs in turn.
 
     The tasks of a GPU that is fast, or whose trainings are short, are not limited to a share that is fixed in advance.
+    A process that has trained on a GPU before, for another recipe, stays there if it can: its CUDA context remains.
     locks: a folder with a lock file for each place.
     """
     import torch
 
     while True:
-        for number in range(n_workers):
+        for number in sorted(range(n_workers), key=lambda number: gpus[number % len(gpus)] not in _own_gpus):
             lock = filelock.FileLock(os.path.join(locks, str(number)), timeout=0)
             with contextlib.suppress(filelock.Timeout):
                 lock.acquire()
                 torch.cuda.set_device(gpus[number % len(gpus)])
+                _own_gpus.add(gpus[number % len(gpus)])
                 return lock
         time.sleep(0.1)  # a process that is replaced has not ended yet
 
@@ -179,7 +182,7 @@ def worker(parent: int, device: str, threads: int) -> Iterator[str]:
             torch.set_num_threads(threads_before)
             if device == "cuda":
                 with contextlib.suppress(RuntimeError):  # after an error of CUDA, the first one is the one to report
-                    torch.cuda.empty_cache()  # the next training of this process may use another GPU
+                    torch.cuda.empty_cache()  # for the other processes on this GPU
 
 
 def require_parent(parent: int) -> None:

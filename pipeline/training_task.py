@@ -118,18 +118,22 @@ class TrainingOutcome:
     error: str = ""  # why the training diverged
 
 
-def resolve_precision(precision: str, device: str) -> str:
-    """The precision in which this machine trains. Raises StageError if its GPU does not compute in `precision`."""
+def resolve_precision(precision: str, device: str, on_all_gpus: bool = False) -> str:
+    """The precision in which this machine trains. Raises StageError if a GPU does not compute in `precision`.
+
+    on_all_gpus: whether the trainings are distributed over all GPUs, and not on the current one. If they differ, "auto"
+        selects what all of them compute fast.
+    """
     device = choose_device(device)
-    if precision == "bf16" and device == "cuda" and torch.cuda.get_device_capability() < (7, 5):  # not even emulated
-        raise StageError(f"{torch.cuda.get_device_name()} does not compute in bf16: omit the setting of precision")
-    if device != "cuda" or precision != "auto":
+    if device != "cuda":
         return choose_precision(precision, device)
     precisions = []
-    for number in usable_gpus():
+    for number in usable_gpus() if on_all_gpus else usable_gpus()[:1]:
         with torch.cuda.device(number):
-            precisions.append(choose_precision("auto", "cuda"))
-    return max(precisions, key=("bf16", "fp16", "fp32").index)  # if the GPUs differ, what all compute fast
+            if precision == "bf16" and torch.cuda.get_device_capability() < (7, 5):  # not even emulated
+                raise StageError(f"{torch.cuda.get_device_name()} does not compute in bf16: omit the precision")
+            precisions.append(choose_precision(precision, device))
+    return max(precisions, key=("bf16", "fp16", "fp32").index)
 
 
 def train_network(

@@ -7,12 +7,12 @@ from scipy.spatial.distance import cdist
 from pipeline.analysis import dataset_statistics
 from pipeline.analysis.dataset_statistics import (
     digit_statistics,
-    find_copies,
     find_nearest,
     nearest_pairs,
     similar_pairs,
 )
 from pipeline.analysis.embedding import fit_pca, flatten_pixels
+from pipeline.dataset.copies import find_copies
 from pipeline.reports import data_figures
 from tests.conftest import digits_28
 

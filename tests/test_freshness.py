@@ -195,6 +195,11 @@ def test_a_reformatted_or_commented_model_and_another_model_make_nothing_stale(e
     assert edited_copy("nn/models/medium_cnn.py", r"block\(1, 64", "block(1, 48") == {}
 
 
+def test_an_edited_mean_of_predictions_makes_the_submission_stale(edited_copy):
+    stale = edited_copy("predictions.py", r"np\.mean\(", "np.median(")
+    assert stale["predict"] == "evaluate is stale" and "train" not in stale
+
+
 def test_an_edited_training_loop_makes_networks_stale(edited_copy):
     stale = edited_copy("nn/training_loop.py", r"FULL_EPOCHS = 2", "FULL_EPOCHS = 3")
     assert stale["train"] == "pipeline/nn/training_loop.py changed"

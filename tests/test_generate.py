@@ -18,6 +18,7 @@ from pipeline.stages import STAGES
 from tests.benchmarks import generated_rows
 from tests.conftest import write_tables
 
+DRAWS = True
 SETTINGS = ("gan.epochs=3", "gan.generator_width=4", "gan.discriminator_width=4", "generate.samples=200")
 OPTIONS = ("--recipe", "gan/conditional", *(item for name in SETTINGS for item in ("--set", name)), "--device", "cpu")
 

@@ -13,6 +13,7 @@ from pipeline import config
 from pipeline.settings import SECTIONS
 from tests.conftest import ENSEMBLE, SHORT, as_csv, digits_28, mnist_files, write_tables
 
+DRAWS = True
 WEIGHTS, HISTORY = "data/runs/quick/train/weights.safetensors", "data/runs/quick/train/history.csv"
 SUBMISSION = "submissions/quick/submission.csv"
 IMAGES, LABELS = digits_28(500)

@@ -120,7 +120,7 @@ class TestSpecs:
         assert folder_names(["ensemble.threads=1"]) == folder_names(["ensemble.seeds=2"])[:1] != folder_names([])
 
     def test_on_a_gpu_threads_do_not_matter(self, monkeypatch):
-        monkeypatch.setattr(training_task, "choose_device", lambda device: device)
+        monkeypatch.setattr(training_task, "resolve_precision", lambda *arguments: "fp32")
         gpu = Pool("local", "cuda", "cuda")
         settings = ["train.precision=fp32"]
         assert resolve(settings, pool=gpu)[0].threads == 0
@@ -128,7 +128,7 @@ class TestSpecs:
         assert threads[0] == threads[1] != folder_names([*settings, "ensemble.threads=1"])
 
     def test_a_layer_without_reproducible_gradients_on_cuda_is_refused_in_deterministic_mode(self, monkeypatch):
-        monkeypatch.setattr(training_task, "choose_device", lambda device: device)
+        monkeypatch.setattr(training_task, "resolve_precision", lambda *arguments: "fp32")
         settings = ["model.name=vgg16", "model.pretrained=none", "train.precision=fp32", "train.deterministic=true"]
         gpu, cpu = (Pool("local", device, device) for device in ("cuda", "cpu"))
         assert resolve([*settings, "model.frozen=nothing"], pool=cpu)

@@ -36,6 +36,8 @@ FOLDS = (np.arange(100) % 2).astype(np.uint8)
 OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
 )
 ARRAYS = TrainingArrays(IMAGES, LABELS, folds=FOLDS).by_name()
 SETTINGS = ["train.epochs=3", "train.batch_size=50", "model.name=layers", 'model.layers=["dense 20", "dropout"]']
@@ -218,7 +220,7 @@ class TestErrorsOfTheGpu:
         assert_equal(train(task, log=messages.append), expected)
         assert messages[0] == "continuing after epoch 2"
 
-    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS"])
+    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS", "cuDNN", "CUDA"])
     def test_too_little_memory_is_explained(self, tmp_path, monkeypatch, error):
         def fail(*arguments):
             raise error
@@ -240,7 +242,7 @@ def test_the_memory_of_a_training_is_measured(monkeypatch):
     assert measure_footprint(RECIPE.model, RECIPE.train, arrays, "cpu") == expected and calls == ["reset"]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS", "cuDNN", "CUDA"])
 def test_too_little_memory_for_the_measurement_is_explained(monkeypatch, error):
     def fail(trainer, progress):
         raise error
@@ -255,10 +257,14 @@ def test_too_little_memory_for_the_measurement_is_explained(monkeypatch, error):
 def test_bf16_is_refused_on_a_gpu_that_does_not_compute_in_it(monkeypatch):
     """A P100 has no matrix products in bf16, not even emulated ones."""
     monkeypatch.setattr(training_task, "choose_device", lambda device: "cuda")
+    monkeypatch.setattr(training_task, "usable_gpus", lambda: (0,))
+    monkeypatch.setattr(torch.cuda, "device", lambda number: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
     with pytest.raises(StageError, match="Tesla P100 does not compute in bf16"):
         resolve_precision("bf16", "auto")
+    with pytest.raises(StageError, match="Tesla P100 does not compute in bf16"):
+        resolve_precision("bf16", "auto", on_all_gpus=True)
     assert resolve_precision("fp32", "auto") == "fp32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert resolve_precision("bf16", "auto") == "bf16"
@@ -283,4 +289,6 @@ def test_different_gpus_train_in_a_precision_that_all_compute_fast(monkeypatch, 
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation: capabilities[selected[-1]] >= (8, 0)
     )
-    assert resolve_precision("auto", "auto") == expected
+    assert resolve_precision("auto", "auto", on_all_gpus=True) == expected
+    first = "bf16" if capabilities[0] >= (8, 0) else "fp16"
+    assert resolve_precision("auto", "auto") == first  # a single training is on the first GPU

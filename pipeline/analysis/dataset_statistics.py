@@ -1,4 +1,4 @@
-"""Statistics of the images: by digit, exact copies, and nearest neighbours."""
+"""Statistics of the images: by digit, and nearest neighbours."""
 
 from dataclasses import dataclass
 
@@ -30,21 +30,6 @@ def digit_statistics(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndar
         mean[digit], std[digit] = of_digit.mean(0), of_digit.std(0)
         gray_levels[digit] = np.bincount(of_digit.ravel(), minlength=256)
     return DigitStatistics(rows, mean, std, gray_levels, mean.mean((1, 2)) / 255)
-
-
-def find_copies(
-    images: UInt8[np.ndarray, "n 28 28"], others: UInt8[np.ndarray, "m 28 28"] | None = None
-) -> Int64[np.ndarray, "copies 2"]:
-    """Index pairs of equal images: of `images` and `others`, or within `images`: the first and a later one."""
-    first: dict[bytes, int] = {}
-    for index, image in enumerate(images):
-        first.setdefault(image.tobytes(), index)
-    candidates = enumerate(images if others is None else others)
-    pairs = [(first.get(image.tobytes()), index) for index, image in candidates]
-    copies = [(original, index) for original, index in pairs if original is not None]
-    if others is None:
-        copies = [(original, index) for original, index in copies if original != index]
-    return np.array(copies, np.int64).reshape(-1, 2)
 
 
 def find_nearest(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis import dataset_statistics, embedding
+from pipeline.dataset.copies import find_copies
 from pipeline.shapes import UInt8
 
 SIMILAR_DIGITS = ((3, 8), (4, 9), (7, 9), (1, 7), (3, 5))  # the pairs of digits that networks confuse most
@@ -40,9 +41,9 @@ class DatasetStudy:
         self.spread = embedding.digit_spread(self.tsne, self.tsne_labels)
         # By pairs of tables, pairs of row indices; near copies with their distance.
         self.copies = {
-            ("train", "train"): dataset_statistics.find_copies(train),
-            ("test", "test"): dataset_statistics.find_copies(images["test"]),
-            ("train", "test"): dataset_statistics.find_copies(train, images["test"]),
+            ("train", "train"): find_copies(train),
+            ("test", "test"): find_copies(images["test"]),
+            ("train", "test"): find_copies(train, images["test"]),
         }
         self.near_copies = {
             ("train", "train"): dataset_statistics.nearest_pairs(train, None, MAX_PAIRS),

@@ -103,7 +103,8 @@ class GeneratedStudy:
 
 def _classify(digits: LabelledDigits, judge: LoadedNetwork, device: str) -> Digits:
     images = torch.from_numpy(np.ascontiguousarray(digits.images))
-    predictions = predict_probabilities(judge, images, Predict(), device).argmax(1).astype(np.uint8)
+    probabilities = predict_probabilities(judge, images, Predict(), device, progress_bar=False)
+    predictions = probabilities.argmax(1).astype(np.uint8)
     return Digits(digits.images, digits.labels, network_internals.last_layer_inputs(judge.network, images), predictions)
 
 

@@ -45,7 +45,7 @@ class NetworkStudy:
         if not len(rows):
             rows, self.rows_are = np.arange(len(training_rows.labels)), "training rows (none was held out)"
         images, self.labels = torch.from_numpy(training_rows.images[rows]), training_rows.labels[rows]
-        self.probabilities = predict_probabilities(loaded, images, Predict(), device)
+        self.probabilities = predict_probabilities(loaded, images, Predict(), device, progress_bar=False)
         images = apply_view(images, view)
         self.chosen_on_these_rows = metadata["checkpoint_selection"] == "best"
         self.kept_epoch = metadata["epoch"]

@@ -73,12 +73,17 @@ def predict_logits(
 
 
 def predict_probabilities(
-    loaded: LoadedNetwork, images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."], predict: Predict, device: str
+    loaded: LoadedNetwork,
+    images: UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."],
+    predict: Predict,
+    device: str,
+    progress_bar: bool = True,
 ) -> Float32[np.ndarray, "n 10"]:
     """Probabilities with the network's own view and precision, averaged over the shifted copies in `predict.shifts`.
 
     images: on any device, without the view; or features, if the network is a head. Images with a margin above
         `predict.shift_margin` in the first copy are not shifted.
+    progress_bar: shown if stderr is a terminal.
     """
     images = images.to(device)
     if not images.is_floating_point():
@@ -86,7 +91,7 @@ def predict_probabilities(
     precision = inference_precision(loaded.metadata["precision"], device)
     with (
         library_settings(device),
-        tqdm(total=len(images), desc="infer", unit="image", disable=None) as progress,
+        tqdm(total=len(images), desc="infer", unit="image", disable=None if progress_bar else True) as progress,
     ):
 
         def predict_copy(

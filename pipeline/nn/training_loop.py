@@ -47,7 +47,8 @@ MIN_EPOCH_ROWS = 8192
 # each epoch).
 FEW_STEPS = 200
 
-# A larger fraction of steps without finite gradients in an epoch, and more than one, stops a training in fp16.
+# A larger fraction of steps without finite gradients in an epoch stops a training in fp16, if it is more than one step
+# or every step.
 MAX_SKIPPED_STEPS = 0.1
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with all figures
@@ -188,7 +189,7 @@ class Trainer:
         row = {"epoch": self.epoch, "learning_rate": group["lr"], "train_loss": sums[0] / n_rows}
         if options.precision == "fp16":
             row["skipped_steps"] = int(sums[1])
-            if sums[1] > max(1, MAX_SKIPPED_STEPS * len(batch_sizes)):
+            if sums[1] == len(batch_sizes) or sums[1] > max(1, MAX_SKIPPED_STEPS * len(batch_sizes)):
                 raise FloatingPointError(
                     f"the gradients of {sums[1]:.0f} of {len(batch_sizes)} steps of epoch {self.epoch} exceed the "
                     "range of fp16: try --set train.precision=fp32"

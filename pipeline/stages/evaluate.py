@@ -219,6 +219,7 @@ STAGE = Stage(
         "analysis.calibration",
         "analysis.metrics",
         "nn.held_out",
+        "predictions",
         "stages.evaluate",
     ),
     uses_device=True,

@@ -108,6 +108,12 @@ STAGE = Stage(
     },
     outputs=("submission.csv", "probabilities.npy"),
     receipt="submission.json",
-    code=lambda recipe: (*specs.inference_code(recipe), "analysis.expected_score", "dataset.tables", "stages.predict"),
+    code=lambda recipe: (
+        *specs.inference_code(recipe),
+        "analysis.expected_score",
+        "dataset.tables",
+        "predictions",
+        "stages.predict",
+    ),
     uses_device=True,
 )

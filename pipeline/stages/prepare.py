@@ -55,8 +55,8 @@ def _read_tables_once(context: StageContext, arrays: Any) -> dict[str, Any]:
 def _read_tables(context: StageContext, folder: Any, key: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    from pipeline.analysis.dataset_statistics import find_copies
     from pipeline.dataset import tables
+    from pipeline.dataset.copies import find_copies
 
     csvs = files.find_tables(context.files.values())  # download has checked that all three exist
     with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:
@@ -96,7 +96,7 @@ STAGE = Stage(
     inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.zip")},
     outputs=(*(f"{ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
     optional_outputs=("folds.npy",),
-    code=("analysis.dataset_statistics", "dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
+    code=("dataset.copies", "dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
     per_recipe=True,
     disk_space=_disk_space,
     recipes="all",
