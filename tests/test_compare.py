@@ -367,7 +367,7 @@ class TestCommandLine:
         [
             (("--stage", "compare"), "requires --recipe"),
             (("--stage", "compare", "--recipe", "laddr"), "unknown recipe 'laddr'"),
-            (("--stage", "compare", "--recipe", "quick", "--seeds", "0"), "compare.seeds"),
+            (("--stage", "compare", "--recipe", "quick", "--seeds", "0"), "argument --seeds: 0 is not positive"),
             (
                 ("--stage", "compare", "--recipe", "quick", "--engine", "dask=tcp://127.0.0.1:9"),
                 "--engine does not apply to --stage compare",

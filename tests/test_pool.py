@@ -172,9 +172,10 @@ class TestPlaces:
 
     @pytest.fixture
     def take(self, monkeypatch, tmp_path):
-        """Take a place as a new process would; returns its lock and the GPU that was selected."""
+        """Take a place as a process that has trained on `own_gpus`; returns its lock and the GPU that was selected."""
 
-        def take():
+        def take(own_gpus=()):
+            monkeypatch.setattr(pool, "_own_gpus", set(own_gpus))
             lock = pool._take_gpu.__wrapped__(str(tmp_path), (0, 3), 4)
             return lock, selected[-1]
 
@@ -197,8 +198,13 @@ class TestPlaces:
         monkeypatch.setattr("time.sleep", lambda seconds: places[1][0].release())
         assert take()[1] == 3
 
+    def test_a_process_that_trained_for_another_recipe_stays_on_its_gpu_if_it_can(self, take):
+        places = [take(own_gpus) for own_gpus in ([3], [3], [3], [])]
+        assert [gpu for _, gpu in places] == [3, 3, 0, 0]
+
     def test_a_process_keeps_its_gpu(self, monkeypatch, tmp_path):
         selected = []
+        monkeypatch.setattr(pool, "_own_gpus", set())
         monkeypatch.setattr("torch.cuda.set_device", selected.append)
         for _ in range(3):
             assert pool._call_on_own_gpu(str(tmp_path), (1, 2), 2, len, "ab") == 2
