@@ -225,12 +225,16 @@ def tables():
     return competition_tables()[0]
 
 
+def run_all(workspace, tables, options):
+    """Run `--stage all` with tables of the user; returns the workspace."""
+    write_tables(workspace / "data/raw", tables)
+    assert cli.main(["--stage", "all", *options, "--workspace", str(workspace), "--device", "cpu"]) == 0
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def _finished(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("finished")
-    write_tables(workspace / "data" / "raw", tables)
-    assert cli.main(["--stage", "all", *SHORT, "--workspace", str(workspace), "--device", "cpu"]) == 0
-    return workspace
+    return run_all(tmp_path_factory.mktemp("finished"), tables, SHORT)
 
 
 @pytest.fixture
@@ -241,10 +245,7 @@ def finished(_finished, tmp_path):
 
 @pytest.fixture(scope="session")
 def _tiny(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("tiny")
-    write_tables(workspace / "data" / "raw", tables)
-    assert cli.main(["--stage", "all", *TINY, "--workspace", str(workspace), "--device", "cpu"]) == 0
-    return workspace
+    return run_all(tmp_path_factory.mktemp("tiny"), tables, TINY)
 
 
 @pytest.fixture
@@ -279,10 +280,7 @@ def stage(command, tiny):
 
 @pytest.fixture(scope="session")
 def _ensemble(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("ensemble")
-    write_tables(workspace / "data" / "raw", tables)
-    assert cli.main(["--stage", "all", *ENSEMBLE, "--workspace", str(workspace), "--device", "cpu"]) == 0
-    return workspace
+    return run_all(tmp_path_factory.mktemp("ensemble"), tables, ENSEMBLE)
 
 
 @pytest.fixture
