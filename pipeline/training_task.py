@@ -121,7 +121,7 @@ class TrainingOutcome:
 def resolve_precision(precision: str, device: str, on_all_gpus: bool = False) -> str:
     """The precision in which this machine trains. Raises StageError if a GPU does not compute in `precision`.
 
-    on_all_gpus: whether the trainings are distributed over all GPUs, and not on the current one. If they differ, "auto"
+    on_all_gpus: whether the trainings are distributed over all GPUs instead of the current one. If they differ, "auto"
         selects what all of them compute fast.
     """
     device = choose_device(device)
