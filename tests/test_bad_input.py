@@ -15,7 +15,7 @@ from pipeline import config, store
 from pipeline.dataset import files, sources, tables
 from pipeline.errors import UserError
 from tests import mutants
-from tests.conftest import SHORT, competition_tables, write_tables
+from tests.conftest import TINY, competition_tables, write_tables
 from tests.test_idx import encode
 
 MAX_SECONDS = 10  # for one file
@@ -61,7 +61,7 @@ class CommandReader:
         """The arrays by file name. Raises UserError if the command ends with exit code 2 and one line."""
         shutil.rmtree(self.workspace / "data/prepared", ignore_errors=True)
         for stage in ("download", "prepare"):
-            run = self.command("--stage", stage, *SHORT, "--workspace", self.workspace, "--data", data)
+            run = self.command("--stage", stage, *TINY, "--workspace", self.workspace, "--data", data)
             if run.code:
                 assert run.code == 2 and run.err.startswith("error: ") and run.err.count("\n") == 1, run.err
                 raise UserError(run.err.removeprefix("error: ").removesuffix("\n"))
@@ -238,8 +238,8 @@ def test_recipes(tmp_path, step):
 
 
 @pytest.mark.parametrize("step", [pytest.param(12, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
-def test_checkpoints_and_weights(command, finished, monkeypatch, step):
-    options = (*SHORT, "--workspace", finished, "--device", "cpu")
+def test_checkpoints_and_weights(command, tiny, monkeypatch, step):
+    options = (*TINY, "--workspace", tiny, "--device", "cpu")
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -247,9 +247,9 @@ def test_checkpoints_and_weights(command, finished, monkeypatch, step):
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
         assert command("--stage", "train", *options, "--force").code == 130
-    (checkpoint,) = finished.glob("data/networks/*.partial/checkpoint.pt")
+    (checkpoint,) = tiny.glob("data/networks/*.partial/checkpoint.pt")
     shutil.rmtree(checkpoint.parent.with_suffix(""))  # the finished network, which would be reused
-    weights = finished / "data/runs/quick/train/weights.safetensors"
+    weights = tiny / "data/runs/quick/train/weights.safetensors"
     for path, stage in ((checkpoint, "train"), (weights, "predict")):
         valid = path.read_bytes()
         for mutation, content in every(step, mutants.mutate_bytes(valid)):
@@ -274,12 +274,12 @@ MANIFESTS = {
 @pytest.mark.parametrize("step", [pytest.param(600, id="few"), pytest.param(12, id="some", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("folder", MANIFESTS)
 @pytest.mark.parametrize("name", [store.MANIFEST, store.CONTEXT, "submission.json"])
-def test_records(command, finished, folder, name, step):
+def test_records(command, tiny, folder, name, step):
     """`--status` works with any record; a stage that reads it works, or its error is one line."""
-    paths = [*finished.glob(f"{folder}/{name}")]
+    paths = [*tiny.glob(f"{folder}/{name}")]
     if not paths:
         return
-    path, options = paths[0], (*SHORT, "--workspace", finished, "--device", "cpu")
+    path, options = paths[0], (*TINY, "--workspace", tiny, "--device", "cpu")
     valid = path.read_bytes()
     for mutation, content in every(step, mutants.mutate_json(valid)):
         path.write_bytes(content)

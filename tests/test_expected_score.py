@@ -23,7 +23,7 @@ from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
 from pipeline.settings import Estimate
 from pipeline.stages import evaluate
-from tests.conftest import SHORT
+from tests.conftest import TINY
 
 INFINITE = 10**15  # rows: no row is measured twice
 RUN = {"rows": 10_500, "n_correct": 10_440, "accuracy": 10_440 / 10_500, "chosen_on_these_rows": False}
@@ -195,13 +195,13 @@ def test_when_a_record_does_not_apply(why_no_record, changes, reason):
 
 
 @pytest.fixture
-def run_with_record(command, finished):
+def run_with_record(command, tiny):
     """Run `--stage all` with a record of the current settings and data; returns its output and the receipt."""
 
     def call(*options):
-        arguments = ("--stage", "all", *SHORT, *options, "--workspace", finished)
+        arguments = ("--stage", "all", *TINY, *options, "--workspace", tiny)
         assert command(*arguments).code == 0
-        measured = json.loads((finished / "data/runs/quick/evaluate/metrics.json").read_text())["measured_with"]
+        measured = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())["measured_with"]
         settings = ", ".join(f'"{name}" = {json.dumps(value)}' for name, value in measured["settings"].items())
         record = {"accuracy": 0.9, "std": 0.01, "seeds": 5, "rows": 100, "training_rows": 300}
         record |= {"data": measured["data"], "date": "2026-01-02"}
@@ -209,7 +209,7 @@ def run_with_record(command, finished):
         estimate = [word for name, value in values.items() for word in ("--set", f"estimate.{name}={value}")]
         run = command(*arguments, *estimate)
         assert run.code == 0 and "train: fresh" in run.out
-        return run.out, json.loads((finished / "submissions/quick/submission.json").read_text())
+        return run.out, json.loads((tiny / "submissions/quick/submission.json").read_text())
 
     return call
 
@@ -220,9 +220,9 @@ def test_a_run_on_small_tables_says_why_there_is_no_expected_score(run_with_reco
     assert "expected score: none, the recipe's recorded accuracy applies only to 42,000 training and 28,000 test" in out
 
 
-def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, finished, monkeypatch):
+def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, tiny, monkeypatch):
     """As if the competition's tables were as small as the test's."""
-    images = np.load(finished / "data/prepared/arrays/train_images.npy")
+    images = np.load(tiny / "data/prepared/arrays/train_images.npy")
     for name, value in {"TRAIN_ROWS": 400, "TEST_ROWS": 100, "MEAN_PIXEL": float(images.mean()) + 0.2}.items():
         monkeypatch.setattr(evaluate, name, value)
     monkeypatch.setattr(competition, "TRAIN_ROWS", 400)

@@ -11,10 +11,10 @@ from matplotlib.image import imread
 from pipeline.analysis import embedding
 from pipeline.reports import captions, dataset_report
 from pipeline.stages import STAGES
-from tests.conftest import SHORT
+from tests.conftest import TINY
 
 DRAWS = True
-OPTIONS = (*SHORT, "--set", "explore.rows=60")
+OPTIONS = (*TINY, "--set", "explore.rows=60")
 PICTURES = [name for name in STAGES["explore"].outputs if name.endswith(".png")]
 
 
@@ -25,13 +25,13 @@ def without_pictures(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def _explored(_finished, tmp_path_factory):
-    """The finished run, explored; tests leave it as it is."""
+def _explored(_tiny, tmp_path_factory):
+    """The run with TINY, explored; tests leave it as it is."""
     import shutil
 
     import run_pipeline
 
-    workspace = shutil.copytree(_finished, tmp_path_factory.mktemp("explored") / "workspace")
+    workspace = shutil.copytree(_tiny, tmp_path_factory.mktemp("explored") / "workspace")
     assert run_pipeline.main(["--stage", "explore", *OPTIONS, "--workspace", str(workspace)]) == 0
     return workspace
 
@@ -53,38 +53,38 @@ def test_the_stage_writes_pictures_numbers_and_a_page(_explored):
     assert (pd.read_csv(folder / "copies.csv").columns == ["table", "row", "other_table", "other_row"]).all()
 
 
-def test_it_runs_only_on_demand_and_its_state_is_shown(command, finished, without_pictures):
-    options = (*OPTIONS, "--workspace", finished)
+def test_it_runs_only_on_demand_and_its_state_is_shown(command, tiny, without_pictures):
+    options = (*OPTIONS, "--workspace", tiny)
     assert "explore" not in command("--status", *options).out
     assert "explore" not in command("--stage", "all", *options, "--device", "cpu").out
     run = command("--stage", "explore", *options)
     assert run.code == 0 and "400 training rows and 100 test rows" in run.out
     assert "explore   fresh" in command("--status", *options).out
     assert "explore.rows 60 -> 50" in command("--status", *options, "--set", "explore.rows=50").out
-    assert command("--clean", "--yes", "--workspace", finished).code == 0
-    assert (finished / "data/explore/explore.html").exists()
+    assert command("--clean", "--yes", "--workspace", tiny).code == 0
+    assert (tiny / "data/explore/explore.html").exists()
     again = command("--stage", "explore", *options, "--set", "explore.rows=50")
-    assert again.code == 0 and np.load(finished / "data/explore/tsne.npy").shape == (50, 2)
+    assert again.code == 0 and np.load(tiny / "data/explore/tsne.npy").shape == (50, 2)
 
 
-def test_copies_are_named_by_their_rows(command, finished, tables, without_pictures):
+def test_copies_are_named_by_their_rows(command, tiny, tables, without_pictures):
     """Row 7 of train.csv again at its end."""
     lines = tables["train.csv"].splitlines()
-    (finished / "data/raw/train.csv").write_bytes(b"\n".join([*lines, lines[7]]) + b"\n")
-    options = (*OPTIONS, "--workspace", finished)
+    (tiny / "data/raw/train.csv").write_bytes(b"\n".join([*lines, lines[7]]) + b"\n")
+    options = (*OPTIONS, "--workspace", tiny)
     for stage in ("download", "prepare", "explore"):
         assert command("--stage", stage, *options).code == 0
-    table = pd.read_csv(finished / "data/explore/copies.csv")
+    table = pd.read_csv(tiny / "data/explore/copies.csv")
     assert table.to_dict("records") == [{"table": "train", "row": 7, "other_table": "train", "other_row": len(lines)}]
-    numbers = json.loads((finished / "data/explore/explore.json").read_text())
+    numbers = json.loads((tiny / "data/explore/explore.json").read_text())
     assert numbers["copies"] == {"train-train": 1, "test-test": 0, "train-test": 0}
     nearest = [(pair["train"], pair["nearest_train"]) for pair in numbers["nearest_train_train"]]
     assert nearest and (7, len(lines)) not in nearest and all(row < other_row for row, other_row in nearest)
 
 
 @pytest.mark.parametrize(("rows", "code"), [(1, 2), (9, 2), (10, 0)])
-def test_too_few_rows_for_tsne_are_refused(command, finished, without_pictures, rows, code):
-    run = command("--stage", "explore", *SHORT, "--set", f"explore.rows={rows}", "--workspace", finished)
+def test_too_few_rows_for_tsne_are_refused(command, tiny, without_pictures, rows, code):
+    run = command("--stage", "explore", *TINY, "--set", f"explore.rows={rows}", "--workspace", tiny)
     assert run.code == code and run.err.count("\n") == (code > 0)
     assert not code or ("explore.rows" in run.err and "10" in run.err)
 

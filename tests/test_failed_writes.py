@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import store
 from tests import toy_stages
-from tests.conftest import SHORT, TINY, write_tables
+from tests.conftest import TINY, write_tables
 from tests.interference import Points, Runs, failing
 from tests.test_kills import ALL, Disturbance, one_of_each, results, undisturbed
 
@@ -138,14 +138,10 @@ class TestFullDisk:
         yield runs, folder, Path(f"/proc/{runs.server.pid}/root{folder}")
         runs.close()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "point",
-        [
-            "before write .checkpoint.pt",
-            pytest.param("before open .manifest", marks=pytest.mark.slow),
-            pytest.param("after mkdir train.partial", marks=pytest.mark.slow),
-            pytest.param("before open .sub", marks=pytest.mark.slow),
-        ],
+        ["before write .checkpoint.pt", "before open .manifest", "after mkdir train.partial", "before open .sub"],
     )
     def test_disk_full(self, disk, undisturbed, tables, point):
         (runs, folder, here), base = disk, undisturbed("one network")
@@ -210,7 +206,7 @@ def test_the_required_disk_space_is_enough_and_not_far_too_much(command, workspa
     monkeypatch.setattr(store, "write", measured_write)
     monkeypatch.setattr(store, "require_disk_space", measured_require)
     options = (*settings, "--set", "train.swa_fraction=0.5", "--workspace", workspace)
-    assert command("--stage", "all", *SHORT, *options).code == 0
+    assert command("--stage", "all", *TINY, *options).code == 0
     assert required.keys() >= {"prepare", "augment", "train", "evaluate", "predict"}
     for stage, needed in required.items():
         if stage != "download":

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import store
 from pipeline.source_code import syntax_hash
-from tests.conftest import ALL_FRESH, NAMES, SHORT, content, forge, ran
+from tests.conftest import ALL_FRESH, NAMES, TINY, content, forge, ran
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,7 +161,7 @@ def test_a_published_result_in_previous_counts_and_is_restored(status, stage, ti
 
 
 @pytest.fixture
-def edited_copy(_finished, tmp_path):
+def edited_copy(_tiny, tmp_path):
     """A function that edits a file in a copy of the pipeline, and returns the stale stages with their reasons."""
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "pipeline", copy / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
@@ -173,7 +173,7 @@ def edited_copy(_finished, tmp_path):
             text, count = re.subn(pattern, replacement, path.read_text(), count=1)
             assert count == 1, f"{pattern} does not occur in {file}"
             path.write_text(text)
-        command = [sys.executable, "run_pipeline.py", "--status", *SHORT, "--workspace", _finished]
+        command = [sys.executable, "run_pipeline.py", "--status", *TINY, "--workspace", _tiny]
         run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         rows = [line.split(None, 2) for line in run.stdout.splitlines()[1:]]
@@ -184,14 +184,14 @@ def edited_copy(_finished, tmp_path):
 
 
 def test_an_edited_layer_makes_the_networks_of_this_model_stale(edited_copy):
-    stale = edited_copy("nn/models/small_cnn.py", r"_?block\(64, 128, 3\)", "block(64, 128, 2)")
-    assert stale["train"] == "pipeline/nn/models/small_cnn.py changed"
+    stale = edited_copy("nn/models/layers.py", r"nn\.Tanh\(\)", "nn.Sigmoid()")
+    assert stale["train"] == "pipeline/nn/models/layers.py changed"
     assert list(stale) == ["train", "evaluate", "predict"]
 
 
 def test_a_reformatted_or_commented_model_and_another_model_make_nothing_stale(edited_copy):
-    assert edited_copy("nn/models/small_cnn.py", r"super\(\).__init__\(\)", "super( ).__init__()  # first") == {}
-    assert edited_copy("nn/models/small_cnn.py", r'"""[^"]+"""', '"""Another docstring."""') == {}
+    assert edited_copy("nn/models/layers.py", r"super\(\).__init__\(\)", "super( ).__init__()  # first") == {}
+    assert edited_copy("nn/models/layers.py", r'"""[^"]+"""', '"""Another docstring."""') == {}
     assert edited_copy("nn/models/medium_cnn.py", r"block\(1, 64", "block(1, 48") == {}
 
 

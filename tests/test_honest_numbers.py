@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import config
 from pipeline.settings import SECTIONS
-from tests.conftest import ENSEMBLE, SHORT, as_csv, digits_28, mnist_files, write_tables
+from tests.conftest import ENSEMBLE, TINY, as_csv, digits_28, mnist_files, write_tables
 
 DRAWS = True
 WEIGHTS, HISTORY = "data/runs/quick/train/weights.safetensors", "data/runs/quick/train/history.csv"
@@ -25,21 +25,21 @@ def train_table(images):
     return as_csv(header, np.column_stack([LABELS[:400], images.reshape(400, 784)]).tolist())
 
 
-def test_validation_rows_influence_neither_augmentation_nor_weights(command, finished, tmp_path):
+def test_validation_rows_influence_neither_augmentation_nor_weights(command, tiny, tmp_path):
     """Their pixels are replaced by noise: only the figures that are measured on them change."""
-    (path,) = finished.glob("data/prepared/splits/*/validation_rows.npy")
+    (path,) = tiny.glob("data/prepared/splits/*/validation_rows.npy")
     images, rows = IMAGES[:400].copy(), np.load(path)
     images[rows] = np.random.default_rng(0).integers(0, 256, (len(rows), 28, 28))
-    other = shutil.copytree(finished, tmp_path / "other")
+    other = shutil.copytree(tiny, tmp_path / "other")
     (other / "data/raw/train.csv").write_bytes(train_table(images))
-    run = command("--stage", "all", *SHORT, "--workspace", other, "--device", "cpu")
+    run = command("--stage", "all", *TINY, "--workspace", other, "--device", "cpu")
     assert run.code == 0, run.err
-    assert np.array_equal(np.load(other / path.relative_to(finished)), rows)
-    augmented = [path.relative_to(finished) for path in finished.glob("data/augmented/*/*.npy")]
+    assert np.array_equal(np.load(other / path.relative_to(tiny)), rows)
+    augmented = [path.relative_to(tiny) for path in tiny.glob("data/augmented/*/*.npy")]
     assert len(augmented) == 2
     for name in (*augmented, WEIGHTS, SUBMISSION):
-        assert (finished / name).read_bytes() == (other / name).read_bytes()
-    before, after = (pd.read_csv(workspace / HISTORY) for workspace in (finished, other))
+        assert (tiny / name).read_bytes() == (other / name).read_bytes()
+    before, after = (pd.read_csv(workspace / HISTORY) for workspace in (tiny, other))
     assert (before.train_loss == after.train_loss).all()
     assert (before.validation_loss != after.validation_loss).all()
 
@@ -67,7 +67,7 @@ def test_test_labels_influence_nothing_but_the_score(command, tmp_path):
     for name, offset in (("right", 0), ("wrong", 1)):
         files, labels = mnist_files(60, 20, offset)
         source = write_tables(tmp_path / name / "mnist", files)
-        run = command("--stage", "all", *SHORT, "--workspace", tmp_path / name, "--data", source, "--device", "cpu")
+        run = command("--stage", "all", *TINY, "--workspace", tmp_path / name, "--data", source, "--device", "cpu")
         assert run.code == 0, run.err
         results[name] = {
             path.relative_to(tmp_path / name): path.read_bytes()
@@ -80,21 +80,21 @@ def test_test_labels_influence_nothing_but_the_score(command, tmp_path):
     assert len(results["right"]) > 12 and results["right"] == results["wrong"]
 
 
-def test_predictions_follow_their_rows(command, finished):
+def test_predictions_follow_their_rows(command, tiny):
     """The test rows in another order have the same predictions in that order."""
-    before = pd.read_csv(finished / SUBMISSION).Label.to_numpy()
-    path = finished / "data/raw/test.csv"
+    before = pd.read_csv(tiny / SUBMISSION).Label.to_numpy()
+    path = tiny / "data/raw/test.csv"
     header, *lines = path.read_text().splitlines()
     order = np.random.default_rng(0).permutation(len(lines))
     path.write_text("\n".join([header, *(lines[row] for row in order)]) + "\n")
-    run = command("--stage", "all", *SHORT, "--workspace", finished, "--device", "cpu")
+    run = command("--stage", "all", *TINY, "--workspace", tiny, "--device", "cpu")
     assert run.code == 0 and "train: fresh" in run.out
-    after = pd.read_csv(finished / SUBMISSION)
+    after = pd.read_csv(tiny / SUBMISSION)
     assert (after.ImageId == np.arange(1, len(lines) + 1)).all()
     assert (after.Label == before[order]).all()
 
 
-# For each setting a value that differs from that of `quick` with SHORT.
+# For each setting a value that differs from that of `quick` with TINY.
 CHANGED_VALUES = {
     "prepare.allow_overlap": "true",
     "split.seed": "1",
@@ -116,7 +116,7 @@ CHANGED_VALUES = {
     "model.pretrained": "imagenet",
     "model.side": "64",
     "model.frozen": "features",
-    "ensemble.models": '["small_cnn", "medium_cnn"]',
+    "ensemble.models": '["layers", "medium_cnn"]',
     "ensemble.views": '["even"]',
     "ensemble.seeds": "2",
     "ensemble.threads": "3",
@@ -167,8 +167,8 @@ def test_every_setting_has_a_changed_value():
 
 
 @pytest.mark.parametrize("name", CHANGED_VALUES)
-def test_every_setting_makes_a_result_stale_or_is_refused(command, _finished, name):
-    run = command("--status", *SHORT, "--set", f"{name}={CHANGED_VALUES[name]}", "--workspace", _finished)
+def test_every_setting_makes_a_result_stale_or_is_refused(command, _tiny, name):
+    run = command("--status", *TINY, "--set", f"{name}={CHANGED_VALUES[name]}", "--workspace", _tiny)
     if run.code:
         assert run.code == 2 and name in run.err
     else:

@@ -14,7 +14,7 @@ from pipeline import store
 from pipeline.dataset import tables
 from pipeline.dataset.files import TableFile
 from tests import mutants
-from tests.conftest import SHORT, forge, write_tables
+from tests.conftest import TINY, forge, write_tables
 from tests.interference import Runs
 from tests.test_bad_input import IDX_FILES, MAX_SECONDS, TABLES
 
@@ -46,7 +46,7 @@ class TestObstacles:
     @pytest.mark.parametrize("name", ["train.csv", "sample_submission.csv"])
     def test_table(self, runs, tmp_path, name, obstacle):
         mutants.replace(write_tables(tmp_path / "data/raw", TABLES) / name, obstacle)
-        self.require_error(runs("--stage", "all", *SHORT, "--workspace", tmp_path), name)
+        self.require_error(runs("--stage", "all", *TINY, "--workspace", tmp_path), name)
 
     @each_obstacle
     def test_zip_and_recipe(self, runs, tmp_path, obstacle):
@@ -74,10 +74,10 @@ class TestObstacles:
             for obstacle in mutants.obstacles()
         ],
     )
-    def test_record_or_result(self, runs, finished, obstacle):
-        options = (*SHORT, "--workspace", finished, "--device", "cpu")
+    def test_record_or_result(self, runs, tiny, obstacle):
+        options = (*TINY, "--workspace", tiny, "--device", "cpu")
         for name in ("train/manifest.json", "evaluate/context.json", "train/weights.safetensors"):
-            path = finished / "data/runs/quick" / name
+            path = tiny / "data/runs/quick" / name
             valid = path.read_bytes()
             if obstacle.__name__ == "sparse" and name.endswith("safetensors"):
                 continue  # hashing it takes half a minute
@@ -118,7 +118,7 @@ def test_gzip_bomb_of_valid_rows(tmp_path):
         tables.read_train_table(TableFile(tmp_path / "train.csv.gz"))
 
 
-def test_no_pickle_is_executed(command, finished, monkeypatch, tmp_path):
+def test_no_pickle_is_executed(command, tiny, monkeypatch, tmp_path):
     """A checkpoint, weights and arrays that would run code if they were unpickled, with correct checksums."""
 
     class Malicious:
@@ -127,7 +127,7 @@ def test_no_pickle_is_executed(command, finished, monkeypatch, tmp_path):
 
     buffer = io.BytesIO()
     torch.save({"key": Malicious()}, buffer)
-    options = (*SHORT, "--workspace", finished, "--device", "cpu")
+    options = (*TINY, "--workspace", tiny, "--device", "cpu")
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -135,7 +135,7 @@ def test_no_pickle_is_executed(command, finished, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
         assert command("--stage", "train", *options, "--force").code == 130
-    (checkpoint,) = finished.glob("data/networks/*.partial/checkpoint.pt")
+    (checkpoint,) = tiny.glob("data/networks/*.partial/checkpoint.pt")
     checkpoint.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
     shutil.rmtree(checkpoint.parent.with_suffix(""))  # the finished network, which would be reused
     run = command("--stage", "train", *options)
@@ -143,8 +143,8 @@ def test_no_pickle_is_executed(command, finished, monkeypatch, tmp_path):
 
     content = pickle.dumps(Malicious())
     for stage, path in (
-        ("evaluate", finished / "data/runs/quick/train/weights.safetensors"),
-        ("train", next(finished.glob("data/augmented/*/images.npy"))),
+        ("evaluate", tiny / "data/runs/quick/train/weights.safetensors"),
+        ("train", next(tiny.glob("data/augmented/*/images.npy"))),
     ):
         path.write_bytes(content)
         outputs = {path.name: hashlib.sha256(content).hexdigest()}

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from pipeline.stages import submit
-from tests.conftest import SHORT
+from tests.conftest import TINY
 from tests.kaggle_server import KEY, TOKEN, KaggleServer
 
 DOWNLOAD = ("--stage", "download", "--data", "kaggle", "--debug")
@@ -130,7 +130,7 @@ CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "Upl
 )
 def test_failed_submission_is_sent_once_in_the_end(kaggle, command, sendable, monkeypatch, call, fault):
     monkeypatch.setattr(submit, "POLL_INTERVAL", 0.1)
-    arguments = ("--stage", "submit", *SHORT, "--workspace", sendable, "--debug")
+    arguments = ("--stage", "submit", *TINY, "--workspace", sendable, "--debug")
     before = (sendable / "submissions/quick/submission.csv").read_bytes()
     kaggle.fail[call], kaggle.fail_times[call] = fault, 3
     start = time.monotonic()

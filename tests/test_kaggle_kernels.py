@@ -14,18 +14,18 @@ import pytest
 from pipeline import store
 from pipeline.dataset import kaggle_client, kaggle_kernels
 from pipeline.stages import notebook as notebook_stage
-from tests.conftest import SHORT
+from tests.conftest import TINY
 from tests.kaggle_server import KEY
 from tests.test_kaggle_client import run_official_client
 from tests.test_structure import ROOT
 
 SLUG = "digit-recognizer-pipeline"
-PUSH = ("--stage", "notebook", *SHORT, "--set", "notebook.push=true")
+PUSH = ("--stage", "notebook", *TINY, "--set", "notebook.push=true")
 
 
 @pytest.fixture
 def results(kaggle, sendable):
-    """What a run of SHORT writes, with data and networks, and a file name that leads outside: the notebook's output."""
+    """What a run of TINY writes, with data and networks, and a file name that leads outside: the notebook's output."""
     for path in sendable.rglob("*"):
         if path.is_file():
             kaggle.output[path.relative_to(sendable).as_posix()] = path.read_bytes()
@@ -96,7 +96,7 @@ def test_from_push_to_fetched_output(kaggle, results, command, tmp_path, folder,
 
 def test_official_command_line_pushes_the_folder(kaggle, command, tmp_path, folder):
     """By hand, with the files that the stage writes without a push."""
-    command("--stage", "notebook", *SHORT, "--workspace", tmp_path / "user")
+    command("--stage", "notebook", *TINY, "--workspace", tmp_path / "user")
     run = run_official_client("kernels", "push", "-p", folder)
     assert "version 1 successfully pushed" in run.stdout and "does not resolve" not in run.stdout
     assert "COMPLETE" in run_official_client("kernels", "status", f"demo/{SLUG}").stdout

@@ -11,6 +11,8 @@ from pipeline.analysis.metrics import calibration
 from pipeline.analysis.network_internals import LayerHistory, Saliency
 from pipeline.reports import network_figures, style
 
+DRAWS = True
+
 
 @pytest.fixture
 def draw(monkeypatch):

@@ -17,7 +17,7 @@ from slugify import slugify
 from pipeline.reports import notebook_file
 from pipeline.reports.notebook_file import NotebookRun
 from pipeline.settings import Notebook
-from tests.conftest import SHORT
+from tests.conftest import TINY
 from tests.test_structure import ROOT
 
 RUN = NotebookRun("quick", ("quick",), ("--stage", "all", "--recipe", "quick"), gpu=True)
@@ -140,7 +140,7 @@ def test_without_a_recipe_it_is_quick(build):
 
 
 def test_building_uses_no_network(build, kaggle):
-    _, metadata, _ = build(*SHORT)
+    _, metadata, _ = build(*TINY)
     assert metadata["id"] == "demo/digit-recognizer-pipeline"  # KAGGLE_USERNAME
     assert not kaggle.calls
 

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from pipeline import cli, kaggle_machine, store
-from tests.conftest import SHORT, write_tables
+from tests.conftest import TINY, write_tables
 from tests.test_structure import ROOT
 
 # What Kaggle's image may lack. The pipeline needs none of it for attached data.
@@ -101,10 +101,11 @@ def machine(tmp_path, tables, monkeypatch):
     return kaggle_like
 
 
-def test_executed_notebook_writes_the_submission_of_a_local_run(machine, build, finished):
-    notebook = machine.execute(build(*SHORT, "--device", "cpu"))
+@pytest.mark.slow
+def test_executed_notebook_writes_the_submission_of_a_local_run(machine, build, tiny):
+    notebook = machine.execute(build(*TINY, "--device", "cpu"))
     submission = machine.working / "submission.csv"
-    assert submission.read_bytes() == (finished / "submissions/quick/submission.csv").read_bytes()
+    assert submission.read_bytes() == (tiny / "submissions/quick/submission.csv").read_bytes()
     text = printed_text(notebook)
     for part in ("predict: done", "validation accuracy", f"reading {machine.input}", "100 rows in"):
         assert part in text
@@ -122,7 +123,7 @@ def test_failed_run_fails_the_session(machine, build):
     table = next(machine.input.rglob("train.csv"))
     table.write_bytes(table.read_bytes().replace(b"\n", b"\nx", 1))
     with pytest.raises(CellExecutionError, match="exit code 2"):
-        machine.execute(build(*SHORT))
+        machine.execute(build(*TINY))
     executed = nbformat.read(machine.root / "executed.ipynb", as_version=4)
     assert "error: " in printed_text(executed) and "train.csv" in printed_text(executed)
 

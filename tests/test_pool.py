@@ -14,7 +14,7 @@ import pytest
 from pipeline import cli, pool, store
 from pipeline.errors import StageError
 from pipeline.pool import ParentGone, Pool
-from tests.conftest import ENSEMBLE, SHORT, write_tables
+from tests.conftest import ENSEMBLE, TINY, write_tables
 
 ROOT = Path(__file__).parent.parent
 # Four networks that take long enough to be interrupted in the middle.
@@ -283,5 +283,5 @@ class TestEngine:
         assert run.code == 2 and "requirements/dask.txt" in run.err and run.err.count("\n") == 1
 
     def test_a_single_network_is_refused_before_anything_is_written(self, tmp_path, command):
-        run = command("--stage", "all", *SHORT, "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
+        run = command("--stage", "all", *TINY, "--workspace", tmp_path, "--engine", "dask=tcp://127.0.0.1:9")
         assert run.code == 2 and "quick trains a single network" in run.err and not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import pytest
 from pipeline import cli, config, store
 from pipeline.analysis.expected_score import Measurement, prediction_interval
 from tests import oracles
-from tests.conftest import ENSEMBLE, SHORT, TINY, digits_28, forge, write_tables
+from tests.conftest import ENSEMBLE, TINY, digits_28, forge, write_tables
 
 IMAGES, _ = digits_28(500)
 SHIFTS = ((0, 0), (2, -1))
@@ -101,7 +101,7 @@ def test_the_score_of_an_ensemble_rests_on_out_of_fold_rows(_ensemble, command):
 
 def test_the_last_line_names_the_next_step(command, sendable):
     """After quick on tables of the competition's size: recipes with a higher score, and pictures."""
-    *_, send, last = command("--stage", "all", *SHORT, "--workspace", sendable, "--device", "cpu").lines()
+    *_, send, last = command("--stage", "all", *TINY, "--workspace", sendable, "--device", "cpu").lines()
     assert send.startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
     scores = [f"{config.load_recipe(name).estimate.accuracy:.4f}" for name in ("standard", "best")]
     assert last.startswith("next: for a higher score, try --recipe standard ")

@@ -15,7 +15,7 @@ from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.pretrained import RECORD, load_pretrained
 from pipeline.pretrained import make
 from pipeline.settings import Predict
-from tests.conftest import SHORT, TINY, digits_28
+from tests.conftest import TINY, digits_28
 
 ROOT = Path(__file__).parent.parent
 by_recipe = pytest.mark.parametrize("recipe", make.RECIPES)
@@ -118,7 +118,7 @@ def test_a_submission_with_pretrained_weights_is_not_sent(command, sendable, kag
         for digest in digests if isinstance(digests, dict) else [digests]:
             receipt["sha256"]["weights.safetensors"] = digest
             store.write_json(folder / "submission.json", receipt)
-            run = command("--stage", "submit", *SHORT, "--workspace", sendable)
+            run = command("--stage", "submit", *TINY, "--workspace", sendable)
             assert run.code == 2 and "pretrained weights, which are not for submissions" in run.err
     assert not kaggle.submissions
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.dataset.photos import read_digit
 from pipeline.nn import pretrained
 from tests import oracles
-from tests.conftest import SHORT, forge
+from tests.conftest import TINY, forge
 from tests.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
 
 DRAWS = True
@@ -92,24 +92,24 @@ def test_a_doubtful_digit_is_unsure(command, tmp_path):
     assert sure["unsure"] == "0" and f"unsure, {doubtful['digit']}" in run.out
 
 
-def test_the_recipes_own_network_is_used_and_calibrated(command, finished, tmp_path, drawings):
-    options = SHORT
-    run = recognize(command, finished, drawings, options=options)
-    weights = finished / "data/runs/quick/train/weights.safetensors"
+def test_the_recipes_own_network_is_used_and_calibrated(command, tiny, tmp_path, drawings):
+    options = TINY
+    run = recognize(command, tiny, drawings, options=options)
+    weights = tiny / "data/runs/quick/train/weights.safetensors"
     assert run.code == 0 and f"recognize: with {weights}\n" in run.out
-    metrics = json.loads((finished / "data/runs/quick/evaluate/metrics.json").read_text())
+    metrics = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())
     images = np.stack([read_digit(drawings / f"{digit}.png") for digit in range(10)])
     ((probabilities, _),) = oracles.predict_each(weights, images)
     scaled = probabilities.astype(float) ** (1 / metrics["temperature"])
     scaled /= scaled.sum(1, keepdims=True)
-    table = read_table(finished)
+    table = read_table(tiny)
     assert [int(row["digit"]) for row in table] == scaled.argmax(1).tolist()
     # The network's precision may be bf16; the oracle's is float32.
     assert [float(row["probability"]) for row in table] == pytest.approx(scaled.max(1), abs=0.05)
 
 
-def test_a_stale_network_is_not_used(command, finished, drawings):
-    run = recognize(command, finished, drawings / "0.png", options=(*SHORT, "--set", "train.epochs=3"))
+def test_a_stale_network_is_not_used(command, tiny, drawings):
+    run = recognize(command, tiny, drawings / "0.png", options=(*TINY, "--set", "train.epochs=3"))
     assert run.code == 0 and "the pretrained network, since the recipe's own is stale (train.epochs 2 -> 3)" in run.out
 
 
@@ -180,12 +180,12 @@ def test_accuracy_on_all_photos(command, tmp_path, capsys, recipe):
     assert all(measured >= minimum for measured, minimum in shares.values()), shares
 
 
-def test_pretrained_weights_make_no_submission(command, finished):
+def test_pretrained_weights_make_no_submission(command, tiny):
     """Somebody copies them over the trained ones, and adapts the manifest."""
-    target = finished / "data/runs/quick/train"
+    target = tiny / "data/runs/quick/train"
     content = pretrained.weights_file("quick").read_bytes()
     (target / "weights.safetensors").write_bytes(content)
-    options = (*SHORT, "--workspace", finished, "--device", "cpu")
+    options = (*TINY, "--workspace", tiny, "--device", "cpu")
     assert "weights.safetensors was changed" in command("--status", *options).out
     digest = next(iter(pretrained.pretrained_hashes()))
     forge(target, lambda manifest: manifest["outputs"].update({"weights.safetensors": digest}))

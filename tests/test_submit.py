@@ -8,7 +8,7 @@ import pytest
 from pipeline import store
 from pipeline.dataset import kaggle_client
 from pipeline.stages import submit as submit_stage
-from tests.conftest import SHORT
+from tests.conftest import TINY
 from tests.kaggle_server import KEY
 from tests.test_kaggle_client import run_official_client
 
@@ -19,7 +19,7 @@ RUN_CHILD = kaggle_client._run_child
 def submit(kaggle, requests_in_process, command, sendable, monkeypatch):
     """`--stage submit` with short waits, whose requests run in this process."""
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
-    return lambda *options: command("--stage", "submit", *SHORT, "--workspace", sendable, *options)
+    return lambda *options: command("--stage", "submit", *TINY, "--workspace", sendable, *options)
 
 
 def read_receipt(workspace):
@@ -28,7 +28,7 @@ def read_receipt(workspace):
 
 def test_sends_waits_and_records_the_score(kaggle, command, sendable, monkeypatch):
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
-    run = command("--stage", "submit", *SHORT, "--workspace", sendable, "--set", "submit.message=first try")
+    run = command("--stage", "submit", *TINY, "--workspace", sendable, "--set", "submit.message=first try")
     assert run.code == 0, run.err
     assert "5 submissions left today" in run.out and "0.99514" in run.out
     assert [entry["score"] for entry in read_receipt(sendable)["sent"]] == [0.99514]
@@ -42,7 +42,7 @@ def test_same_file_is_never_sent_twice(submit, kaggle, command, sendable):
         run = submit()
         assert run.code == 0 and "not sent again" in run.out
         # A new prediction keeps the record of what was sent.
-        assert command("--stage", "predict", *SHORT, "--workspace", sendable).code == 0
+        assert command("--stage", "predict", *TINY, "--workspace", sendable).code == 0
     assert len(kaggle.submissions) == 1
 
 
@@ -79,7 +79,7 @@ def test_submission_whose_reply_was_lost_is_not_sent_again(submit, kaggle, senda
 
 
 def test_submission_sent_by_hand_is_recognised(submit, kaggle, command, sendable):
-    run = command("--stage", "all", *SHORT, "--workspace", sendable)
+    run = command("--stage", "all", *TINY, "--workspace", sendable)
     printed = next(line for line in run.lines() if line.startswith("send it: "))
     arguments = shlex.split(printed.removeprefix("send it: "))
     assert arguments[:5] == ["kaggle", "competitions", "submit", "-c", "digit-recognizer"]
@@ -163,29 +163,30 @@ def test_changed_file_is_refused(submit, kaggle, sendable):
     assert not kaggle.submissions
 
 
-def test_table_of_another_size_is_refused(kaggle, command, finished):
+def test_table_of_another_size_is_refused(kaggle, command, tiny):
     """The user's own CSVs in data/raw, complete and in order, but with 100 test rows."""
-    printed = command("--stage", "all", *SHORT, "--workspace", finished).out
+    printed = command("--stage", "all", *TINY, "--workspace", tiny).out
     assert "it cannot be sent: the competition's test set has 28,000 rows" in printed and "send it" not in printed
-    assert read_receipt(finished)["can_be_submitted"] is False
-    run = command("--stage", "submit", *SHORT, "--workspace", finished)
+    assert read_receipt(tiny)["can_be_submitted"] is False
+    run = command("--stage", "submit", *TINY, "--workspace", tiny)
     assert run.code == 2 and "has 100 rows" in run.err and "28,000" in run.err and run.err.count("\n") == 1
     assert not kaggle.calls
 
 
-def test_table_with_the_28_000_rows_of_the_competition_is_sent(kaggle, command, finished, tables, monkeypatch):
+@pytest.mark.slow
+def test_table_with_the_28_000_rows_of_the_competition_is_sent(kaggle, command, tiny, tables, monkeypatch):
     """The real number of rows: the 100 digits of the small table, repeated 280 times."""
     header, *rows = tables["test.csv"].splitlines(keepends=True)
-    (finished / "data/raw/test.csv").write_bytes(header + b"".join(rows) * 280)
+    (tiny / "data/raw/test.csv").write_bytes(header + b"".join(rows) * 280)
     ids = "".join(f"{i},0\n" for i in range(1, 28_001))
-    (finished / "data/raw/sample_submission.csv").write_text(f"ImageId,Label\n{ids}")
+    (tiny / "data/raw/sample_submission.csv").write_text(f"ImageId,Label\n{ids}")
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
-    options = (*SHORT, "--workspace", finished)
+    options = (*TINY, "--workspace", tiny)
     printed = command("--stage", "all", *options, "--device", "cpu").out
     assert "submission.csv (28,000 rows)" in printed and "send it: kaggle competitions submit" in printed
     run = command("--stage", "submit", *options)
     assert run.code == 0, run.err
-    assert [*kaggle.uploads.values()] == [(finished / "submissions/quick/submission.csv").read_bytes()]
+    assert [*kaggle.uploads.values()] == [(tiny / "submissions/quick/submission.csv").read_bytes()]
 
 
 def test_source_other_than_the_competition_is_refused(submit, kaggle, sendable):
@@ -198,7 +199,7 @@ def test_source_other_than_the_competition_is_refused(submit, kaggle, sendable):
 
 @pytest.mark.slow
 def test_submission_made_from_the_sample_is_refused(kaggle, command, tmp_path):
-    assert command("--stage", "all", *SHORT, "--data", "sample", "--workspace", tmp_path).code == 0
-    run = command("--stage", "submit", *SHORT, "--workspace", tmp_path)
+    assert command("--stage", "all", *TINY, "--data", "sample", "--workspace", tmp_path).code == 0
+    run = command("--stage", "submit", *TINY, "--workspace", tmp_path)
     assert run.code == 2 and "sample data" in run.err and run.err.count("\n") == 1
     assert not kaggle.calls

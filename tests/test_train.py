@@ -15,10 +15,9 @@ from pipeline import store, training_task
 from pipeline.nn.models import load_networks
 from pipeline.reports import training_figures
 from pipeline.stages import train as stage
-from tests.conftest import ENSEMBLE, SHORT, TINY, digits_28
+from tests.conftest import ENSEMBLE, TINY, digits_28
 
-CALL = (*SHORT, "--device", "cpu")
-TINY_CALL = (*TINY, "--device", "cpu")
+CALL = (*TINY, "--device", "cpu")
 RECORD = ("--set", "train.record=true")
 
 
@@ -43,8 +42,8 @@ def stop_after(monkeypatch, epoch):
     monkeypatch.setattr(training_task, "fit", fit_and_stop)
 
 
-def test_files(finished):
-    folder = finished / "data/runs/quick/train"
+def test_files(tiny):
+    folder = tiny / "data/runs/quick/train"
     assert {path.name for path in folder.iterdir()} == {
         "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json",
     }  # fmt: skip
@@ -62,29 +61,29 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("changes", "save_interval"), [((), 0), (("train.checkpoint_selection=best", "train.epochs=4"), 1000)]
     )
-    def test_gives_the_same_files(self, command, finished, monkeypatch, changes, save_interval):
+    def test_gives_the_same_files(self, command, tiny, monkeypatch, changes, save_interval):
         """The last epoch is saved too if epochs are shorter than the interval between two checkpoints."""
-        call = (*TINY_CALL, *(word for change in changes for word in ("--set", change)), "--workspace", finished)
+        call = (*CALL, *(word for change in changes for word in ("--set", change)), "--workspace", tiny)
         assert command("--stage", "train", *call).code == 0
-        before = train_files(finished)
-        shutil.rmtree(finished / "data/networks")
+        before = train_files(tiny)
+        shutil.rmtree(tiny / "data/networks")
         monkeypatch.setattr(training_task, "MAX_SAVE_INTERVAL", save_interval)
         with monkeypatch.context() as patch:
             stop_after(patch, 1)
             stopped = command("--stage", "train", *call)
         assert stopped.code == 130 and "continues from there" in stopped.err
-        assert train_files(finished) == before
+        assert train_files(tiny) == before
         resumed = command("--stage", "train", *call)
         assert "continuing after epoch 1" in resumed.out
-        assert train_files(finished) == before
+        assert train_files(tiny) == before
 
-    def test_a_damaged_checkpoint_is_an_error(self, command, finished, monkeypatch):
-        call = (*TINY_CALL, "--workspace", finished)
-        shutil.rmtree(finished / "data/networks")
+    def test_a_damaged_checkpoint_is_an_error(self, command, tiny, monkeypatch):
+        call = (*CALL, "--workspace", tiny)
+        shutil.rmtree(tiny / "data/networks")
         with monkeypatch.context() as patch:
             stop_after(patch, 1)
             command("--stage", "train", *call)
-        (checkpoint,) = finished.glob("data/networks/*.partial/checkpoint.pt")
+        (checkpoint,) = tiny.glob("data/networks/*.partial/checkpoint.pt")
         checkpoint.write_bytes(b"garbage")
         run = command("--stage", "train", *call)
         assert run.code == 2 and run.err.count("\n") == 1 and "delete it" in run.err
@@ -95,8 +94,8 @@ class TestFitAll:
     CALL = (*CALL, "--set", "train.fit_all=true")
 
     @pytest.fixture
-    def run(self, command, finished):
-        return command("--stage", "all", *self.CALL, "--workspace", finished), finished
+    def run(self, command, tiny):
+        return command("--stage", "all", *self.CALL, "--workspace", tiny), tiny
 
     def test_trains_on_all_rows_and_evaluates_on_none(self, command, run):
         outcome, workspace = run
@@ -135,16 +134,16 @@ class TestFitAll:
 
 
 class TestNetworkErrors:
-    def test_layers_that_do_not_fit(self, command, finished):
+    def test_layers_that_do_not_fit(self, command, tiny):
         layers = ("--set", "model.name=layers", "--set", 'model.layers=["max_pool 9", "max_pool 9"]')
-        call = ("--recipe", "ladder/lenet", "--device", "cpu", *layers, "--workspace", finished)
+        call = ("--recipe", "ladder/lenet", "--device", "cpu", *layers, "--workspace", tiny)
         run = command("--stage", "all", *call)
         assert run.code == 2 and run.err.count("\n") == 1 and "'max_pool 9' is larger than its input, 3x3" in run.err
 
     @pytest.mark.parametrize(("layers", "fits"), [(["dense 5", "batch_norm"], False), (["dense 5", "dropout"], True)])
-    def test_batches_of_one_row(self, command, finished, layers, fits):
+    def test_batches_of_one_row(self, command, tiny, layers, fits):
         settings = ("train.batch_size=1", "train.epochs=1", "model.name=layers", f"model.layers={json.dumps(layers)}")
-        call = ("--recipe", "ladder/lenet", "--device", "cpu", "--workspace", finished)
+        call = ("--recipe", "ladder/lenet", "--device", "cpu", "--workspace", tiny)
         call += tuple(word for setting in settings for word in ("--set", setting))
         run = command("--stage", "train", *call)
         assert (run.code, run.err.count("\n")) == ((0, 0) if fits else (2, 1)), run.err
@@ -155,31 +154,31 @@ class TestNetworkErrors:
 
 
 class TestRecord:
-    def test_changes_no_weights_and_makes_nothing_stale(self, command, finished):
-        call = (*CALL, "--workspace", finished)
-        weights = finished / "data/runs/quick/train/weights.safetensors"
+    def test_changes_no_weights_and_makes_nothing_stale(self, command, tiny):
+        call = (*CALL, "--workspace", tiny)
+        weights = tiny / "data/runs/quick/train/weights.safetensors"
         record = weights.with_name("record.json")
         before = weights.read_bytes()
         assert not record.exists()
         assert "stale" not in command("--status", *call, *RECORD).out
         run = command("--stage", "train", *call, *RECORD)
         assert run.code == 0
-        assert "train: small_cnn-seed0 exists without its weights record; training it again" in run.out
+        assert "train: layers-seed0 exists without its weights record; training it again" in run.out
         assert weights.read_bytes() == before
         rows = json.loads(record.read_text())["rows"]
-        assert [row["epoch"] for row in rows] == [0, 1, 2] and len(rows[0]["layers"]) == 5
+        assert [row["epoch"] for row in rows] == [0, 1, 2] and len(rows[0]["layers"]) == 3
         assert "stale" not in command("--status", *call).out
-        (network,) = finished.glob("data/networks/*/manifest.json")
+        (network,) = tiny.glob("data/networks/*/manifest.json")
         trained = network.stat().st_mtime_ns
         assert command("--stage", "train", *call).code == 0
         assert weights.read_bytes() == before and not record.exists()
         assert network.stat().st_mtime_ns == trained
 
-    def test_a_fresh_training_without_record_or_event_files_says_how_to_add_them(self, command, finished):
-        run = command("--stage", "all", *CALL, *RECORD, "--workspace", finished)
+    def test_a_fresh_training_without_record_or_event_files_says_how_to_add_them(self, command, tiny):
+        run = command("--stage", "all", *CALL, *RECORD, "--workspace", tiny)
         assert run.code == 0 and "train: fresh" in run.out
         assert "has no record" in run.out and "--stage train" in run.out
-        run = command("--stage", "all", *CALL, "--tracker", "tensorboard", "--workspace", finished)
+        run = command("--stage", "all", *CALL, "--tracker", "tensorboard", "--workspace", tiny)
         assert run.code == 0 and "has no event files" in run.out
 
     def test_is_refused_by_compare(self, command, tmp_path):
@@ -212,7 +211,7 @@ class TestEventFiles:
 
     @pytest.mark.parametrize(
         ("workspace", "call", "trains"),
-        [("finished", CALL, True), ("finished", CALL, False), ("ensemble", (*ENSEMBLE, "--device", "cpu"), True)],
+        [("tiny", CALL, True), ("tiny", CALL, False), ("ensemble", (*ENSEMBLE, "--device", "cpu"), True)],
     )
     def test_contain_the_history(self, command, request, workspace, call, trains):
         """Also of a network that exists already; in a folder per network if there are several."""
@@ -249,7 +248,7 @@ class _Terminal(io.StringIO):
 
 class TestProgress:
     @pytest.mark.parametrize(("share", "expected"), [(1e9, [1, 2, 2]), (1e-9, [2])])
-    def test_curves_are_drawn_after_each_epoch_if_that_is_cheap(self, command, finished, monkeypatch, share, expected):
+    def test_curves_are_drawn_after_each_epoch_if_that_is_cheap(self, command, tiny, monkeypatch, share, expected):
         lengths, curves = [], training_figures.curves
 
         def record_length(histories, *arguments):
@@ -258,23 +257,23 @@ class TestProgress:
 
         monkeypatch.setattr(stage, "DRAWING_SHARE", share)
         monkeypatch.setattr(training_figures, "curves", record_length)
-        assert command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished).code == 0
+        assert command("--stage", "train", *CALL, "--force", "--workspace", tiny).code == 0
         assert lengths == expected
 
     @pytest.mark.parametrize(("interval", "n_lines"), [(0, 2), (60, 0)])
-    def test_lines_replace_the_bar_without_a_terminal(self, command, finished, monkeypatch, interval, n_lines):
+    def test_lines_replace_the_bar_without_a_terminal(self, command, tiny, monkeypatch, interval, n_lines):
         monkeypatch.setattr("pipeline.networks.SCREEN_INTERVAL", interval)
-        run = command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished)
+        run = command("--stage", "train", *CALL, "--force", "--workspace", tiny)
         assert sum("validation_accuracy 0." in line for line in run.lines()) == n_lines
 
-    def test_the_bar_fits_80_columns(self, command, finished, monkeypatch):
+    def test_the_bar_fits_80_columns(self, command, tiny, monkeypatch):
         """It shows epoch, losses, accuracy and remaining time."""
         monkeypatch.setattr(sys, "stderr", _Terminal())
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 24))
-        assert command("--stage", "train", *TINY_CALL, "--force", "--workspace", finished).code == 0
+        assert command("--stage", "train", *CALL, "--force", "--workspace", tiny).code == 0
         lines = sys.stderr.getvalue().replace("\n", "\r").split("\r")
-        last = pd.read_csv(finished / "data/runs/quick/train/history.csv").iloc[-1]
+        last = pd.read_csv(tiny / "data/runs/quick/train/history.csv").iloc[-1]
         line = [line.strip() for line in lines if "epoch 2/2" in line and "100%" in line and "val_acc" in line][-1]
         assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, ", line) and len(line) <= 80
         figures = {"val_acc": last.validation_accuracy, "loss": last.train_loss, "val_loss": last.validation_loss}

@@ -10,7 +10,7 @@ import torch
 from pipeline.dataset.views import MAX_SLANT, MAX_STRETCH, MIN_STRETCH, VIEWS, apply_view
 from pipeline.nn.models import load_networks
 from pipeline.settings import VIEWS as VIEW_NAMES
-from tests.conftest import SHORT, digits_28, write_tables
+from tests.conftest import TINY, digits_28, write_tables
 
 IMAGES, LABELS = digits_28(500)
 
@@ -72,7 +72,7 @@ def test_networks_are_trained_and_evaluated_on_their_own_views(command, tables, 
     write_tables(tmp_path / "data/raw", tables)
     assignments = ("ensemble.views=['plain', 'deskewed']", "split.folds=2", "train.precision=fp32", "train.epochs=1")
     options = [word for assignment in assignments for word in ("--set", assignment)]
-    run = command("--stage", "all", *SHORT, *options, "--workspace", tmp_path, "--device", "cpu")
+    run = command("--stage", "all", *TINY, *options, "--workspace", tmp_path, "--device", "cpu")
     assert run.code == 0, run.err
     networks = load_networks(tmp_path / "data/runs/quick/train/weights.safetensors", "cpu")
     names = [(loaded.metadata["model"]["view"], loaded.metadata["fold"]) for loaded in networks]

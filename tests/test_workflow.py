@@ -16,7 +16,7 @@ import pytest
 from pipeline import store, training_task
 from pipeline.reports import style
 from pipeline.stages import STAGES, augment, train
-from tests.conftest import ALL_FRESH, NAMES, TINY, content, draw_png, ran
+from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran
 from tests.interference import ROOT
 
 
@@ -110,7 +110,8 @@ def test_force_runs_every_stage_again(stage):
 
 
 def test_a_repeated_run_writes_the_same_manifest(stage, tiny, monkeypatch):
-    monkeypatch.setattr(style, "to_png", draw_png)
+    for name, function in DRAWING.items():
+        monkeypatch.setattr(style, name, function)
     assert stage("train", "--force").code == 0
     folder = tiny / "data/runs/quick/train"
     before = (folder / "manifest.json").read_bytes()
