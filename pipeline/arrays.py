@@ -9,15 +9,15 @@ from pipeline.declarations import StageInputs
 from pipeline.settings import Recipe
 
 if TYPE_CHECKING:
+    from pipeline.dataset.training_arrays import TrainingArrays
     from pipeline.nn.held_out import TrainingRows
-    from pipeline.training_task import TrainingArrays
 
 
 def load_arrays(recipe: Recipe, inputs: StageInputs) -> TrainingArrays:
     """The training arrays of a recipe, mapped from the outputs of prepare and augment where possible."""
     import numpy as np
 
-    from pipeline.training_task import TrainingArrays
+    from pipeline.dataset.training_arrays import TrainingArrays
 
     files = inputs.files
     arrays = TrainingArrays(np.load(files["augment/images.npy"], mmap_mode="c"), np.load(files["augment/labels.npy"]))

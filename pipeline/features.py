@@ -22,9 +22,9 @@ from pipeline.store import FORMAT
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipeline.dataset.training_arrays import TrainingArrays
     from pipeline.nn.models import LoadedNetwork, TransferNetwork
     from pipeline.shapes import Float16, Shaped, UInt8
-    from pipeline.training_task import TrainingArrays
 
 FEATURES = "data/features"  # below the workspace
 FILE = "features.npy"
@@ -136,11 +136,12 @@ def with_features(
     """The arrays of a network with a frozen extractor, with features in place of images."""
     import numpy as np
 
+    from pipeline.nn.initialization import make_initial_network
     from pipeline.nn.models import TransferNetwork
 
-    network = imagenet.make_initial_network(
-        spec.model, spec.train.seed, part.files.get(imagenet.input_name(spec.model))
-    )
+    path = part.files.get(imagenet.input_name(spec.model))
+    weights = imagenet.read_weights(path, spec.model) if path else None
+    network = make_initial_network(spec.model, spec.train.seed, weights)
     assert isinstance(network, TransferNetwork)
 
     def load(table: str) -> Float16[np.ndarray, "n ..."]:

@@ -15,7 +15,7 @@ from pipeline.nn.training_loop import FitOptions, LabelledImages, Trainer
 from pipeline.settings import Affine, Model, Train
 
 if TYPE_CHECKING:
-    from pipeline.training_task import TrainingArrays
+    from pipeline.dataset.training_arrays import TrainingArrays
 
 
 def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:

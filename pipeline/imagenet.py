@@ -1,4 +1,4 @@
-"""Weights trained on ImageNet, as torchvision publishes them: finding, downloading, checking and loading the file."""
+"""Weights trained on ImageNet, as torchvision publishes them: finding, downloading, checking and reading the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.specs import variants
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
     from pipeline.workflow import Workflow
 
@@ -161,28 +161,14 @@ def why_stale(workflow: Workflow, manifest: Manifest) -> str:
     return ""
 
 
-def make_initial_network(model: Model, seed: int, weights: Path | None, images: Any = None) -> nn.Module:
-    """The network before its first training step.
-
-    weights: ImageNet's, if `model.pretrained` says so; the last layer remains random.
-    images: the training images, for `model.pixels`.
-    """
-    from pipeline.nn.models import make_network
-    from pipeline.nn.training_loop import seed_everything
-
-    seed_everything(seed)
-    network = make_network(model, images)
-    if weights:
-        load_weights(network, model.name, weights)
-    return network
-
-
-def load_weights(network: nn.Module, name: str, path: Path) -> None:
-    """Load a file with ImageNet's weights into all layers of a network except the last.
+def read_weights(path: Path, model: Model) -> dict[str, Tensor]:
+    """The weights in a file, by name, for all layers of a network except the last.
 
     Raises StageError if it is no such file, or if a weight is missing, unknown, or has another shape.
     """
     import torch
+
+    from pipeline.nn.models import require_trainable
 
     if not path.is_file():  # on a machine of a cluster with a disk of its own
         raise StageError(f"{path} does not exist on the machine that trains: put the file there")
@@ -195,14 +181,15 @@ def load_weights(network: nn.Module, name: str, path: Path) -> None:
         ) from None
     if not isinstance(loaded, dict):
         raise StageError(f"{path}: contains a {type(loaded).__name__}, expected a dict from names to weights")
-    own = {key: value for key, value in network.state_dict().items() if not key.startswith(f"{LAST_LAYER}.")}
+    own = require_trainable(model, batch_size=2).state_dict()
+    own = {key: value for key, value in own.items() if not key.startswith(f"{LAST_LAYER}.")}
     loaded = {key: value for key, value in loaded.items() if not str(key).startswith(f"{LAST_LAYER}.")}
     for key, value in own.items():
         if key not in loaded:
-            raise StageError(f"{path}: {key} is missing; is this another network than {name}?")
+            raise StageError(f"{path}: {key} is missing; is this another network than {model.name}?")
         if not isinstance(loaded[key], torch.Tensor) or loaded[key].shape != value.shape:
             shape = tuple(getattr(loaded[key], "shape", ()))
-            raise StageError(f"{path}: {key} has shape {shape}, but {name} requires {tuple(value.shape)}")
+            raise StageError(f"{path}: {key} has shape {shape}, but {model.name} requires {tuple(value.shape)}")
     if unknown := sorted(map(str, loaded.keys() - own.keys())):
-        raise StageError(f"{path}: {name} has no {unknown[0]}; is this another network?")
-    network.load_state_dict(loaded, strict=False)
+        raise StageError(f"{path}: {model.name} has no {unknown[0]}; is this another network?")
+    return loaded

@@ -20,7 +20,8 @@ from pipeline.specs import GanSpec, NetworkSpec, Spec, variants
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:
-    from pipeline.training_task import History, TrainingArrays, TrainingOutcome, TrainingTask
+    from pipeline.dataset.training_arrays import TrainingArrays
+    from pipeline.training_task import History, TrainingOutcome, TrainingTask
 
 NETWORKS = "data/networks"  # below the workspace
 SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar

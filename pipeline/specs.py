@@ -14,9 +14,11 @@ from pipeline.store import FORMAT
 # The modules whose code determines the weights of every network, and those of each model.
 TRAINING_CODE = (
     "dataset.affine",
+    "dataset.training_arrays",
     "dataset.views",
     "nn.averaging",
     "nn.inference",
+    "nn.initialization",
     "nn.models.pixels",
     "nn.optimizers",
     "nn.precision",

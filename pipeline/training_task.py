@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import store
+from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.dataset.views import apply_view
 from pipeline.devices import choose_device, is_out_of_memory, out_of_memory, usable_gpus
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
-from pipeline.imagenet import input_name, make_initial_network
+from pipeline.imagenet import input_name, read_weights
 from pipeline.nn.extraction import hash_weights
+from pipeline.nn.initialization import make_initial_network
 from pipeline.nn.models import TransferNetwork, serialize_network, trained_part
 from pipeline.nn.precision import choose_precision, describe_settings
 from pipeline.nn.training_loop import (
@@ -52,44 +54,6 @@ SAVE_SHARE = 0.008
 MAX_SAVE_INTERVAL = 4.0
 
 History = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainingArrays:
-    """The arrays of a training: the offline variants one after another, the originals first.
-
-    With folds, `images` holds all rows, and `split` selects those of a network. Of a network with a frozen extractor,
-    the images are replaced by its features.
-    """
-
-    images: UInt8[np.ndarray, "m 28 28"] | Float16[np.ndarray, "m ..."]
-    labels: UInt8[np.ndarray, " m"]
-    validation_images: UInt8[np.ndarray, "n 28 28"] | Float16[np.ndarray, "n ..."] | None = None
-    validation_labels: UInt8[np.ndarray, " n"] | None = None
-    folds: UInt8[np.ndarray, " rows"] | None = None
-    # If given, the accuracy on them is measured after each epoch.
-    test_images: UInt8[np.ndarray, "t 28 28"] | Float16[np.ndarray, "t ..."] | None = None
-    test_labels: UInt8[np.ndarray, " t"] | None = None
-
-    def by_name(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are not None."""
-        return {name: array for name, array in vars(self).items() if array is not None}
-
-    def split(self, fold: int | None) -> TrainingArrays:
-        """The arrays for the network that does not see `fold`."""
-        if fold is None or self.folds is None:
-            return self
-        held_out = self.folds == fold
-        kept = np.tile(~held_out, len(self.labels) // len(held_out))
-        originals = slice(len(held_out))
-        return TrainingArrays(
-            self.images[kept],
-            self.labels[kept],
-            self.images[originals][held_out],
-            self.labels[originals][held_out],
-            test_images=self.test_images,
-            test_labels=self.test_labels,
-        )
 
 
 @dataclass(frozen=True)
@@ -250,9 +214,12 @@ def _fit_classifier(
     """Train a network that classifies digits."""
     data, train, view = arrays.split(spec.fold), spec.train, spec.model.view
     checkpoint = session.load_checkpoint()
-    weights = Path(task.initial_weights) if task.initial_weights else None
-    if weights and store.sha256(weights) != dict(spec.data).get(input_name(spec.model)):  # on another machine
-        raise StageError(f"{weights}: the file differs from that of the machine that started this training")
+    weights = None
+    if task.initial_weights:
+        path = Path(task.initial_weights)
+        weights = read_weights(path, spec.model)
+        if store.sha256(path) != dict(spec.data).get(input_name(spec.model)):  # on another machine
+            raise StageError(f"{path}: the file differs from that of the machine that started this training")
     images = None if spec.model.has_frozen_extractor else torch.from_numpy(data.images)
     network = make_initial_network(spec.model, train.seed, weights, images)
     validation = test = None

@@ -12,6 +12,7 @@ import torch
 
 from pipeline import devices, store
 from pipeline.config import load_recipe
+from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.footprint import measure_footprint
 from pipeline.nn import training_loop
 from pipeline.nn.extraction import extract_features
@@ -21,7 +22,6 @@ from pipeline.nn.models import MODELS, make_network
 from pipeline.nn.precision import choose_precision, library_settings
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 from pipeline.settings import TRANSFER_MODELS, Affine, Model
-from pipeline.training_task import TrainingArrays
 from tests.conftest import digits_28
 from tests.test_training_loop import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 

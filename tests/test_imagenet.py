@@ -12,6 +12,7 @@ import torch
 from pipeline import imagenet, store
 from pipeline.errors import StageError
 from pipeline.nn import models
+from pipeline.nn.initialization import make_initial_network
 from tests.conftest import write_tables
 from tests.transfer import MODEL, QUICK, SmallNetwork, as_file, imagenet_state
 
@@ -67,8 +68,8 @@ class TestLoading:
     def test_all_layers_except_the_last_get_the_weights(self, tmp_path, legacy):
         path = tmp_path / "weights.pth"
         path.write_bytes(as_file(STATE, legacy))
-        network = imagenet.make_initial_network(MODEL, 3, path)
-        random = imagenet.make_initial_network(MODEL, 3, None)
+        network = make_initial_network(MODEL, 3, imagenet.read_weights(path, MODEL))
+        random = make_initial_network(MODEL, 3)
         for name, value in network.state_dict().items():
             expected = random.state_dict()[name] if name.startswith("classifier.6.") else STATE[name]
             assert torch.equal(value, expected), name
@@ -93,7 +94,7 @@ class TestLoading:
         path = tmp_path / "weights.pth"
         path.write_bytes(content)
         with pytest.raises(StageError) as error:
-            imagenet.make_initial_network(MODEL, 0, path)
+            imagenet.read_weights(path, MODEL)
         assert f"{path}: " in one_line(error) and message in str(error.value)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import config, store, training_task
+from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.errors import StageError
 from pipeline.footprint import measure_footprint
 from pipeline.nn import training_loop
@@ -22,7 +23,6 @@ from pipeline.training_task import (
     LOG,
     RECORD,
     WEIGHTS,
-    TrainingArrays,
     TrainingTask,
     history_from_csv,
     history_to_csv,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from pipeline.analysis.metrics import most_confident_errors
 from pipeline.nn.inference import as_input, choose_batch_size
-from pipeline.nn.models import Pixels, TransferNetwork, flatten_layers, make_network
+from pipeline.nn.initialization import make_initial_network
+from pipeline.nn.models import Pixels, TransferNetwork, flatten_layers
 from pipeline.nn.models.layers import SqueezeExcite
 from pipeline.nn.models.transfer import ImageNetInput
-from pipeline.nn.training_loop import seed_everything
 from pipeline.settings import Model
 from pipeline.shapes import Float, Float32, Float64, Int64, Integer, UInt8
 
@@ -53,9 +53,8 @@ def make_untrained(network: nn.Module, model: Model, seed: int, device: str) -> 
 
     If a network whose layers all are trained started from ImageNet's weights, the result has random weights instead.
     """
-    seed_everything(seed)
     # The memory format affects rounding only, to which t-SNE is sensitive.
-    untrained: nn.Module = make_network(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    untrained: nn.Module = make_initial_network(model, seed).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for before, after in zip(flatten_layers(untrained), flatten_layers(network), strict=True):
         if isinstance(before, Pixels):
             before.load_state_dict(after.state_dict())

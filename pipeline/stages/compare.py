@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.analysis.significance import Row
+    from pipeline.dataset.training_arrays import TrainingArrays
     from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
-    from pipeline.training_task import TrainingArrays
 
 MAX_TITLE = 80  # characters of a comparison's name
 
@@ -317,15 +317,17 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
     from pipeline.analysis import significance
     from pipeline.dataset.views import apply_view
     from pipeline.nn.inference import predict_logits
+    from pipeline.nn.initialization import make_initial_network
     from pipeline.nn.precision import library_settings
 
     recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
-    weights = measurement.part.files.get(imagenet.input_name(model))
+    path = measurement.part.files.get(imagenet.input_name(model))
+    weights = imagenet.read_weights(path, model) if path else None
     training_images = torch.from_numpy(measurement.arrays().split(fold).images)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     accuracies = []
     for run in measurement.runs:
-        network = imagenet.make_initial_network(model, run[0].spec.seed, weights, training_images).to(device)
+        network = make_initial_network(model, run[0].spec.seed, weights, training_images).to(device)
         with library_settings(device):
             predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
         accuracies.append(float(np.mean(predictions == measurement.labels)))
