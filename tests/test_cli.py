@@ -178,3 +178,15 @@ def test_documented_commands_and_recipes_exist():
                 cli.parse_arguments(shlex.split(line, comments=True)[2:])
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+def test_a_folder_of_recipes_runs_each_of_them(self, command, tmp_path, tables):
+    write_tables(tmp_path / "data/raw", tables)
+    arguments = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
+    assert command("--stage", "all", *arguments, "--device", "cpu").code == 0
+    names = config.expand_recipes("exploration")
+    for name in names:
+        assert (tmp_path / "submissions" / name / "submission.csv").exists()
+    status = command("--status", *arguments)
+    assert status.code == 0 and status.out.count("predict   fresh") == len(names)

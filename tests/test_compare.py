@@ -344,24 +344,6 @@ class TestCommandLine:
         run = command("--stage", "compare", "--recipe", names, "--workspace", tmp_path / "w")
         assert run.code == 2 and "two recipes have the name mine" in run.err
 
-    def test_a_folder_contains_its_recipes_in_order(self):
-        ladder = config.expand_recipes("ladder")
-        assert ladder[0] == "ladder/lenet" and ladder[-1] == "ladder/deeper_sgd" and len(ladder) == 7
-        assert config.expand_recipes("quick,ladder,ladder/lenet") == ["quick", *ladder]
-        keras = {name for name in config.recipe_names() if name.startswith("keras/")}
-        assert set(config.expand_recipes("keras")) == keras
-
-    @pytest.mark.slow
-    def test_a_folder_of_recipes_runs_each_of_them(self, command, tmp_path, tables):
-        write_tables(tmp_path / "data/raw", tables)
-        arguments = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
-        assert command("--stage", "all", *arguments, "--device", "cpu").code == 0
-        names = config.expand_recipes("exploration")
-        for name in names:
-            assert (tmp_path / "submissions" / name / "submission.csv").exists()
-        status = command("--status", *arguments)
-        assert status.code == 0 and status.out.count("predict   fresh") == len(names)
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -1,159 +1,22 @@
-"""Network specs and `ensure`: what identifies a network, which networks are reused, folds and ensembles."""
+"""`ensure`: which networks are reused and which are trained, folds and ensembles."""
 
-import contextlib
 import csv
 import json
 import shutil
-import tomllib
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from pipeline import config, networks, source_code, specs, store, training_task
-from pipeline.declarations import StageInputs
-from pipeline.errors import StageError
+from pipeline import config, source_code, specs, store, training_task
 from pipeline.pool import Pool
-from pipeline.settings import Recipe
 from pipeline.training_task import history_to_csv
 from tests import oracles
 from tests.conftest import ENSEMBLE, digits_28
-from tests.test_honest_numbers import CHANGED_VALUES
 
 IMAGES, LABELS = digits_28(500)
 NAMES = [f"layers-seed{seed}-fold{fold}" for seed in (0, 1) for fold in (0, 1)]
-HASHES = {
-    "augment/images.npy": "1",
-    "augment/labels.npy": "2",
-    "prepare/validation_rows.npy": "3",
-    "prepare/folds.npy": "4",
-    "prepare/train_images.npy": "5",
-    "prepare/train_labels.npy": "6",
-    "prepare/test_images.npy": "7",
-}
-CPU = Pool("local", "cpu", "cpu")
-
-
-def resolve(recipe, hashes=HASHES, pool=CPU, **options):
-    """The specs of a recipe, or of `quick` with assignments."""
-    recipe = recipe if isinstance(recipe, Recipe) else config.load_recipe("quick", recipe)
-    return networks.network_specs(recipe, StageInputs(recipe, recipe, {}, hashes, {}), pool, **options)
-
-
-def folder_names(*arguments, **options):
-    return [spec.folder_name for spec in resolve(*arguments, **options)]
-
-
-class TestSpecs:
-    def test_a_recipe_is_every_model_on_every_view_with_every_seed_and_fold(self):
-        settings = ["split.folds=2", "ensemble.seeds=2", "train.seed=5"]
-        settings += ['ensemble.models=["small_cnn", "medium_cnn"]', 'ensemble.views=["plain", "deskewed"]']
-        expected = {
-            f"{model}{view}-seed{seed}-fold{fold}"
-            for model in ("small_cnn", "medium_cnn")
-            for view in ("", "-deskewed")
-            for seed in (5, 6)
-            for fold in (0, 1)
-        }
-        specs = resolve(settings)
-        assert len(specs) == 16 and {spec.name for spec in specs} == expected
-
-    def test_a_recipe_without_an_ensemble_is_one_network(self):
-        assert [spec.name for spec in resolve([])] == ["small_cnn-seed0"]
-        assert [spec.name for spec in resolve(['ensemble.models=["medium_cnn"]'])] == ["medium_cnn-seed0"]
-
-    @pytest.mark.parametrize(
-        "name", [name for name in CHANGED_VALUES if name.startswith(("affine.", "model.", "train."))]
-    )
-    def test_every_setting_of_the_training_identifies_the_network(self, name):
-        section, _, field = name.partition(".")
-        value = CHANGED_VALUES[name]
-        with contextlib.suppress(tomllib.TOMLDecodeError):  # a bare word
-            value = tomllib.loads(f"value = {value}")["value"]
-        recipe = config.load_recipe("quick")
-        changed = recipe.replace(**{section: getattr(recipe, section).replace(**{field: value})})
-        assert folder_names(changed) != folder_names(recipe)
-
-    @pytest.mark.parametrize(
-        "setting",
-        [
-            "train.record=true",
-            "predict.shifts=[[1, 1]]",
-            "split.seed=1",  # the split is identified by its content
-            "split.fraction=0.3",
-            "augment.angles=[5]",  # and so are the training images
-            "compare.seeds=2",
-            "estimate.seeds=0",
-        ],
-    )
-    def test_other_settings_do_not(self, setting):
-        assert folder_names([setting]) == folder_names([])
-
-    @pytest.mark.parametrize(
-        ("settings", "split_files"),
-        [
-            # The history, and the selected epoch, depend on the rows of train.csv that are held out.
-            ([], ["prepare/validation_rows.npy", "prepare/train_images.npy", "prepare/train_labels.npy"]),
-            (["split.folds=2"], ["prepare/folds.npy"]),
-            (["train.fit_all=true"], []),
-        ],
-    )
-    def test_data_and_split_identify_the_network_by_content(self, settings, split_files):
-        for file in HASHES:
-            is_used = file in ("augment/images.npy", "augment/labels.npy", *split_files)
-            changed = folder_names(settings, HASHES | {file: "changed"})
-            assert (changed != folder_names(settings)) == is_used, file
-
-    def test_seeds_folds_and_models_that_are_added_keep_the_other_networks(self):
-        before = set(folder_names(["ensemble.seeds=2", "split.folds=2"]))
-        more = ["ensemble.seeds=3", "split.folds=2", 'ensemble.models=["small_cnn", "medium_cnn"]']
-        after = folder_names(more)
-        assert len(before) == 4 and len(set(after)) == 12 and before < set(after)
-
-    def test_the_number_of_threads_identifies_the_network(self, monkeypatch):
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-        assert [spec.threads for spec in resolve([])] == [5]
-        assert [spec.threads for spec in resolve(["ensemble.seeds=2"])] == [1, 1]
-        assert [spec.threads for spec in resolve([], parallel=True)] == [1]
-        assert [spec.threads for spec in resolve(["ensemble.seeds=2", "ensemble.threads=3"])] == [3, 3]
-        assert folder_names(["ensemble.threads=1"]) == folder_names(["ensemble.seeds=2"])[:1] != folder_names([])
-
-    def test_on_a_gpu_threads_do_not_matter(self, monkeypatch):
-        monkeypatch.setattr(training_task, "resolve_precision", lambda *arguments: "fp32")
-        gpu = Pool("local", "cuda", "cuda")
-        settings = ["train.precision=fp32"]
-        assert resolve(settings, pool=gpu)[0].threads == 0
-        threads = [folder_names([*settings, f"ensemble.threads={n}"], pool=gpu) for n in (1, 2)]
-        assert threads[0] == threads[1] != folder_names([*settings, "ensemble.threads=1"])
-
-    def test_a_layer_without_reproducible_gradients_on_cuda_is_refused_in_deterministic_mode(self, monkeypatch):
-        monkeypatch.setattr(training_task, "resolve_precision", lambda *arguments: "fp32")
-        settings = ["model.name=vgg16", "model.pretrained=none", "train.precision=fp32", "train.deterministic=true"]
-        gpu, cpu = (Pool("local", device, device) for device in ("cuda", "cpu"))
-        assert resolve([*settings, "model.frozen=nothing"], pool=cpu)
-        with pytest.raises(StageError, match="pooling layer of vgg16"):
-            resolve([*settings, "model.frozen=nothing"], pool=gpu)
-
-    def test_the_resolved_precision_identifies_the_network(self, monkeypatch):
-        for precision in ("fp32", "bf16"):
-            monkeypatch.setattr(training_task, "choose_precision", lambda *arguments, value=precision: value)
-            assert resolve([])[0].train.precision == precision
-            assert folder_names([]) == folder_names([f"train.precision={precision}"])
-
-    def test_each_repetition_of_a_comparison_has_seeds_of_its_own(self):
-        settings = ["ensemble.seeds=2", "train.seed=5"]
-        seeds = [spec.train.seed for number in range(3) for spec in resolve(settings, repetition=number)]
-        assert seeds == [5, 6, 7, 8, 9, 10]
-
-    def test_the_manifest_records_every_setting_and_the_code_of_the_model(self):
-        (spec,) = resolve([])
-        key = spec.key()
-        fields = {name for name in config.DEFAULTS if name.startswith(("affine.", "model.", "train."))}
-        assert key["settings"].keys() == fields - config.OBSERVATIONAL | {"fold", "threads"}
-        assert {"pipeline/nn/models/small_cnn.py", "pipeline/nn/training_loop.py"} < key["code"].keys()
-        assert "pipeline/nn/models/medium_cnn.py" not in key["code"]
-        assert json.loads(json.dumps(key)) == key
 
 
 def folds_of(workspace):
