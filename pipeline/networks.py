@@ -21,7 +21,7 @@ from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from pipeline.dataset.training_arrays import TrainingArrays
-    from pipeline.training_task import History, TrainingOutcome, TrainingTask
+    from pipeline.training_task import History, TrainingOutcome
 
 NETWORKS = "data/networks"  # below the workspace
 SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar
@@ -148,13 +148,13 @@ def gan_spec(gan: Gan, inputs: StageInputs, pool: Pool) -> GanSpec:
 def ensure(
     context: StageContext,
     requests: Sequence[Request],
-    on_epoch: Callable[[TrainingTask, History], None] = lambda task, history: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
     on_trained: Callable[[Spec, History], None] = lambda spec, history: None,
     keep_going: bool = False,
 ) -> list[TrainedNetwork]:
     """Train the networks that do not exist yet; returns all of them in the order of the requests.
 
-    on_epoch: called after each epoch of a network that is trained in this process.
+    on_epoch: called with the history after each epoch of a network that is trained in this process.
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """

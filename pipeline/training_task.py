@@ -103,7 +103,7 @@ def resolve_precision(precision: str, device: str, on_all_gpus: bool = False) ->
 def train_network(
     task: TrainingTask,
     *arrays: NDArray[Any],
-    on_epoch: Callable[[TrainingTask, History], None] = lambda task, history: None,
+    on_epoch: Callable[[History], None] = lambda history: None,
     log: Callable[[str], None] = lambda message: None,
     progress_bar: bool = False,
 ) -> TrainingOutcome:
@@ -114,31 +114,19 @@ def train_network(
     log: called with each line that is written to log.txt.
     """
     data = TrainingArrays(**dict(zip(task.array_names, arrays, strict=True)))
-    staging = Path(task.staging_dir)
+    folder = Path(task.staging_dir)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(worker(task.parent, task.device, task.spec.threads or 1))
-        if store.read_json(staging / store.STARTED) == task.started:
+        if store.read_json(folder / store.STARTED) == task.started:
             # A process whose parent was killed may still be saving its checkpoint.
-            stack.enter_context(filelock.FileLock(staging.with_suffix(".lock")))
+            stack.enter_context(filelock.FileLock(folder.with_suffix(".lock")))
         else:  # a machine that does not share the parent's disk
-            staging = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-
-        def note(message: str) -> None:
-            line = f"{time.strftime('%H:%M:%S')} {message}\n"
-            store.write(staging / LOG, line.encode(), append=True)
-            log(message)
-
-        def after_epoch(history: History) -> None:
-            note(", ".join(f"{name} {value:.6g}" for name, value in history[-1].items()))
-            on_epoch(task, history)
-            require_parent(task.parent)
-
-        checkpoints = _Checkpoints(staging, task.started)
-        session = _Session(checkpoints, note, after_epoch, device, progress_bar)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        session = _Session(task, folder, device, on_epoch, log, progress_bar)
         try:
             if isinstance(task.spec, GanSpec):
-                return _fit_gan(task, task.spec, data, session)
-            return _fit_classifier(task, task.spec, data, session)
+                return _fit_gan(session, task.spec, data)
+            return _fit_classifier(session, task.spec, data)
         except FloatingPointError as error:
             return TrainingOutcome(task.staging_dir, error=str(error))
         except RuntimeError as error:
@@ -149,13 +137,23 @@ def train_network(
 
 @dataclass
 class _Session:
-    """What the training of one network in its folder uses."""
+    """The training of one network in a folder, with its log and its checkpoints."""
 
-    checkpoints: _Checkpoints
-    note: Callable[[str], None]  # adds a line to log.txt
-    after_epoch: Callable[[History], None]
+    task: TrainingTask
+    folder: Path
     device: str
+    on_epoch: Callable[[History], None]
+    log: Callable[[str], None]
     progress_bar: bool
+
+    def __post_init__(self) -> None:
+        self.checkpoints = _Checkpoints(self.folder, self.task.started)
+
+    def note(self, message: str) -> None:
+        """Add a line to log.txt."""
+        line = f"{time.strftime('%H:%M:%S')} {message}\n"
+        store.write(self.folder / LOG, line.encode(), append=True)
+        self.log(message)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint that the training continues from, if there is one."""
@@ -164,11 +162,13 @@ class _Session:
             self.note(f"continuing after epoch {checkpoint['epoch']}")
         return checkpoint
 
-    def on_epoch(self, checkpoint: Checkpoint) -> None:
+    def after_epoch(self, checkpoint: Checkpoint) -> None:
         """Save the checkpoint if it is time, and report the epoch."""
-        is_saved = self.checkpoints.update(checkpoint)
+        is_saved, history = self.checkpoints.update(checkpoint), checkpoint["history"]
         try:
-            self.after_epoch(checkpoint["history"])
+            self.note(", ".join(f"{name} {value:.6g}" for name, value in history[-1].items()))
+            self.on_epoch(history)
+            require_parent(self.task.parent)
         except BaseException:  # for example the parent has ended
             if not is_saved:
                 self.checkpoints.save(checkpoint)
@@ -189,7 +189,6 @@ class _Session:
 
     def outcome(
         self,
-        task: TrainingTask,
         state_dict: Mapping[str, Tensor],
         metadata: Mapping[str, Any],
         history: History,
@@ -201,22 +200,21 @@ class _Session:
         files = {
             WEIGHTS: serialize_network(weights, metadata),
             HISTORY: history_to_csv(history),
-            LOG: (self.checkpoints.folder / LOG).read_bytes(),
+            LOG: (self.folder / LOG).read_bytes(),
         }
         gpus = [torch.cuda.current_device()] if self.device == "cuda" else None
         environment = describe_environment(self.device, gpus) | settings
-        return TrainingOutcome(task.staging_dir, files, history, dict(numbers), self.checkpoints.seconds(), environment)
+        seconds = self.checkpoints.seconds()
+        return TrainingOutcome(self.task.staging_dir, files, history, dict(numbers), seconds, environment)
 
 
-def _fit_classifier(
-    task: TrainingTask, spec: NetworkSpec, arrays: TrainingArrays, session: _Session
-) -> TrainingOutcome:
+def _fit_classifier(session: _Session, spec: NetworkSpec, arrays: TrainingArrays) -> TrainingOutcome:
     """Train a network that classifies digits."""
     data, train, view = arrays.split(spec.fold), spec.train, spec.model.view
     checkpoint = session.load_checkpoint()
     weights = None
-    if task.initial_weights:
-        path = Path(task.initial_weights)
+    if session.task.initial_weights:
+        path = Path(session.task.initial_weights)
         weights = read_weights(path, spec.model)
         if store.sha256(path) != dict(spec.data).get(input_name(spec.model)):  # on another machine
             raise StageError(f"{path}: the file differs from that of the machine that started this training")
@@ -227,10 +225,10 @@ def _fit_classifier(
         validation = session.on_device(data.validation_images, data.validation_labels, view)
     if data.test_images is not None and data.test_labels is not None:
         test = session.on_device(data.test_images, data.test_labels, view)
-    options = FitOptions(train, spec.affine, session.device, train.precision, session.progress_bar)
+    options = FitOptions(train, spec.affine, session.device, session.progress_bar)
     training = session.on_device(data.images, data.labels, view)
     # The head shares its parameters with the network.
-    result = fit(trained_part(network), training, validation, options, test, checkpoint, session.on_epoch)
+    result = fit(trained_part(network), training, validation, options, test, checkpoint, session.after_epoch)
     kept = selected_row(result.history, train.checkpoint_selection)
     metadata = {
         "model": spec.model.model_dump(mode="json", exclude={"weights_file"}),
@@ -250,25 +248,27 @@ def _fit_classifier(
         numbers["extractor"] = hash_weights(network.extractor)  # of the features in data/features/
     settings = describe_settings(session.device, train.precision, train.deterministic)
     state_dict = network.state_dict() | result.state_dict
-    outcome = session.outcome(task, state_dict, metadata, result.history, numbers, settings)
+    outcome = session.outcome(state_dict, metadata, result.history, numbers, settings)
     if result.record:
         outcome.files[RECORD] = json.dumps({"rows": result.record}).encode()
     return outcome
 
 
-def _fit_gan(task: TrainingTask, spec: GanSpec, arrays: TrainingArrays, session: _Session) -> TrainingOutcome:
+def _fit_gan(session: _Session, spec: GanSpec, arrays: TrainingArrays) -> TrainingOutcome:
     """Train a conditional GAN; its generator is kept, with the images of each epoch."""
     from pipeline.nn.gan_training import fit_gan
 
     gan, training = spec.gan, session.on_device(arrays.images, arrays.labels)
-    result = fit_gan(training, gan, session.device, session.load_checkpoint(), session.on_epoch, session.progress_bar)
+    result = fit_gan(
+        training, gan, session.device, session.load_checkpoint(), session.after_epoch, session.progress_bar
+    )
     numbers = {
         "precision": gan.precision,
         "parameters": sum(tensor.numel() for tensor in result.state_dict.values() if tensor.is_floating_point()),
     }
     settings = describe_settings(session.device, gan.precision, gan.deterministic)
     outcome = session.outcome(
-        task, result.state_dict, {"gan": gan.model_dump(mode="json")}, result.history, numbers, settings
+        result.state_dict, {"gan": gan.model_dump(mode="json")}, result.history, numbers, settings
     )
     buffer = io.BytesIO()
     np.save(buffer, result.frames.numpy())

@@ -204,6 +204,10 @@ def forge(folder, change):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal}))
 
 
+def read_receipt(workspace):
+    return json.loads((workspace / "submissions/quick/submission.json").read_text())
+
+
 def ran(run):
     """The names of the stages that ran."""
     return [line.split(":")[0] for line in run.lines() if ": running" in line]
@@ -211,6 +215,16 @@ def ran(run):
 
 def content(*folders):
     return {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def stop_after_epoch(patch, epoch=1):
+    """Stop trainings in this process after an epoch, like Ctrl-C."""
+
+    def on_epoch(monitor, history):
+        if len(history) == epoch:
+            raise KeyboardInterrupt
+
+    patch.setattr("pipeline.stages.train._Monitor.on_epoch", on_epoch)
 
 
 @pytest.fixture

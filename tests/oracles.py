@@ -8,6 +8,11 @@ from pipeline.nn.models import load_networks, make_network
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 
 
+def equal(first, second):
+    """Whether two state dicts have equal tensors."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def shift(images, right, down):
     """Images (n, 28, 28) moved by whole pixels, filled with zeros."""
     shifted = np.zeros_like(images)
@@ -41,7 +46,8 @@ def train(recipe, seed, training, validation):
             [torch.from_numpy(array) for array in arrays] for arrays in zip(training, validation, strict=True)
         )
         parts = [LabelledImages(*pair) for pair in zip(images, [label.long() for label in labels], strict=True)]
-        options = FitOptions(recipe.train.replace(seed=seed), recipe.affine, "cpu", "fp32", progress_bar=False)
+        train = recipe.train.replace(seed=seed, precision="fp32")
+        options = FitOptions(train, recipe.affine, "cpu", progress_bar=False)
         return training_loop.fit(make_network(recipe.model), *parts, options)
     finally:
         torch.set_num_threads(n_threads)

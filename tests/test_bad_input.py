@@ -15,7 +15,7 @@ from pipeline import config, store
 from pipeline.dataset import files, sources, tables
 from pipeline.errors import UserError
 from tests import mutants
-from tests.conftest import TINY, competition_tables, write_tables
+from tests.conftest import TINY, competition_tables, stop_after_epoch, write_tables
 from tests.test_idx import encode
 
 MAX_SECONDS = 10  # for one file
@@ -240,12 +240,8 @@ def test_recipes(tmp_path, step):
 @pytest.mark.parametrize("step", [pytest.param(12, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)])
 def test_checkpoints_and_weights(command, tiny, monkeypatch, step):
     options = (*TINY, "--workspace", tiny, "--device", "cpu")
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+        stop_after_epoch(patch)
         assert command("--stage", "train", *options, "--force").code == 130
     (checkpoint,) = tiny.glob("data/networks/*.partial/checkpoint.pt")
     shutil.rmtree(checkpoint.parent.with_suffix(""))  # the finished network, which would be reused

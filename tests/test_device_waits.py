@@ -48,7 +48,7 @@ def count_waits(recipe, n_batches, device, used):
     With "cuda", all tensors on the device are fake. A network with a frozen extractor gets features.
     """
     recipe = config.load_recipe(recipe)
-    train = recipe.train.replace(batch_size=8, epochs=3)
+    train = recipe.train.replace(batch_size=8, epochs=3, precision=used)
     # Outside FakeTensorMode: a network that is created in it cannot be moved to another device.
     network = trained_part(make_network(recipe.model, torch.zeros(4, 28, 28, dtype=torch.uint8)))
     n_rows = n_batches * train.batch_size
@@ -57,7 +57,7 @@ def count_waits(recipe, n_batches, device, used):
         if isinstance(network, Head):
             images = torch.zeros(n_rows, network.classifier[-1].in_features, dtype=torch.float16, device=device)
         data = LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
-        options = FitOptions(train, recipe.affine, device, used, progress_bar=False)
+        options = FitOptions(train, recipe.affine, device, progress_bar=False)
         trainer = training_loop.Trainer(network, data, options)
         progress = training_loop.tqdm(disable=True)
         with CountWaits(device) as waits:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import cli, config
+from pipeline import config
 from pipeline.analysis import metrics
 from pipeline.dataset import competition
 from pipeline.declarations import StageInputs
@@ -16,7 +16,7 @@ from pipeline.nn.models import load_networks
 from pipeline.settings import Predict
 from pipeline.stages import evaluate
 from tests import oracles
-from tests.conftest import TINY, digits_28, write_tables
+from tests.conftest import TINY, digits_28, run_all
 
 IMAGES, LABELS = digits_28(500)
 IMAGES, LABELS = IMAGES[:400], LABELS[:400]
@@ -38,10 +38,7 @@ def predict_each(workspace, images):
 
 @pytest.fixture(scope="module")
 def _single(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("single")
-    write_tables(workspace / "data/raw", tables)
-    assert cli.main(["--stage", "all", *SINGLE, "--workspace", str(workspace), "--device", "cpu"]) == 0
-    return workspace
+    return run_all(tmp_path_factory.mktemp("single"), tables, SINGLE)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipeline.config import ConfigError
 from pipeline.nn import models
 from pipeline.nn.training_loop import seed_everything
 from tests import oracles
-from tests.conftest import write_tables
+from tests.conftest import stop_after_epoch, write_tables
 from tests.transfer import MODEL, RANDOM, SmallNetwork
 
 
@@ -176,10 +176,7 @@ class TestReuse:
 
 class TestInterruption:
     def test_clean_keeps_the_features_of_an_interrupted_training(self, command, finished, monkeypatch):
-        def interrupt(monitor, task, history):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+        stop_after_epoch(monkeypatch)
         arguments = ("--stage", "train", *RANDOM, "--set", "train.seed=3", "--workspace", finished)
         assert command(*arguments).code == 130
         assert len(list(finished.glob("data/features/*/"))) == 3

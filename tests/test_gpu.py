@@ -23,6 +23,7 @@ from pipeline.nn.precision import choose_precision, library_settings
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 from pipeline.settings import TRANSFER_MODELS, Affine, Model
 from tests.conftest import digits_28
+from tests.oracles import equal
 from tests.test_training_loop import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 
 pytestmark = [
@@ -55,17 +56,13 @@ def on_device(device, n_rows=300):
 def fit(device, train=BASE, model=CONVOLUTIONS, checkpoint=None, n_rows=300):
     """The result of a training, and its checkpoints."""
     training_loop.seed_everything(train.seed)
-    options, checkpoints = FitOptions(train, Affine(), device, train.precision, progress_bar=False), []
+    options, checkpoints = FitOptions(train, Affine(), device, progress_bar=False), []
     data = on_device(device, n_rows)
     result = training_loop.fit(
         make_network(model), data, data, options, checkpoint=checkpoint,
         on_epoch=lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),
     )  # fmt: skip
     return result, checkpoints
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd", "rmsprop", "adagrad", "adadelta"])
@@ -159,8 +156,8 @@ def test_a_deterministic_gan_continues_with_the_same_weights(recipe):
 
 
 def test_the_loop_does_not_wait_within_an_epoch():
-    train = BASE.replace(epochs=2, batch_size=50, swa_fraction=0.9, optimizer="muon")
-    options = FitOptions(train, Affine(rotation=10), "cuda", "fp16", progress_bar=False)
+    train = BASE.replace(epochs=2, batch_size=50, swa_fraction=0.9, optimizer="muon", precision="fp16")
+    options = FitOptions(train, Affine(rotation=10), "cuda", progress_bar=False)
     trainer = training_loop.Trainer(make_network(CONVOLUTIONS), on_device("cuda"), options)
     trainer.train_epoch(training_loop.tqdm(disable=True))
     train_epoch_without_waiting(trainer, n_steps=6)

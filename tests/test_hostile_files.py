@@ -14,7 +14,7 @@ from pipeline import store
 from pipeline.dataset import tables
 from pipeline.dataset.files import TableFile
 from tests import mutants
-from tests.conftest import TINY, forge, write_tables
+from tests.conftest import TINY, forge, stop_after_epoch, write_tables
 from tests.interference import Runs
 from tests.test_bad_input import IDX_FILES, MAX_SECONDS, TABLES
 
@@ -128,12 +128,8 @@ def test_no_pickle_is_executed(command, tiny, monkeypatch, tmp_path):
     buffer = io.BytesIO()
     torch.save({"key": Malicious()}, buffer)
     options = (*TINY, "--workspace", tiny, "--device", "cpu")
-
-    def interrupt(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+        stop_after_epoch(patch)
         assert command("--stage", "train", *options, "--force").code == 130
     (checkpoint,) = tiny.glob("data/networks/*.partial/checkpoint.pt")
     checkpoint.write_bytes(hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())

@@ -13,7 +13,7 @@ from pipeline import config, source_code, specs, store, training_task
 from pipeline.pool import Pool
 from pipeline.training_task import history_to_csv
 from tests import oracles
-from tests.conftest import ENSEMBLE, digits_28
+from tests.conftest import ENSEMBLE, digits_28, stop_after_epoch
 
 IMAGES, LABELS = digits_28(500)
 NAMES = [f"layers-seed{seed}-fold{fold}" for seed in (0, 1) for fold in (0, 1)]
@@ -161,9 +161,6 @@ class TestReuse:
         assert weights_bytes(ensemble) == weights_before
 
     def test_an_interrupted_training_continues_although_a_neutral_setting_is_new(self, ensemble, train, monkeypatch):
-        def interrupt(monitor, task, history):
-            raise KeyboardInterrupt
-
         def key_of_earlier_version(spec):
             key = make_key(spec)
             del key["settings"]["train.softmax_before_loss"]
@@ -172,7 +169,7 @@ class TestReuse:
         make_key = specs.NetworkSpec.key
         with monkeypatch.context() as patch:
             patch.setattr(specs.NetworkSpec, "key", key_of_earlier_version)
-            patch.setattr("pipeline.stages.train._Monitor.on_epoch", interrupt)
+            stop_after_epoch(patch)
             assert train("--set", "train.epochs=3").code == 130
         (partial,) = (log.parent for log in ensemble.glob("data/networks/*.partial/log.txt"))
         assert "train.softmax_before_loss" not in json.loads((partial / store.STARTED).read_text())["settings"]

@@ -22,7 +22,7 @@ TRAIN = Train(
 
 def fit(train, model=DENSE):
     torch.manual_seed(0)
-    options = FitOptions(train, Affine(), "cpu", "fp32", progress_bar=False)
+    options = FitOptions(train, Affine(), "cpu", progress_bar=False)
     return training_loop.fit(make_network(model), TRAINING, None, options).state_dict
 
 

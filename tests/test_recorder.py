@@ -21,10 +21,10 @@ TRAINING = LabelledImages(torch.from_numpy(IMAGES), torch.from_numpy(LABELS.asty
 
 def fit(record, checkpoint=None, epochs=4, batch_size=32):
     """Train LeNet on 120 digits; returns the result and the checkpoints."""
-    changes = {"epochs": epochs, "batch_size": batch_size, "record": json.dumps(record)}
+    changes = {"epochs": epochs, "batch_size": batch_size, "precision": "fp32", "record": json.dumps(record)}
     recipe = load_recipe("ladder/lenet", [f"train.{name}={value}" for name, value in changes.items()])
     training_loop.seed_everything(0)
-    options, checkpoints = FitOptions(recipe.train, Affine(), "cpu", "fp32", progress_bar=False), []
+    options, checkpoints = FitOptions(recipe.train, Affine(), "cpu", progress_bar=False), []
     result = training_loop.fit(
         make_network(recipe.model), TRAINING, TRAINING, options, checkpoint=checkpoint,
         on_epoch=lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),

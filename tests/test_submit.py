@@ -8,7 +8,7 @@ import pytest
 from pipeline import store
 from pipeline.dataset import kaggle_client
 from pipeline.stages import submit as submit_stage
-from tests.conftest import TINY
+from tests.conftest import TINY, read_receipt
 from tests.kaggle_server import KEY
 from tests.test_kaggle_client import run_official_client
 
@@ -20,10 +20,6 @@ def submit(kaggle, requests_in_process, command, sendable, monkeypatch):
     """`--stage submit` with short waits, whose requests run in this process."""
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
     return lambda *options: command("--stage", "submit", *TINY, "--workspace", sendable, *options)
-
-
-def read_receipt(workspace):
-    return store.read_json(workspace / "submissions/quick/submission.json")
 
 
 def test_sends_waits_and_records_the_score(kaggle, command, sendable, monkeypatch):

@@ -15,6 +15,7 @@ from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions, FitResult, LabelledImages
 from pipeline.settings import Affine, Model, Train
 from tests.conftest import digits_28
+from tests.oracles import equal
 
 IMAGES, LABELS = digits_28(200)
 TRAINING = LabelledImages(torch.from_numpy(IMAGES[:150]), torch.from_numpy(LABELS[:150].astype(np.int64)))
@@ -40,7 +41,7 @@ def fit(
     train=BASE, model=CNN, training=TRAINING, validation=VALIDATION, test=None, checkpoint=None, affine=None
 ) -> Run:
     training_loop.seed_everything(train.seed)
-    options, checkpoints = FitOptions(train, affine or Affine(), "cpu", train.precision, progress_bar=False), []
+    options, checkpoints = FitOptions(train, affine or Affine(), "cpu", progress_bar=False), []
     result = training_loop.fit(
         make_network(model), training, validation, options, test, checkpoint,
         lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),
@@ -51,10 +52,6 @@ def fit(
 @pytest.fixture(scope="module")
 def base_run():
     return fit()
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 class TestAgainstAPlainLoop:
@@ -175,7 +172,7 @@ class TestResuming:
         def stop(checkpoint):
             raise KeyboardInterrupt
 
-        options = FitOptions(BASE, Affine(), "cpu", "fp32", progress_bar=False)
+        options = FitOptions(BASE, Affine(), "cpu", progress_bar=False)
         with pytest.raises(KeyboardInterrupt):
             training_loop.fit(make_network(CNN), TRAINING, None, options, on_epoch=stop)
 
@@ -292,12 +289,12 @@ def trains_all_layers(name):
 
 @pytest.mark.parametrize("name", [name for name in config.recipe_names() if trains_all_layers(name)])
 def test_every_recipe_trains_for_an_epoch(name):
-    recipe = config.load_recipe(name, ["train.epochs=1", "train.batch_size=10"])
+    recipe = config.load_recipe(name, ["train.epochs=1", "train.batch_size=10", "train.precision=fp32"])
     rows = [LabelledImages(TRAINING.images[part], TRAINING.labels[part]) for part in (slice(20), slice(20, 30))]
     network = make_network(recipe.model, rows[0].images)
     before = copy.deepcopy(list(network.parameters()))
     validation = None if recipe.train.fit_all else rows[1]
-    options = FitOptions(recipe.train, recipe.affine, "cpu", "fp32", progress_bar=False)
+    options = FitOptions(recipe.train, recipe.affine, "cpu", progress_bar=False)
     result = training_loop.fit(network, rows[0], validation, options, rows[1])
     assert len(result.history) == 1 and 0 <= result.history[0]["test_accuracy"] <= 1
     assert any(not torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))

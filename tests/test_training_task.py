@@ -66,7 +66,7 @@ def train(task, **options):
 def stop_after(epoch):
     """A callback that stops the training like Ctrl-C."""
 
-    def on_epoch(task, history):
+    def on_epoch(history):
         if history[-1]["epoch"] == epoch:
             raise KeyboardInterrupt
 
@@ -175,7 +175,7 @@ def test_the_number_of_threads_is_restored(tmp_path):
     n_threads = torch.get_num_threads()
     task = make_task(tmp_path / "network.partial", {}, threads=n_threads + 1)
 
-    def stop(task, history):
+    def stop(history):
         raise KeyboardInterrupt(torch.get_num_threads())
 
     with pytest.raises(KeyboardInterrupt, match=str(n_threads + 1)):

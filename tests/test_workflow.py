@@ -15,8 +15,8 @@ import pytest
 
 from pipeline import store, training_task
 from pipeline.reports import style
-from pipeline.stages import STAGES, augment, train
-from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran
+from pipeline.stages import STAGES, augment
+from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran, stop_after_epoch
 from tests.interference import ROOT
 
 
@@ -139,13 +139,9 @@ def test_existing_networks_are_collected_without_training_unless_forced(stage, t
 
 
 def test_an_interrupted_training_continues_when_its_settings_come_back(command, stage, tiny, monkeypatch):
-    def interrupt_second_epoch(monitor, task, history):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-
     clean = ("--clean", "--workspace", tiny)
     with monkeypatch.context() as patch:
-        patch.setattr(train._Monitor, "on_epoch", interrupt_second_epoch)
+        stop_after_epoch(patch, 2)
         run = stage("train", "--set", "train.epochs=5")
         assert run.code == 130
         assert "stopped: finished work is kept; the same command continues from there" in run.err

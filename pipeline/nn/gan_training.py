@@ -76,7 +76,7 @@ class GanTrainer:
     """The training of a conditional GAN and its state, which changes from epoch to epoch."""
 
     def __init__(self, training: LabelledImages, gan: Gan, device: str) -> None:
-        self.training, self.gan, self.device, self.precision = training, gan, device, gan.precision
+        self.training, self.gan, self.device = training, gan, device
         self.memory_format = choose_memory_format(device, gan.precision)
         seed_everything(gan.seed)
         self.fixed_inputs = self._fixed_inputs()
@@ -110,14 +110,14 @@ class GanTrainer:
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} in epoch {self.epoch}: try a smaller gan.learning_rate")
         self.history.append(row)
-        frame = generate(self.generating(), self.fixed_inputs, self.device, self.precision)
+        frame = generate(self.generating(), self.fixed_inputs, self.device, self.gan.precision)
         self.frames = torch.cat([self.frames, frame.view(1, FRAME_ROWS, N_CLASSES, 28, 28).cpu()])
         return row
 
     def _discriminator_step(self, images: UInt8[Tensor, "n 28 28"], labels: Int64[Tensor, " n"]) -> Float32[Tensor, ""]:
         """Update the discriminator with real images and generated ones of the same classes; returns its loss."""
         real = (images.unsqueeze(1).float() / 127.5 - 1).contiguous(memory_format=self.memory_format)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.gan.precision):
             with torch.no_grad():
                 fake = self.generator(self._inputs(labels)).float()
             logits = self.discriminator(torch.cat([real, fake]), torch.cat([labels, labels])).float()
@@ -131,7 +131,7 @@ class GanTrainer:
     def _generator_step(self, labels: Int64[Tensor, " n"]) -> Float32[Tensor, ""]:
         """Update the generator with images of these classes; returns its loss."""
         self.discriminator.requires_grad_(False)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.gan.precision):
             logits = self.discriminator(self.generator(self._inputs(labels)), labels).float()
         self.discriminator.requires_grad_(True)
         loss = generator_loss(logits, self.gan.loss)
@@ -152,7 +152,7 @@ class GanTrainer:
                 yield self._inputs(torch.arange(GENERATE_BATCH, device=self.device) % N_CLASSES)
 
         seed_everything(self.gan.seed, self.epoch, 1)
-        with autocast(self.device, self.precision):
+        with autocast(self.device, self.gan.precision):
             estimate_batch_norm(self.averaged.network, batches())
         return self.averaged.network
 

@@ -67,10 +67,9 @@ class LabelledImages(NamedTuple):
 class FitOptions:
     """How to train a network."""
 
-    train: Train
+    train: Train  # with a precision other than "auto"
     affine: Affine
     device: str
-    precision: str  # "fp32", "bf16" or "fp16"
     progress_bar: bool = True  # shown if stderr is a terminal
 
 
@@ -128,7 +127,7 @@ class Trainer:
     def __init__(self, network: nn.Module, training: LabelledImages, options: FitOptions) -> None:
         train, n_rows = options.train, len(training.images)
         self.options, self.training = options, training
-        self.memory_format = choose_memory_format(options.device, options.precision)
+        self.memory_format = choose_memory_format(options.device, options.train.precision)
         self.network: nn.Module = network.to(options.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.averaged: WeightAverage | None = None  # from the first averaged step on
         self.optimizers = make_optimizers(network, train)
@@ -164,14 +163,14 @@ class Trainer:
                 group["lr"] = group["initial_lr"] * factor
             for rows in batch.split(self.micro_batch):
                 inputs = self._as_input(images[rows])
-                with autocast(options.device, options.precision):
+                with autocast(options.device, options.train.precision):
                     logits = self.network(inputs)
                 losses = _losses(logits.float(), labels[rows], train, train.label_smoothing)
-                loss = losses.sum() if options.precision == "fp16" else losses.sum() / len(batch)
+                loss = losses.sum() if options.train.precision == "fp16" else losses.sum() / len(batch)
                 loss.backward()
                 self.row_losses[rows] = losses.detach()
                 total_loss += losses.detach().sum()
-            if options.precision == "fp16":
+            if options.train.precision == "fp16":
                 n_skipped += unscale_gradients(self.network.parameters(), len(batch))
             if self.recorder and self.step % record_interval == 0:
                 self.recorder.add_gradients()
@@ -187,7 +186,7 @@ class Trainer:
             progress.update()
         sums = torch.stack([total_loss, n_skipped]).tolist()
         row = {"epoch": self.epoch, "learning_rate": group["lr"], "train_loss": sums[0] / n_rows}
-        if options.precision == "fp16":
+        if options.train.precision == "fp16":
             row["skipped_steps"] = int(sums[1])
             if sums[1] == len(batch_sizes) or sums[1] > max(1, MAX_SKIPPED_STEPS * len(batch_sizes)):
                 raise FloatingPointError(
@@ -213,11 +212,11 @@ class Trainer:
         if validation:
             if train.swa_fraction:
                 row["averaged_weights"] = int(is_averaged)
-            logits = predict_logits(network, validation.images, options.device, options.precision)
+            logits = predict_logits(network, validation.images, options.device, options.train.precision)
             row["validation_loss"] = _losses(logits, validation.labels, train).mean().item()
             row["validation_accuracy"] = _accuracy(logits, validation.labels)
         if test:
-            logits = predict_logits(network, test.images, options.device, options.precision)
+            logits = predict_logits(network, test.images, options.device, options.train.precision)
             row["test_accuracy"] = _accuracy(logits, test.labels)
         for name, value in row.items():
             if not math.isfinite(value):
@@ -282,7 +281,7 @@ class Trainer:
                     inputs = self._as_input(batch)
                 yield inputs
 
-        with autocast(options.device, options.precision):
+        with autocast(options.device, options.train.precision):
             estimate_batch_norm(network, batches())
 
 

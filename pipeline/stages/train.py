@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.networks import TrainedNetwork
     from pipeline.reports.event_files import EventWriter
     from pipeline.specs import Spec
-    from pipeline.training_task import History, TrainingTask
+    from pipeline.training_task import History
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
 # which imports matplotlib; the others take 0.1 s.
@@ -84,8 +84,8 @@ class _Monitor:
             self.writer = EventWriter(folder)
             context.say(f"event files for TensorBoard in {folder}")
 
-    def on_epoch(self, task: TrainingTask, history: History) -> None:
-        """Called after each epoch of a network that is trained in this process."""
+    def on_epoch(self, history: History) -> None:
+        """Called with the history after each epoch of a network that is trained in this process."""
         if self.single:
             self._track("", history)
         self._draw([*self.finished, history])

@@ -17,7 +17,8 @@ from pipeline import config
 from pipeline.analysis.significance import compare_recipes
 from pipeline.nn import training_loop
 from pipeline.nn.inference import predict_probabilities
-from pipeline.nn.models import LoadedNetwork, make_network
+from pipeline.nn.initialization import make_initial_network
+from pipeline.nn.models import LoadedNetwork
 from pipeline.nn.precision import choose_precision
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 from pipeline.stages import STAGES
@@ -31,10 +32,10 @@ def load(folder, names):
 def train_and_predict(recipe, images, labels, validation_images, seed, device):
     """The predictions of a network for the validation images."""
     precision = choose_precision(recipe.train.precision, device)
-    training_loop.seed_everything(seed)
-    network = make_network(recipe.model)
+    network = make_initial_network(recipe.model, seed)
     training = LabelledImages(*(torch.from_numpy(array).to(device) for array in (images, labels.astype(np.int64))))
-    options = FitOptions(recipe.train.replace(seed=seed), recipe.affine, device, precision, progress_bar=False)
+    train = recipe.train.replace(seed=seed, precision=precision)
+    options = FitOptions(train, recipe.affine, device, progress_bar=False)
     network.load_state_dict(training_loop.fit(network, training, None, options).state_dict)
     metadata = {"model": recipe.model.model_dump(mode="json"), "precision": precision}
     loaded = LoadedNetwork(network, metadata)

@@ -338,17 +338,16 @@ def _fit(task, recipe, training, validation, max_seconds=math.inf):
     import torch
 
     from pipeline.nn import training_loop
-    from pipeline.nn.models import make_network
+    from pipeline.nn.initialization import make_initial_network
     from pipeline.nn.precision import choose_precision
 
     def on_device(images, labels):
         tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
         return training_loop.LabelledImages(*(tensor.to(task["device"]) for tensor in tensors))
 
-    training_loop.seed_everything(recipe.train.seed)
-    network = make_network(recipe.model, torch.from_numpy(training[0]))
+    network = make_initial_network(recipe.model, recipe.train.seed, images=torch.from_numpy(training[0]))
     precision = choose_precision(recipe.train.precision, task["device"])
-    options = training_loop.FitOptions(recipe.train, recipe.affine, task["device"], precision)
+    options = training_loop.FitOptions(recipe.train.replace(precision=precision), recipe.affine, task["device"])
     times, history = [], []
 
     def after_epoch(checkpoint):
