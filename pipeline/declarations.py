@@ -27,7 +27,7 @@ class Stage:
 
     name: str
     # Computes the result in `context.output_dir`; returns what the manifest records under "numbers".
-    run: Callable[[StageContext], Mapping[str, Any]]
+    run: Callable[[StageContext], Mapping[str, Any] | None]
     # The result's folder below the workspace; None if the stage has none.
     folder: Callable[[Workflow], str] | None = None
     # Sections ("train") or single settings ("train.fit_all") of the recipe that `run` reads.
@@ -84,10 +84,10 @@ class State(NamedTuple):
 
 
 class InputFile(NamedTuple):
-    """An output of an earlier stage."""
+    """A file that a stage reads."""
 
     path: Path
-    sha256: str  # as the earlier stage's manifest records it
+    sha256: str  # of an output of an earlier stage: as that stage's manifest records it
 
 
 @dataclass
@@ -108,7 +108,7 @@ class StageContext:
     workflow: Workflow
     stage: Stage
     output_dir: Path
-    published_dir: Path  # where the result will be; holds the previous one, if any
+    published_dir: Path  # where the result will be; unlike `Workflow.published_dir`, never X.previous
     key: dict[str, Any]  # stage, settings, inputs, code
     parts: list[StageInputs]  # one for each recipe; several only for a blend or a comparison
     environment: dict[str, Any]  # recorded in context.json

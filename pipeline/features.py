@@ -58,12 +58,10 @@ def ensure_features(
     key["code"] = module_hashes((*CODE, *MODEL_CODE[model.name]))
     folder = (context.workflow.workspace / FEATURES / f"{model.name}-{digest}").resolve()
     store.restore(folder)
-    staged = store.read_matching_manifest(store.staging_dir(folder), key)
-    if staged and not store.changed_outputs(store.staging_dir(folder), staged):  # a run was killed just before
+    if store.read_intact_manifest(store.staging_dir(folder), key):  # a run was killed just before
         store.publish(folder)
-    manifest = store.read_matching_manifest(folder, key)
     is_forced = context.workflow.force and folder not in context.workflow.recomputed
-    if is_forced or not manifest or store.changed_outputs(folder, manifest):
+    if is_forced or not store.read_intact_manifest(folder, key):
         images = np.load(part.files[name], mmap_mode="c")
         _extract(context, folder, key, network, images)
     features: Float16[np.ndarray, "n ..."] = np.load(folder / FILE, mmap_mode="c")

@@ -6,12 +6,11 @@ import re
 import socket
 import sys
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import store
-from pipeline.declarations import StageContext
+from pipeline.declarations import InputFile, StageContext
 from pipeline.errors import StageError
 from pipeline.settings import Model, Recipe
 from pipeline.specs import variants
@@ -35,15 +34,7 @@ class MissingWeights(StageError):
     """The file does not exist and cannot be downloaded."""
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """A file with ImageNet's weights."""
-
-    path: Path
-    sha256: str
-
-
-def find_weights(model: Model, workspace: Path, download: bool = True) -> WeightsFile:
+def find_weights(model: Model, workspace: Path, download: bool = True) -> InputFile:
     """The file with the weights of a model: `model.weights_file`, or the published one, downloaded if it is missing.
 
     Raises MissingWeights, and StageError if the file's hash is not the one in its name.
@@ -65,7 +56,7 @@ def find_weights(model: Model, workspace: Path, download: bool = True) -> Weight
         raise StageError(
             f"{path}: its SHA-256 begins with {digest[:8]} and not with {expected[1]}, as its name says: {advice}"
         )
-    return WeightsFile(path, digest)
+    return InputFile(path, digest)
 
 
 def _download(name: str, path: Path) -> None:

@@ -171,7 +171,8 @@ def ensure(
         if not workflow.force:
             _publish_if_complete(network)
         # A training that --force started and that was interrupted continues, although there is an older network.
-        if workflow.force or _can_resume(network.folder, request) or not _is_reusable(context, network, request):
+        can_resume = _can_resume(_read_started(network.folder), request)
+        if workflow.force or can_resume or not _is_reusable(context, network, request):
             missing.setdefault(network.folder, request)
     if len(requests) > 1 and len(missing) < len(networks):
         n_existing = len({network.folder for network in networks}) - len(missing)
@@ -244,9 +245,8 @@ def _read_started(folder: Path) -> dict[str, Any]:
     return store.read_json(store.staging_dir(folder) / store.STARTED) or {}
 
 
-def _can_resume(folder: Path, request: Request) -> bool:
+def _can_resume(started: dict[str, Any], request: Request) -> bool:
     """Whether an interrupted training was started for the same spec, with at least the requested observations."""
-    started = _read_started(folder)
     observations = started.get("observations")
     if not isinstance(observations, dict):
         return False
@@ -257,23 +257,23 @@ def _disk_space(requests: Iterable[Request]) -> int:
     """Bytes that the trainings may write: weights, and old and new checkpoints of five times what is trained."""
     from pipeline.nn.models import require_trainable, trained_part
 
-    sizes, frozen, other = [], 0, 0
+    sizes, frozen, losses, texts = [], 0, 0, 0
     for request in requests:
         if isinstance(request.spec, GanSpec):
             from pipeline.nn.gan_training import checkpoint_size
 
-            sizes.append(checkpoint_size(request.spec.gan) // 5)  # see the result
+            sizes.append(checkpoint_size(request.spec.gan) // 5)  # checkpoints count five times below
             continue
         whole = require_trainable(request.spec.model, request.spec.train.batch_size)
         network = trained_part(whole)
         sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))
         frozen += 4 * sum(parameter.numel() for parameter in whole.parameters()) - sizes[-1]
         # A loss per row in two checkpoints; a row of history per epoch; a record of 1 KB per layer in 300 epochs.
-        other = max(other, 16 * len(request.arrays.labels))
+        losses = max(losses, 16 * len(request.arrays.labels))
         n_layers = len(list(network.parameters())) if request.is_recorded else 0
-        other += 1024 * request.spec.train.epochs + 3 * 1024 * 302 * n_layers
+        texts += 1024 * request.spec.train.epochs + 3 * 1024 * 302 * n_layers
     n_parallel = os.cpu_count() or 1
-    return 2 * (sum(sizes) + frozen) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * other
+    return 2 * (sum(sizes) + frozen) + 11 * sum(sorted(sizes)[-n_parallel:]) + n_parallel * losses + texts
 
 
 def _networks_per_gpu(context: StageContext, pool: Pool, requests: Iterable[Request]) -> int:
@@ -299,12 +299,13 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
     from pipeline.training_task import TrainingTask
 
-    spec, staging = request.spec, store.staging_dir(folder)
-    if context.workflow.force or not _can_resume(folder, request):
-        if _read_started(folder):
+    spec, staging, started = request.spec, store.staging_dir(folder), _read_started(folder)
+    if context.workflow.force or not _can_resume(started, request):
+        if started:
             context.say(f"{request}: the interrupted training is not continued (--force, new code, or less recorded)")
         store.create_staging_dir(folder)
-        store.write_json(staging / store.STARTED, request.started())
+        started = request.started()
+        store.write_json(staging / store.STARTED, started)
     arrays = request.arrays.by_name()
     weights = None
     if isinstance(spec, NetworkSpec):
@@ -313,7 +314,7 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
         spec=spec,
         device=device,
         staging_dir=str(staging),
-        started=_read_started(folder),
+        started=started,
         parent=os.getpid(),
         array_names=tuple(arrays),
         initial_weights=str(weights or ""),

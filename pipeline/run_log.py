@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ class RunLog:
     """Where a run writes its messages; by default only to the screen."""
 
     path: Path | None = None
-    record_stage: Callable[[str], None] = lambda stage: None  # for other processes: which stage runs
 
     def say(self, message: str) -> None:
         """Write a message to the screen and to the file."""
@@ -26,16 +25,16 @@ class RunLog:
     def write(self, message: str) -> None:
         """Write a message to the file only."""
         if self.path:
-            store.write(self.path, f"{time.strftime('%H:%M:%S')} {message}\n".encode(), append=True)
+            store.append_line(self.path, f"{time.strftime('%H:%M:%S')} {message}")
 
 
 @contextlib.contextmanager
 def start_run(workspace: Path, stage: str, wait: bool) -> Iterator[RunLog]:
     """Hold the workspace's lock, and yield a new log, which also gets the error that ends the run."""
-    with store.lock_workspace(workspace, stage, wait) as record_stage:
+    with store.lock_workspace(workspace, stage, wait):
         folder = workspace / "data/logs"
         folder.mkdir(parents=True, exist_ok=True)
-        log = RunLog(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{stage}-{os.getpid()}.log", record_stage)
+        log = RunLog(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{stage}-{os.getpid()}.log")
         try:
             yield log
         except BaseException as error:

@@ -1,6 +1,6 @@
 """Settings schema: every setting of a recipe with its type, limits and default."""
 
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 # `--status` do not import torch.
 ModelName = Literal["dropout_cnn", "small_cnn", "medium_cnn", "layers", "vgg16", "alexnet"]
 ViewName = Literal["plain", "deskewed", "even", "deskewed_even", "wide"]
-MODELS: tuple[str, ...] = get_args(ModelName)
-VIEWS: tuple[str, ...] = get_args(ViewName)
 # The models that can start from weights trained on ImageNet, with the smallest `model.side` that their layers accept.
 TRANSFER_MODELS = {"vgg16": 32, "alexnet": 64}
 

@@ -6,10 +6,10 @@ jaxtyping is a dependency of the tests, which check shapes at run time, and of t
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float16, Float32, Float64, Int, Int64, Integer, Shaped, UInt8
+    from jaxtyping import Bool, Float, Float16, Float32, Float64, Int64, Integer, Shaped, UInt8
 else:
     try:
-        from jaxtyping import Bool, Float, Float16, Float32, Float64, Int, Int64, Integer, Shaped, UInt8
+        from jaxtyping import Bool, Float, Float16, Float32, Float64, Int64, Integer, Shaped, UInt8
     except ImportError:
 
         class _Placeholder:
@@ -18,6 +18,6 @@ else:
             def __class_getitem__(cls, item: Any) -> Any:
                 return Any
 
-        Bool = Float = Float16 = Float32 = Float64 = Int = Int64 = Integer = Shaped = UInt8 = _Placeholder
+        Bool = Float = Float16 = Float32 = Float64 = Int64 = Integer = Shaped = UInt8 = _Placeholder
 
-__all__ = ["Bool", "Float", "Float16", "Float32", "Float64", "Int", "Int64", "Integer", "Shaped", "UInt8"]
+__all__ = ["Bool", "Float", "Float16", "Float32", "Float64", "Int64", "Integer", "Shaped", "UInt8"]

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ MANIFEST, CONTEXT, STARTED = "manifest.json", "context.json", "started.json"
 REFERENCES = "networks.json"  # in the staging folder of a stage that trains: the names of its networks' folders
 FORMAT = 2  # of manifests and of the workspace; manifests of earlier versions have no entry "format"
 SEAL = "seal"  # the manifest's checksum of its other entries
+LOCK_HOLDER = "data/.lock-holder.json"  # below the workspace
 CHUNK = 1 << 22  # bytes read at a time
 MAX_JSON = 1 << 24  # bytes; context.json of an ensemble of 25 networks has 20,000
 
@@ -55,31 +56,36 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write(path: str | Path, content: bytes | Iterable[Any], *, append: bool = False) -> None:
+def write(path: str | Path, content: bytes | Iterable[Any]) -> None:
     """Write bytes, or an iterable of buffers, to `path` and flush them to the disk.
 
-    All files of the pipeline are written here. The content goes to a temporary file, which is then renamed: `path`
-    holds either the old content or the new. With `append`, for logs, the content is added at the end of the file
-    instead, and not flushed: after a power failure, the last lines may be missing.
+    All files of the pipeline except logs are written here. The content goes to a temporary file, which is then renamed:
+    `path` holds either the old content or the new.
     """
     path = Path(path)
-    chunks: Iterable[Any] = [content] if isinstance(content, bytes) else content
-    target = path if append else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _filename_in_errors(path):
-            with open(target, "ab" if append else "wb", buffering=0) as file:
-                for chunk in chunks:
-                    view = memoryview(chunk).cast("B")
-                    while view:
-                        view = view[file.write(view) :]
-                if not append:
-                    os.fsync(file.fileno())
-            if not append:
-                os.replace(target, path)
+            with open(temporary, "wb", buffering=0) as file:
+                for chunk in [content] if isinstance(content, bytes) else content:
+                    _write_all(file, chunk)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        if not append:
-            target.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a log. It is not flushed: after a power failure, the last lines may be missing."""
+    with _filename_in_errors(path), open(path, "ab", buffering=0) as file:
+        _write_all(file, f"{line}\n".encode())
+
+
+def _write_all(file: io.FileIO, chunk: Any) -> None:
+    view = memoryview(chunk).cast("B")
+    while view:
+        view = view[file.write(view) :]
 
 
 @contextlib.contextmanager
@@ -170,10 +176,11 @@ def require_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def read_matching_manifest(folder: Path, key: Mapping[str, Any]) -> Manifest | None:
-    """The folder's manifest if it is valid and was written for `key`, otherwise None."""
+def read_intact_manifest(folder: Path, key: Mapping[str, Any]) -> Manifest | None:
+    """The folder's manifest if it was written for `key` and no output has changed since, otherwise None."""
     manifest, _ = read_manifest(folder)
-    return manifest if manifest and all(manifest.get(name) == value for name, value in key.items()) else None
+    is_same = manifest and all(manifest.get(name) == value for name, value in key.items())
+    return manifest if manifest and is_same and not changed_outputs(folder, manifest) else None
 
 
 def _seal(manifest: Manifest) -> str:
@@ -296,19 +303,14 @@ def published_dir(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[Callable[[str], None]]:
+def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[None]:
     """Hold the workspace's lock, which the operating system releases when the process dies.
 
-    Yields a function that records, in a file next to the lock, which stage runs. Raises LockHeld if another process
-    holds the lock, unless `wait` is set.
+    Raises LockHeld, which says what stage the other process runs, if it is held, unless `wait` is set.
     """
     if workspace.exists() and not workspace.is_dir():
         raise StageError(f"--workspace {workspace}: not a folder")
-    path, holder_file = workspace / "data/.lock", workspace / "data/.lock-holder.json"
-
-    def record_stage(stage: str) -> None:
-        write_json(holder_file, {"pid": os.getpid(), "stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-
+    path, holder_file = workspace / "data/.lock", workspace / LOCK_HOLDER
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
@@ -324,7 +326,13 @@ def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[
     try:
         for temporary in path.parent.glob(f".{holder_file.name}.*.tmp"):  # of a process that was killed
             temporary.unlink()
-        record_stage(stage)
-        yield record_stage
+        record_lock_holder(workspace, stage)
+        yield
     finally:
         lock.release()
+
+
+def record_lock_holder(workspace: Path, stage: str) -> None:
+    """Record, for other processes, that this process holds the workspace's lock and runs a stage."""
+    holder = {"pid": os.getpid(), "stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(workspace / LOCK_HOLDER, holder)

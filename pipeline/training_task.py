@@ -151,8 +151,7 @@ class _Session:
 
     def note(self, message: str) -> None:
         """Add a line to log.txt."""
-        line = f"{time.strftime('%H:%M:%S')} {message}\n"
-        store.write(self.folder / LOG, line.encode(), append=True)
+        store.append_line(self.folder / LOG, f"{time.strftime('%H:%M:%S')} {message}")
         self.log(message)
 
     def load_checkpoint(self) -> Checkpoint | None:

@@ -113,7 +113,7 @@ class Workflow:
                 state = self._state(stage, known)
             except (UserError, OSError) as error:  # something could not be read
                 state = State("stale", str(error))
-            if not state.fresh and stage.resumes and self._can_resume(stage):
+            if not state.fresh and stage.resumes and self._can_resume(stage, known):
                 state = State(state.status, f"{state.reason}; an interrupted run can continue".removeprefix("; "))
             known[cache_key] = state
         return known[cache_key]
@@ -146,9 +146,19 @@ class Workflow:
             return State("stale", f"{stage.receipt} was deleted or is damaged")
         return State("fresh")
 
-    def _can_resume(self, stage: Stage) -> bool:
+    def _can_resume(self, stage: Stage, known: dict[tuple[str, str], State]) -> bool:
         started = store.read_json(store.staging_dir(self.folder(stage)) / store.STARTED)
-        return started is not None and not config.changed_settings(started.get("settings"), self.settings(stage))
+        return started is not None and config.matches(started, self._key(stage, dict(self._input_files(stage, known))))
+
+    def _key(self, stage: Stage, files: Mapping[str, InputFile]) -> dict[str, Any]:
+        """What determines a stage's result."""
+        return {
+            "format": FORMAT,
+            "stage": stage.name,
+            "settings": self.settings(stage),
+            "inputs": {name: file.sha256 for name, file in files.items()},
+            "code": self.code_hashes(stage),
+        }
 
     def _input_files(
         self, stage: Stage, known: dict[tuple[str, str], State] | None = None
@@ -199,7 +209,7 @@ class Workflow:
             self.say(f"{stage.name}: fresh")
             return
         self.say(f"{stage.name}: running" + (f", {state.reason}" if state.reason else ""))
-        self.log.record_stage(stage.name)
+        store.record_lock_holder(self.workspace, stage.name)
         start = time.monotonic()
         self.run_stage(stage)
         self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")
@@ -214,7 +224,7 @@ class Workflow:
             stage.run(context)
             return
         folder, staging = context.published_dir, context.output_dir
-        if self.force or not store.read_matching_manifest(staging, context.key):
+        if self.force or not store.read_intact_manifest(staging, context.key):
             started = store.read_json(staging / store.STARTED)
             if stage.resumes and started and not config.matches(started, context.key):
                 changes = config.changed_settings(started.get("settings", {}), context.key["settings"])
@@ -223,12 +233,12 @@ class Workflow:
             store.create_staging_dir(folder, kept=(store.REFERENCES,) if stage.resumes else ())
             store.write_json(staging / store.CONTEXT, context.environment)
             store.write_json(staging / store.STARTED, context.key)
-            numbers = stage.run(context)
+            numbers = stage.run(context) or {}
             context.check_inputs()
             context.environment["seconds"] = round(time.time() - start, 3)
             outputs = [*stage.outputs, *(name for name in stage.optional_outputs if (staging / name).exists())]
             store.write_manifest(staging, context.key, outputs, numbers, context.environment)
-        store.publish(folder, also_kept=(stage.receipt or "",))
+        store.publish(folder, also_kept=[stage.receipt] if stage.receipt else [])
 
     def _stage_context(self, stage: Stage) -> StageContext:
         files = dict(self._input_files(stage))
@@ -237,13 +247,6 @@ class Workflow:
                 producer = name.rpartition(": ")[2].split("/")[0]
                 command = f"--stage {producer}{self.arguments} --force"
                 raise StageError(f"{file.path} is damaged: run `{command}` to make it again")
-        key = {
-            "format": FORMAT,
-            "stage": stage.name,
-            "settings": self.settings(stage),
-            "inputs": {name: file.sha256 for name, file in files.items()},
-            "code": self.code_hashes(stage),
-        }
         folder = self.folder(stage) if stage.folder else self.workspace
         staging = folder if stage.publishes_itself else store.staging_dir(folder)
         parts = [self._stage_inputs(stage, recipe, files) for recipe in self.recipes]
@@ -254,7 +257,7 @@ class Workflow:
             "assignments": list(self.assignments),
             **describe_environment(self.device),
         }
-        return StageContext(self, stage, staging, folder, key, parts, environment)
+        return StageContext(self, stage, staging, folder, self._key(stage, files), parts, environment)
 
     def _stage_inputs(self, stage: Stage, recipe: Recipe, files: Mapping[str, InputFile]) -> StageInputs:
         workflow, prefix = self.for_recipe(recipe), f"{recipe.name}: "

@@ -194,8 +194,8 @@ def test_the_required_disk_space_is_enough_and_not_far_too_much(command, workspa
     written, required = defaultdict(dict), defaultdict(int)
     write, require_disk_space, stages = store.write, store.require_disk_space, ["(none)"]
 
-    def measured_write(path, content, *, append=False):
-        write(path, content, append=append)
+    def measured_write(path, content):
+        write(path, content)
         written[stages[-1]][path] = Path(path).stat().st_size
 
     def measured_require(workspace, needed, stage):

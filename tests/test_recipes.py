@@ -3,6 +3,7 @@
 import pickle
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from pydantic import ValidationError
 from pipeline import config
 from pipeline.config import OBSERVATIONAL, ConfigError
 from pipeline.nn.models import MODELS, make_network
-from pipeline.settings import MODELS as MODEL_NAMES
-from pipeline.settings import SECTIONS, TRANSFER_MODELS, Train
+from pipeline.settings import SECTIONS, TRANSFER_MODELS, ModelName, Train
 
 FIELDS = {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
 
@@ -234,7 +234,7 @@ class TestAssignments:
 
 class TestSchema:
     def test_models_are_those_that_exist(self, command, tmp_path):
-        assert tuple(MODELS) == MODEL_NAMES
+        assert tuple(MODELS) == get_args(ModelName)
         run = command("--stage", "all", "--recipe", "quick", "--set", "model.name=smal_cnn", "--workspace", tmp_path)
         assert run.code == 2 and run.err.count("\n") == 1 and "small_cnn" in run.err
 

@@ -26,8 +26,9 @@ def test_write_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
     store.write(file, b"old")
     store.write(file, [b"ne", memoryview(b"w"), np.arange(3, dtype=np.uint8)])
     assert file.read_bytes() == b"new\0\1\2" and names(tmp_path) == ["file"]
-    store.write(file, b"!", append=True)
-    assert file.read_bytes() == b"new\0\1\2!"
+    for line in ("first", "second"):
+        store.append_line(tmp_path / "log", line)
+    assert (tmp_path / "log").read_text() == "first\nsecond\n"
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
@@ -94,8 +95,8 @@ def test_publish_replaces_the_old_result(tmp_path):
     assert reason == "" and manifest["numbers"] == {"number": 1}
     assert manifest["outputs"] == {"result": hashlib.sha256(b"two").hexdigest()}
     assert store.changed_outputs(folder, manifest) == {}
-    assert store.read_matching_manifest(folder, KEY) == manifest
-    assert store.read_matching_manifest(folder, {**KEY, "inputs": {"a": "b"}}) is None
+    assert store.read_intact_manifest(folder, KEY) == manifest
+    assert store.read_intact_manifest(folder, {**KEY, "inputs": {"a": "b"}}) is None
 
 
 @pytest.mark.parametrize("stop_before", [1, 2])
@@ -154,9 +155,9 @@ def test_a_folder_without_a_manifest(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.store import lock_workspace
-with lock_workspace(Path(sys.argv[1]), "all") as record_stage:
-    record_stage("train")
+from pipeline.store import lock_workspace, record_lock_holder
+with lock_workspace(Path(sys.argv[1]), "all"):
+    record_lock_holder(Path(sys.argv[1]), "train")
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """

@@ -1,6 +1,7 @@
 """Views against scipy, one image at a time; and networks that are trained and evaluated on their own views."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from pipeline.dataset.views import MAX_SLANT, MAX_STRETCH, MIN_STRETCH, VIEWS, apply_view
 from pipeline.nn.models import load_networks
-from pipeline.settings import VIEWS as VIEW_NAMES
+from pipeline.settings import ViewName
 from tests.conftest import TINY, digits_28, write_tables
 
 IMAGES, LABELS = digits_28(500)
@@ -36,7 +37,7 @@ def view_with_scipy(image, deskew, std):
 
 
 def test_settings_list_all_views():
-    assert tuple(VIEWS) == VIEW_NAMES
+    assert tuple(VIEWS) == get_args(ViewName)
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name != "plain"])

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from pipeline import store, training_task
+from pipeline import source_code, store, training_task
 from pipeline.reports import style
 from pipeline.stages import STAGES, augment
 from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran, stop_after_epoch
@@ -153,6 +153,19 @@ def test_an_interrupted_training_continues_when_its_settings_come_back(command, 
     run = stage("train", "--set", "train.epochs=5")
     assert run.code == 0 and "train: continuing after epoch 2" in run.out
     assert not partial.exists()
+
+
+def test_an_interrupted_training_does_not_continue_with_edited_code(stage, status, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after_epoch(patch)
+        assert stage("train", "--set", "train.epochs=5").code == 130
+    assert status("--set", "train.epochs=5")["train"][1] == "train.epochs 2 -> 5; an interrupted run can continue"
+    file_hash = source_code._file_hash
+    monkeypatch.setattr(
+        source_code, "_file_hash", lambda path: "edited" if path.stem == "training_loop" else file_hash(path)
+    )
+    assert status("--set", "train.epochs=5")["train"][1] == "train.epochs 2 -> 5"
+    assert "an interrupted run is not continued" in stage("train", "--set", "train.epochs=5").out
 
 
 def test_an_interrupted_first_training_of_a_recipe_file_is_shown(command, tiny, tmp_path, monkeypatch):

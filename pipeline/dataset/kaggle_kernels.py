@@ -135,9 +135,9 @@ def _explain(reply: dict[str, Any]) -> KaggleError:
 
 def _refusal(reason: str, default_advice: str = "") -> Refused:
     """The error for a refused request, with what to do about it as far as that is known."""
-    advice, user_error = default_advice, True
-    for pattern, known_advice, is_user_error in reversed(ADVICE):
-        if re.search(pattern, reason, re.IGNORECASE):
-            advice, user_error = known_advice, is_user_error
+    known = (
+        (advice, user_error) for pattern, advice, user_error in ADVICE if re.search(pattern, reason, re.IGNORECASE)
+    )
+    advice, user_error = next(known, (default_advice, True))
     reason = " ".join(reason.split()).rstrip(".")
     return Refused(f"Kaggle refused the request ({reason})" + (f": {advice}" if advice else ""), user_error)

@@ -1,4 +1,4 @@
-"""The pretrained networks that come with the pipeline: for recognition and as a start, never for a submission."""
+"""The pretrained networks that come with the pipeline: for recognition, never for a submission."""
 
 from __future__ import annotations
 

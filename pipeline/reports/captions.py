@@ -37,8 +37,8 @@ NETWORK = {
     "negative. If the layer has an input for each of red, green and blue, they are drawn in these colours; gray is 0.",
     "last_layer.png": "The weights of each digit's output: red features are evidence for it, blue features against it.",
     "feature_maps.png": "The output of each layer for one image (at most 64 feature maps of a layer), down to the ten "
-    "probabilities. Each layer has its own "
-    "scale: red is positive and blue is negative; if no value is negative, black is the maximum.",
+    "probabilities. Each layer has its own scale: red is positive and blue is negative; if no value is negative, black "
+    "is the maximum.",
     "saliency.png": "Input gradient: more ink in red pixels raises the predicted digit's logit, and in blue pixels "
     "lowers it. The number in the corner is the largest absolute gradient. Occlusion: by how much the predicted "
     "digit's probability falls (red) or rises (blue) if the 5x5 pixels around a pixel are set to white. The number is "

@@ -81,8 +81,8 @@ def _accuracy(recipe: Recipe, evaluation: Mapping[str, Any], held_out: Mapping[s
     if held_out is not evaluation:
         text += (
             " This was measured by a training with the same settings that held out these rows; the exported network "
+            "was trained on all rows."
         )
-        text += "was trained on all rows."
     elif evaluation["chosen_on_these_rows"]:
         text += " Slightly optimistic: the epoch was chosen on these rows."
     if evaluation.get("record") or (held_out is not evaluation and estimate.seeds):

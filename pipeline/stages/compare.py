@@ -60,7 +60,7 @@ def check_networks(recipes: Sequence[Recipe]) -> None:
 def adapt_to_data(workflow: Workflow) -> tuple[Recipe, ...]:
     """The recipes as the comparison trains them: on all rows if test rows have labels and the last epoch is kept."""
     manifest = workflow.manifest("download")
-    has_test_labels = bool(manifest) and files.TEST_LABELS in (manifest or {})["outputs"]
+    has_test_labels = files.TEST_LABELS in (manifest or {"outputs": ()})["outputs"]
     return tuple(
         recipe.replace(
             train=recipe.train.replace(
@@ -350,13 +350,8 @@ def _add_steps(rows: Sequence[Row], measurements: Sequence[Measurement]) -> None
         if not before or before.on_test_rows != after.on_test_rows or not np.array_equal(before.rows, after.rows):
             continue
         row, step = by_name[name], compare_recipes(np.stack(before.correct), np.stack(after.correct))
-        row.baseline, row.step, row.step_low, row.step_high = (
-            after.recipe.baseline,
-            step.difference,
-            step.low,
-            step.high,
-        )
-        row.step_p_value = step.p_value
+        row.baseline, row.step, row.step_p_value = after.recipe.baseline, step.difference, step.p_value
+        row.step_low, row.step_high = step.low, step.high
 
 
 def _describe(row: Row) -> str:

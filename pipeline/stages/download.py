@@ -10,23 +10,22 @@ from pipeline.dataset import kaggle_client, sources
 from pipeline.dataset.files import SourceError
 from pipeline.declarations import Stage, StageContext
 from pipeline.store import FORMAT, Manifest
-from pipeline.workflow import Workflow
 
 DISK_SPACE = {"sample": 16 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes; they write 9, 16 and 130 MB
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> None:
     """Publish what the source provides, with a manifest that records the source."""
     raw = context.published_dir
     own_files = sources.find_user_files(raw)
     if own_files:
         _register(context, raw, own_files)
-        return {}
+        return
     earlier, _ = store.read_manifest(raw)
     _require_only_downloads(raw, earlier)
     data = _choose_source(context, raw, earlier)
     if data is None:
-        return {}
+        return
     staging, inputs = store.create_staging_dir(raw), {}
     if data in sources.FETCHERS:
         numbers = sources.FETCHERS[data](staging)
@@ -39,7 +38,6 @@ def run(context: StageContext) -> dict[str, Any]:
     names = sorted(path.name for path in staging.iterdir())
     store.write_manifest(staging, _key(inputs), names, numbers, context.environment)
     store.publish(raw)
-    return {}
 
 
 def _key(inputs: dict[str, str]) -> dict[str, Any]:
@@ -114,16 +112,14 @@ def _disk_space(context: StageContext) -> int:
     return sources.estimate_written_bytes(data)
 
 
-def _stale_reason(workflow: Workflow, manifest: Manifest) -> str:
-    return sources.stale_reason(workflow.published_dir("download"), workflow.data, manifest)
-
-
 STAGE = Stage(
     name="download",
     run=run,
     folder=lambda workflow: "data/raw",
     publishes_itself=True,
-    stale_reason=_stale_reason,
+    stale_reason=lambda workflow, manifest: sources.stale_reason(
+        workflow.published_dir("download"), workflow.data, manifest
+    ),
     disk_space=_disk_space,
     recipes="all",
     default_recipe="quick",

@@ -34,11 +34,10 @@ def run(context: StageContext) -> dict[str, Any]:
     rows = np.flatnonzero(held_out)
     if not len(rows):
         reason = _why_nothing_is_held_out(context, parts)
-        store.write_json(
-            context.output_dir / "metrics.json", {"rows": 0, "accuracy": None, "why_none": reason} | numbers
-        )
+        nothing = {"rows": 0, "accuracy": None, "why_none": reason}
+        store.write_json(context.output_dir / "metrics.json", nothing | numbers)
         context.say(reason)
-        return {"rows": 0, "accuracy": None, "why_none": reason}
+        return nothing
 
     labels = training_rows.labels[rows]
     probabilities = np.mean([part.probabilities[rows] for part in parts], axis=0)

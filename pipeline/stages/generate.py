@@ -25,9 +25,9 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reports import generated_report
 
     recipe, folder = context.only.recipe, context.output_dir
-    (judge,) = networks.ensure(context, [_judge_request(context)])
-    arrays = load_arrays(_judge_recipe(recipe), context.only)
-    (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), arrays, context.only)])
+    request = _judge_request(context)
+    (judge,) = networks.ensure(context, [request])
+    (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), request.arrays, context.only)])
     generated = _generate(context, gan)
     store.write_array(folder / "samples.npy", generated.images)
     store.write_array(folder / "labels.npy", generated.labels)

@@ -28,7 +28,7 @@ MAX_FAILURES = 10  # failed requests in a row, after which the waiting ends
 LOG_LINES = 15  # shown after a run that failed
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> None:
     workflow, settings = context.workflow, context.parts[0].settings.notebook
     if workflow.requested_device == "mps":
         raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
@@ -46,16 +46,15 @@ def run(context: StageContext) -> dict[str, Any]:
             "import it on https://www.kaggle.com/code (New Notebook, File, Import Notebook), or let the pipeline push "
             f"it: run_pipeline.py --stage notebook{workflow.arguments} --set notebook.push=true"
         )
-        return {}
+        return
     push = _PushedNotebook(context, folder, name, store.sha256(folder / NOTEBOOK))
     push.ensure_pushed()
     if push.state["status"] != "fetched":
         if not settings.wait:
             context.say("not waiting for the results: the same command with notebook.wait=true fetches them")
-            return {}
+            return
         push.wait()
     push.show_submission()
-    return {}
 
 
 def make_slug(title: str) -> str:

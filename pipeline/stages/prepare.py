@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline import store
@@ -40,19 +41,18 @@ def run(context: StageContext) -> dict[str, Any]:
     return {**numbers, "training_rows": len(training_rows), "validation_rows": len(validation_rows)}
 
 
-def _read_tables_once(context: StageContext, arrays: Any) -> dict[str, Any]:
+def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
     """Publish the arrays of all three tables, unless they exist; returns the numbers of their manifest."""
     # The same for all splits: without settings.
     key = {**context.key, "settings": {}}
     store.restore(arrays)
-    manifest = store.read_matching_manifest(arrays, key)
-    if not manifest or context.workflow.force or store.changed_outputs(arrays, manifest):
+    if context.workflow.force or not store.read_intact_manifest(arrays, key):
         _read_tables(context, arrays, key)
     numbers: dict[str, Any] = store.require_manifest(arrays)["numbers"]
     return numbers
 
 
-def _read_tables(context: StageContext, folder: Any, key: dict[str, Any]) -> None:
+def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from pipeline.dataset import tables

@@ -7,7 +7,7 @@ import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline import specs, store
 from pipeline.declarations import Stage, StageContext
@@ -50,7 +50,7 @@ class Recognizer:
     about: str
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> None:
     from pipeline.reports import recognition_figure
 
     recognizer = _load_recognizer(context)
@@ -79,7 +79,6 @@ def run(context: StageContext) -> dict[str, Any]:
     if faults:
         n_images = len(faults) + len(predictions)
         raise UserError(f"{len(faults)} of {n_images} images could not be recognized: see the lines above")
-    return {}
 
 
 def _load_recognizer(context: StageContext) -> Recognizer:

@@ -80,12 +80,12 @@ def _weights_hashes(receipt: dict[str, Any]) -> set[str]:
     return {str(digest) for digest in (hashes if isinstance(hashes, list) else [hashes])}
 
 
-def run(context: StageContext) -> dict[str, Any]:
+def run(context: StageContext) -> None:
     submission = Submission.load(context.workflow.published_dir("predict"))
     for entry in submission.entries():
         if entry["score"] is not None:
             context.say(f"this file was sent on {entry['date']} and scored {entry['score']}; it is not sent again")
-            return {}
+            return
     tag = submission.receipt["tag"]
     listed = next((item for item in kaggle_client.list_submissions() if tag in item["description"]), None)
     if listed and listed["status"] == "ERROR":
@@ -104,7 +104,6 @@ def run(context: StageContext) -> dict[str, Any]:
         _wait_for_score(context, submission, entry)
     else:
         context.say("not waiting for the score; run --stage submit again to fetch it")
-    return {}
 
 
 def _send(context: StageContext, submission: Submission, message: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline import imagenet, networks, specs, store
 from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
-from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
     from pipeline.networks import TrainedNetwork
@@ -119,14 +118,10 @@ class _Monitor:
             self.writer.write(history, network)
 
 
-def _folder(workflow: Workflow) -> str:
-    return f"data/runs/{workflow.name}/train"
-
-
 STAGE = Stage(
     name="train",
     run=run,
-    folder=_folder,
+    folder=lambda workflow: f"data/runs/{workflow.name}/train",
     settings=("affine", "augment", "ensemble", "model", "split", "train"),
     inputs={
         "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
