@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from types import FrameType
 from typing import NoReturn
@@ -261,36 +261,48 @@ def _workflow(options: argparse.Namespace, argument: str | None) -> Workflow:
     """The workflow for the value of --recipe: a name, a file, or several with commas between."""
     argument = argument or _default_recipe(options)
     names = config.split_argument(argument)
-    recipes = tuple(config.load_recipe(name, options.set) for name in names)
+    recipes = [config.load_recipe(name, options.set) for name in names]
     if len({recipe.name for recipe in recipes}) < len(recipes):
         raise StageError(f"--recipe {argument}: a recipe occurs twice; each recipe counts once")
-    return _with_options(options, Workflow(STAGES, options.workspace, recipes), ",".join(names), options.set)
+    return _make_workflow(options, STAGES, recipes, ",".join(names), options.set)
 
 
 def _comparison(
     options: argparse.Namespace, recipes: Sequence[Recipe], argument: str, assignments: Sequence[str]
 ) -> Workflow:
     """The workflow of a comparison of recipes."""
-    workflow = Workflow(COMPARISON_STAGES, options.workspace, tuple(recipes))
+    workflow = _make_workflow(options, COMPARISON_STAGES, recipes, argument, assignments)
     workflow.recipes = comparison.adapt_to_data(workflow)
     workflow.title = comparison.make_title(argument, assignments)
-    return _with_options(options, workflow, argument, assignments)
+    return workflow
 
 
-def _with_options(
-    options: argparse.Namespace, workflow: Workflow, argument: str, assignments: Sequence[str]
+def _make_workflow(
+    options: argparse.Namespace,
+    stages: Mapping[str, Stage],
+    recipes: Sequence[Recipe],
+    argument: str,
+    assignments: Sequence[str],
 ) -> Workflow:
-    """The workflow with the options of the command line."""
+    """The workflow with the options of the command line; `argument` is the value of --recipe."""
     repeated = ["--workspace", str(options.workspace)] if options.workspace != HOME else []
     repeated += ["--data", options.data] if options.data != "auto" else []
     repeated += [word for assignment in options.set for word in ("--set", assignment)]
     repeated += ["--device", options.device] if options.device != "auto" else []  # it also selects the default recipe
-    workflow.recipe_argument, workflow.assignments = argument, tuple(assignments)
-    workflow.options = "".join(f" {shlex.quote(word)}" for word in repeated)
-    workflow.data, workflow.requested_device = options.data, options.device
-    workflow.images = tuple(options.images or ())
-    workflow.tracker, workflow.engine, workflow.force = options.tracker, options.engine, options.force
-    return workflow
+    return Workflow(
+        stages,
+        options.workspace,
+        tuple(recipes),
+        argument,
+        tuple(assignments),
+        "".join(f" {shlex.quote(word)}" for word in repeated),
+        data=options.data,
+        requested_device=options.device,
+        tracker=options.tracker,
+        engine=options.engine,
+        force=options.force,
+        images=tuple(options.images or ()),
+    )
 
 
 def _default_recipe(options: argparse.Namespace) -> str:
