@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -40,16 +42,12 @@ def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device
 
 def _take_step(model: Model, train: Train, arrays: TrainingArrays, device: str) -> int:
     """Train for one step and predict one batch; returns the bytes of the best and the averaged weights."""
-
-    def zeros(n_rows: int) -> LabelledImages:
-        sample = torch.from_numpy(arrays.images[:1])
-        images = torch.zeros(n_rows, *sample.shape[1:], dtype=sample.dtype, device=device)
-        return LabelledImages(images, torch.zeros(n_rows, dtype=torch.int64, device=device))
-
-    batch = zeros(min(train.batch_size, len(arrays.labels)))
-    images = None if model.has_frozen_extractor else batch.images.cpu()
-    network = trained_part(make_network(model, images))
+    images, labels = torch.from_numpy(arrays.images[: train.batch_size]), arrays.labels[: train.batch_size]
+    batch = LabelledImages(images.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
+    network = trained_part(make_network(model, None if model.has_frozen_extractor else images))
     trainer = Trainer(network, batch, FitOptions(train.replace(epochs=1), Affine(), device, False))
-    trainer.train_epoch(tqdm(disable=True))
-    predict_logits(network, zeros(BATCH_SIZES[device]).images, device, train.precision)
+    with contextlib.suppress(FloatingPointError):  # in fp16, a step may be skipped, and here it is the only one
+        trainer.train_epoch(tqdm(disable=True))
+    inputs = torch.zeros(BATCH_SIZES[device], *images.shape[1:], dtype=images.dtype, device=device)
+    predict_logits(network, inputs, device, train.precision)
     return 2 * sum(4 * parameter.numel() for parameter in network.parameters())

@@ -11,6 +11,11 @@ from pathlib import Path
 from pipeline import store
 
 
+def printable(text: str) -> str:
+    """The text with bytes of file names that are not UTF-8 escaped, as in "\\udce9"."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 @dataclass
 class RunLog:
     """Where a run writes its messages; by default only to the screen."""
@@ -19,7 +24,7 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """Write a message to the screen and to the file."""
-        print(message, flush=True)
+        print(printable(message), flush=True)
         self.write(message)
 
     def write(self, message: str) -> None:

@@ -79,7 +79,7 @@ def write(path: str | Path, content: bytes | Iterable[Any]) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append a line to a log. It is not flushed: after a power failure, the last lines may be missing."""
     with _filename_in_errors(path), open(path, "ab", buffering=0) as file:
-        _write_all(file, f"{line}\n".encode())
+        _write_all(file, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _write_all(file: io.FileIO, chunk: Any) -> None:

@@ -33,6 +33,7 @@ class KaggleServer:
         self.submissions = []  # in the form of Kaggle's list, newest first
         self.uploads = {}  # token -> bytes
         self.left = 5
+        self.has_joined = True
         self.score = "0.99514"
         self.polls_until_scored = 1
         self.notebooks = {}  # slug -> the requests that saved its versions
@@ -141,7 +142,11 @@ def _handler(server):
             self._json(200, {"submissions": server.submissions, "nextPageToken": ""})
 
         def GetSubmissionLimits(self, request):
-            self._json(200, {"numToday": 5 - server.left, "numTotal": 0, "numAllowedNow": server.left})
+            if server.has_joined:
+                limits = {"numToday": 5 - server.left, "numTotal": 100, "numAllowedNow": server.left}
+            else:
+                limits = {"numToday": 0, "numTotal": 0, "numAllowedNow": 0}
+            self._json(200, limits)
 
         def SaveKernel(self, request):
             """Kaggle's rules, as far as they are known: the title forms the slug, and 1 MB is too much."""

@@ -30,6 +30,16 @@ def test_the_temperature_of_drawn_labels_is_found(temperature):
     assert fit_temperature(softmax(logits * temperature), labels) == pytest.approx(temperature, rel=0.03)
 
 
+@pytest.mark.parametrize("n_rows", [10, 900])
+def test_without_errors_the_certainty_is_that_of_the_number_of_rows(n_rows):
+    """As if one of n + 2 rows had a random label."""
+    probabilities = np.full((n_rows, 10), 0.3 / 9)
+    probabilities[:, 4] = 0.7
+    labels = np.full(n_rows, 4, np.uint8)
+    calibrated = calibrate(probabilities, fit_temperature(probabilities, labels))
+    assert calibrated[:, 4] == pytest.approx(1 - 0.9 / (n_rows + 2), abs=1e-4)
+
+
 def test_certain_predictions_are_possible():
     probabilities = np.eye(10, dtype=np.float32)
     labels = np.arange(10, dtype=np.uint8)

@@ -61,6 +61,14 @@ def test_each_kind_of_credentials(kaggle, monkeypatch, kind):
     assert kaggle_client.count_submissions_left() == 5
 
 
+@pytest.mark.parametrize("name", ["access_token.txt", "credentials.json"])  # the latter is from `kaggle auth login`
+def test_other_files_that_the_client_reads(name):
+    assert not kaggle_client.has_credentials()
+    (Path.home() / ".kaggle").mkdir(exist_ok=True)
+    (Path.home() / ".kaggle" / name).write_text("{}")
+    assert kaggle_client.has_credentials()
+
+
 def require_failure(kaggle, command, workspace, code, message):
     """A download that ends with one line, without the key, and leaves nothing."""
     start = time.monotonic()

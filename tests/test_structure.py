@@ -53,6 +53,7 @@ LAYERS = {
         "workflow",
     },
     "stages": {
+        "run_log",
         "dataset",
         "nn",
         "analysis",

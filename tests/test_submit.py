@@ -114,6 +114,13 @@ def test_no_submission_left_today(submit, kaggle):
     assert not kaggle.submissions
 
 
+def test_account_that_has_not_joined_the_competition(submit, kaggle):
+    kaggle.has_joined = False
+    run = submit()
+    assert run.code == 2 and "join the competition and accept its rules" in run.err
+    assert not kaggle.submissions
+
+
 def test_submission_that_kaggle_cannot_score(submit, kaggle, monkeypatch):
     handler = kaggle.http.RequestHandlerClass
     create = handler.CreateSubmission

@@ -242,6 +242,18 @@ def test_the_memory_of_a_training_is_measured(monkeypatch):
     assert measure_footprint(RECIPE.model, RECIPE.train, arrays, "cpu") == expected and calls == ["reset"]
 
 
+@pytest.mark.parametrize("recipe", ["quick", "modern/ten_layers", "ladder_failed/batch_norm", "keras/vgg"])
+def test_the_measurement_in_fp16_does_not_depend_on_gradients(monkeypatch, recipe):
+    """A single step may overflow, in particular with batch norm on nearly equal images."""
+    for function in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, function, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 1000)
+    monkeypatch.setattr("pipeline.footprint.BATCH_SIZES", {"cpu": 4})
+    recipe = config.load_recipe(recipe, ["train.batch_size=4", "train.precision=fp16"])
+    arrays = TrainingArrays(np.zeros((4, 28, 28), np.uint8), np.arange(4, dtype=np.uint8))
+    assert measure_footprint(recipe.model, recipe.train, arrays, "cpu") > 1000
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["PyTorch", "cuBLAS", "cuDNN", "CUDA"])
 def test_too_little_memory_for_the_measurement_is_explained(monkeypatch, error):
     def fail(trainer, progress):

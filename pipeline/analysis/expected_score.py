@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 ROW_CORRELATION = 0.72
 
 # The number of standard errors between a run and its recipe's record above which the record is ignored. Four, because
-# the validation rows of the default split are harder than most: `quick` is 2.6 below its record there.
+# the validation rows of the default split are harder than most: `quick` is 2.5 below its record there.
 MAX_STANDARD_ERRORS = 4
 
 

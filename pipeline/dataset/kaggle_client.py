@@ -30,14 +30,16 @@ MAX_RESUMES = 2
 RETRY_PAUSE = 3  # seconds before the second attempt after a temporary failure: 429, 5xx, a broken connection
 
 # What happened and what to do, by the error that the child process reports: a word or an HTTP status.
+JOIN = f"join the competition and accept its rules at {PAGE}/rules"
 USER_ERRORS = {
-    "credentials": f"Kaggle credentials are missing or invalid: create a token at {TOKEN_PAGE} and put it into "
-    "~/.kaggle/access_token or KAGGLE_API_TOKEN (which takes precedence over all other credentials)",
+    "credentials": "Kaggle credentials are missing or invalid: run `kaggle auth login`, or create a token at "
+    f"{TOKEN_PAGE} and put it into ~/.kaggle/access_token or KAGGLE_API_TOKEN (which takes precedence over all other "
+    "credentials)",
     "package": "the kaggle package cannot be imported: pip install -r requirements.txt",
     400: "Kaggle rejected the request (400)",
     401: f"Kaggle rejected the key or token (401): create a new one at {TOKEN_PAGE} (a KAGGLE_API_TOKEN in the "
     "environment takes precedence over all other credentials)",
-    403: f"Kaggle denied access (403): join the competition and accept its rules at {PAGE}/rules",
+    403: f"Kaggle denied access (403): {JOIN}",
     404: f"Kaggle found no such competition or file (404): see {PAGE}",
 }
 FAILURES = {
@@ -65,8 +67,8 @@ def has_credentials() -> bool:
     """Whether the client would find credentials, which may be invalid."""
     if os.environ.get("KAGGLE_API_TOKEN") or (os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")):
         return True
-    home = Path.home()
-    files = [home / ".kaggle/access_token", home / ".kaggle/kaggle.json", home / ".config/kaggle/kaggle.json"]
+    names = ("access_token", "access_token.txt", "credentials.json", "kaggle.json")
+    files = [*(Path.home() / ".kaggle" / name for name in names), Path.home() / ".config/kaggle/kaggle.json"]
     if os.environ.get("KAGGLE_CONFIG_DIR"):
         files.append(Path(os.environ["KAGGLE_CONFIG_DIR"]) / "kaggle.json")
     return any(file.is_file() for file in files)
@@ -104,7 +106,10 @@ def list_submissions() -> list[dict[str, Any]]:
 
 def count_submissions_left() -> int:
     """Number of submissions that Kaggle accepts today. Raises KaggleError."""
-    return int(_call("count_submissions_left")["left"])
+    reply = _call("count_submissions_left")
+    if not reply["left"] and not reply["sent"]:  # the client's documentation: zeros if the user is not on a team yet
+        raise KaggleError(f"Kaggle accepts no submission yet: {JOIN}", user_error=True)
+    return int(reply["left"])
 
 
 def _call(action: str, retry: bool = True, download_folder: Path | None = None, **arguments: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from scipy import ndimage
 
 from pipeline.errors import UserError
@@ -17,6 +17,15 @@ from pipeline.shapes import Bool, Float64, Integer, UInt8
 
 FORMATS = ("PNG", "JPEG")
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of the files in a folder
+ROTATIONS = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 120_000_000  # of an image file: 108 megapixels is the largest camera of a phone
 SIDE, BOX = 28, 20  # pixels of MNIST's images, and of the box that the digit fits
 CENTRE = 14.0  # the pixel that MNIST's centres of mass are in: 14.0 +- 0.3 in the competition's training rows
@@ -64,28 +73,47 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         raise NoDigit("not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit
+            warnings.simplefilter("ignore")  # of large images, for which MAX_PIXELS is the limit, and of damaged tags
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise NoDigit(f"has {file.width * file.height:,} pixels, more than {MAX_PIXELS:,}")
-                image = ImageOps.exif_transpose(file)
-                image = _to_rgb(image)
+                rotation = _exif_rotation(file)
+                image = _to_rgb(_reduce(file))
+                return np.asarray(image if rotation is None else image.transpose(rotation))
     except UnidentifiedImageError:
         raise NoDigit(f"not a {' or '.join(FORMATS)} image") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except NoDigit:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files
         raise NoDigit(f"the image cannot be read ({error})") from None
-    factor = max(image.size) // (4 * WORK_SIZE)  # the exact reduction follows
-    return np.asarray(image.reduce(factor) if factor > 1 else image)
+
+
+def _exif_rotation(file: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright. `ImageOps.exif_transpose` would fail if any other EXIF tag is damaged."""
+    try:
+        orientation = file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds
+        return None
+    return ROTATIONS.get(orientation) if isinstance(orientation, int) else None
+
+
+def _reduce(image: Image.Image) -> Image.Image:
+    """The image in a mode that can be averaged, reduced if it is large; the exact reduction follows."""
+    if image.mode.startswith("I"):  # 16 bits per pixel
+        image = image.convert("I")
+    elif image.mode != "F":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    factor = max(image.size) // (4 * WORK_SIZE)
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB; what is transparent becomes white, or black below bright ink."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits per pixel
+    if image.mode in ("I", "F"):
         levels = np.asarray(image, np.float64)
         return Image.fromarray(np.uint8(levels * (255 / max(levels.max(), 255)))).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+    if image.mode == "RGB":
+        return image
     *colours, opacity = (np.asarray(band, np.float64) for band in image.split())
     brightness = sum((colour * opacity).sum() for colour in colours) / max(3 * opacity.sum(), 1)
     background = Image.new("RGBA", image.size, "black" if brightness > 127 else "white")

@@ -39,11 +39,15 @@ def load_pretrained(recipe: str, device: str = "cpu") -> LoadedNetwork:
     return network
 
 
-def find_record(recipe: Recipe) -> dict[str, Any] | None:
-    """What is recorded of the pretrained network that was trained with the settings of `recipe`, or None."""
+def find_record(recipe: Recipe, metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """What is recorded of the pretrained network that was trained with the same settings and data, or None.
+
+    metrics: the content of metrics.json, which identifies the data.
+    """
     for name in pretrained_recipes():
         record: dict[str, Any] = read_metadata(weights_file(name))[RECORD]
-        if not config.changed_settings(record["settings"], config.accuracy_settings(recipe)):
+        is_same = not config.changed_settings(record["settings"], config.accuracy_settings(recipe))
+        if is_same and metrics["measured_with"]["data"] == record["data"]:
             return record
     return None
 
@@ -67,13 +71,13 @@ def refuse_pretrained(network: LoadedNetwork) -> None:
         )
 
 
-def choose_temperature(recipe: Recipe, metrics: dict[str, Any] | None) -> float | None:
+def choose_temperature(recipe: Recipe, metrics: dict[str, Any]) -> float | None:
     """The temperature that calibrates the probabilities of a recipe's networks, or None if none was measured.
 
     metrics: the content of metrics.json. If no rows were held out, the temperature is that of the pretrained network
-    with the same settings, which was measured by a training that held out rows.
+    with the same settings and data, which was measured by a training that held out rows.
     """
-    if metrics and metrics.get("temperature"):
+    if metrics.get("temperature"):
         return float(metrics["temperature"])
-    record = find_record(recipe)
+    record = find_record(recipe, metrics)
     return float(record["temperature"]) if record else None

@@ -220,7 +220,10 @@ class Trainer:
             row["test_accuracy"] = _accuracy(logits, test.labels)
         for name, value in row.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} in epoch {self.epoch}: try a smaller train.learning_rate")
+                advice = "or train.precision=fp32" if train.precision == "fp16" else ""
+                raise FloatingPointError(
+                    f"{name} is {value} in epoch {self.epoch}: try a smaller train.learning_rate {advice}".rstrip()
+                )
         self.history.append(row)
         if train.checkpoint_selection == "best" and selected_row(self.history, "best") is row:
             self.best_state = copy.deepcopy(network.state_dict())

@@ -61,10 +61,15 @@ def render(
 def _facts(networks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     models = ", ".join(dict.fromkeys(network["model"]["name"] for network in networks))
     count = "one network" if len(networks) == 1 else f"the mean of {len(networks)} networks"
-    all_rows = all(network["fit_all"] for network in networks)
+    if all(network["fit_all"] for network in networks):
+        rows = "all rows of train.csv"
+    elif all(network["fold"] is not None for network in networks):
+        rows = "all rows of train.csv, each of which is held out by the networks of a fold"
+    else:
+        rows = "the rows of train.csv that were not held out"
     return {
         "network": f"{count} ({models})",
-        "trained on": "all rows of train.csv" if all_rows else "the rows of train.csv that were not held out",
+        "trained on": rows,
         "precision of the training": ", ".join(dict.fromkeys(network["precision"] for network in networks)),
     }
 

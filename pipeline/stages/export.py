@@ -53,7 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "commit": str(context.environment["commit"]),
         "date": context.environment["time"][:10],
     }
-    record = pretrained.find_record(recipe)
+    record = pretrained.find_record(recipe, evaluation)
     card = model_card.render(recipe, [network.metadata for network in loaded], evaluation, record, facts)
     store.write(folder / "MODEL_CARD.md", card)
     context.say(f"model.onnx equals PyTorch within {difference:.1e} on {n_rows:,} rows")

@@ -22,16 +22,18 @@ JUDGE = "quick"  # the recipe of the classifier that recognizes the digits, and 
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
 
+    from pipeline.nn.precision import library_settings
     from pipeline.reports import generated_report
 
     recipe, folder = context.only.recipe, context.output_dir
     request = _judge_request(context)
     (judge,) = networks.ensure(context, [request])
     (gan,) = networks.ensure(context, [networks.Request(_gan_spec(context), request.arrays, context.only)])
-    generated = _generate(context, gan)
+    with library_settings(context.workflow.device):
+        generated = _generate(context, gan)
+        study = _study(context, generated, judge)
     store.write_array(folder / "samples.npy", generated.images)
     store.write_array(folder / "labels.npy", generated.labels)
-    study = _study(context, generated, judge)
     pictures = generated_report.draw(study, np.load(gan.folder / "frames.npy"), gan.history())
     for name, picture in pictures.items():
         store.write(folder / name, picture)

@@ -20,6 +20,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     from pipeline.analysis.metrics import calibration
     from pipeline.analysis.network_study import NetworkStudy
+    from pipeline.nn.precision import library_settings
     from pipeline.reports import network_report
 
     files, settings, device = context.files, context.settings, context.workflow.device
@@ -29,7 +30,7 @@ def run(context: StageContext) -> dict[str, Any]:
         raise StageError(f"inspect.image is {settings.inspect.image}: train.csv has {n_rows}")
     loaded, name = _load_network(context)
     record = json.loads(files["train/record.json"].read_bytes())["rows"] if "train/record.json" in files else []
-    with context.show_progress("inspect") as on_progress:
+    with library_settings(device), context.show_progress("inspect") as on_progress:
         study = NetworkStudy(loaded, training_rows, settings.inspect, device, record, on_progress)
     numbers, pictures = {"network": name} | study.numbers(), network_report.draw(study)
     if "evaluate/probabilities.npy" in files:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline import specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError, UserError
+from pipeline.run_log import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,9 +90,10 @@ def _load_recognizer(context: StageContext) -> Recognizer:
     recipe, files, device = context.only.recipe, context.files, context.workflow.device
     if weights := files.get("train/weights.safetensors"):
         metrics = store.read_json(files["evaluate/metrics.json"]) if "evaluate/metrics.json" in files else None
-        temperature = pretrained.choose_temperature(recipe, metrics)
-        calibrated = "" if temperature else "; its probabilities are not calibrated, since no rows were held out"
-        return Recognizer(load_networks(weights, device), temperature or 1.0, f"with {weights}{calibrated}")
+        temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
+        reason = "no rows were held out" if metrics else "--stage evaluate has not run yet"
+        note = "" if temperature else f"; its probabilities are not calibrated, since {reason}"
+        return Recognizer(load_networks(weights, device), temperature or 1.0, f"with {weights}{note}")
     state = context.workflow.state(context.workflow.stages["train"])
     if recipe.name not in pretrained.pretrained_recipes():
         raise StageError(
@@ -117,7 +119,7 @@ def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str
             continue
         for file in files:
             try:
-                yield str(file), read_digit(file)
+                yield printable(str(file)), read_digit(file)
             except NoDigit as error:
                 context.say(str(error))
                 faults.append(str(error))
