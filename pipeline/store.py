@@ -82,7 +82,8 @@ def append_line(path: Path, line: str) -> None:
         _write_all(file, f"{line}\n".encode(errors="backslashreplace"))
 
 
-def _write_all(file: io.FileIO, chunk: Any) -> None:
+def _write_all(file: Any, chunk: Any) -> None:
+    """Write a buffer to an unbuffered file, which may accept only a part of it at a time."""
     view = memoryview(chunk).cast("B")
     while view:
         view = view[file.write(view) :]
