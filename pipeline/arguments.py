@@ -92,7 +92,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="the device to use")
     parser.add_argument(
-        "--engine", default="local", metavar="local|dask=tcp://HOST:PORT", help="where several networks are trained"
+        "--engine",
+        default="local",
+        metavar="local|dask=tcp://HOST:PORT",
+        help="where the networks of an ensemble are trained",
     )
     parser.add_argument(
         "--tracker", default="none", choices=TRACKERS, help="with --stage train or all: also write event files"
@@ -112,7 +115,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--images", nargs="+", type=Path, metavar="PATH", help="with --stage recognize: files or folders"
     )
     parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
-    parser.add_argument("--force", action="store_true", help="start over: use no cached and no interrupted result")
+    parser.add_argument("--force", action="store_true", help="start over: ignore cached and interrupted results")
     parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
     parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -213,11 +213,13 @@ def _note_missing_observations(workflow: Workflow, start: float) -> None:
     for part in (workflow.for_recipe(recipe) for recipe in workflow.recipes):
         folder = part.published_dir("train")
         if folder.exists() and folder.stat().st_mtime < start:
-            missing = ["record"] if part.recipe.train.record and not (folder / "record.json").exists() else []
+            missing = ["a record"] if part.recipe.train.record and not (folder / "record.json").exists() else []
             missing += ["event files"] if workflow.tracker != "none" else []
             if missing:
                 command = f"--stage train{part.arguments}"
-                workflow.say(f"note: the training is fresh and has no {' and no '.join(missing)}: {command} adds them")
+                workflow.say(
+                    f"note: the training is fresh but lacks {' and '.join(missing)}: run {command} to add them"
+                )
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -263,7 +265,7 @@ def _workflow(options: argparse.Namespace, argument: str | None) -> Workflow:
     names = config.split_argument(argument)
     recipes = [config.load_recipe(name, options.set) for name in names]
     if len({recipe.name for recipe in recipes}) < len(recipes):
-        raise StageError(f"--recipe {argument}: a recipe occurs twice; each recipe counts once")
+        raise StageError(f"--recipe {argument}: a recipe occurs twice")
     return _make_workflow(options, STAGES, recipes, ",".join(names), options.set)
 
 

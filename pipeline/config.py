@@ -71,7 +71,7 @@ _EXPECTED = {
 
 _EXPECTED_BY_PATTERN = {
     LAYER: 'a layer such as "conv 32 3x3", "dense 100" or "relu" (see docs/recipes.md)',
-    TITLE: "letters and digits of ASCII, and single spaces or dashes between them",
+    TITLE: "ASCII letters and digits, separated by single spaces or dashes",
 }
 
 

@@ -13,20 +13,20 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
     split, model, ensemble, train = recipe.split, recipe.model, recipe.ensemble, recipe.train
     estimate, models = recipe.estimate, recipe.ensemble.models or (recipe.model.name,)
     if train.fit_all and train.checkpoint_selection == "best":
-        yield "train.fit_all leaves no rows to select an epoch by: set train.checkpoint_selection to last"
+        yield "train.fit_all leaves no validation rows to select the epoch with: set train.checkpoint_selection to last"
     if split.folds == 1:
         yield "split.folds is 1, which leaves no rows to train on: set it to 2 or more, or to 0 for a single split"
     if split.folds and train.fit_all:
         yield "train.fit_all trains on all rows, and split.folds holds out each row once: set one of them only"
     for name, values in (("models", ensemble.models), ("views", ensemble.views)):
         if len(set(values)) < len(values):
-            yield f"ensemble.{name} contains a name twice: ensemble.seeds trains several networks of each"
+            yield f"ensemble.{name} contains a name twice: use ensemble.seeds to train several networks of each"
     if estimate.seeds and not (estimate.rows and estimate.training_rows and estimate.settings):
         yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
     if recipe.compare.ensemble and recipe.compare.seeds == 1:
-        yield "compare.ensemble averages seeds: set compare.seeds (--seeds) to 2 or more"
+        yield "compare.ensemble averages over seeds: set compare.seeds (--seeds) to 2 or more"
     if recipe.has_gan:
         changed = [name for name in _WITHOUT_GAN if getattr(recipe, name) != SECTIONS[name]()]
         if changed:

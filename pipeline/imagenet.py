@@ -53,9 +53,7 @@ def find_weights(model: Model, workspace: Path, download: bool = True) -> InputF
     expected = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if expected and not digest.startswith(expected[1]):
         advice = "rename it if that is intended" if model.weights_file else "delete it to download it again"
-        raise StageError(
-            f"{path}: its SHA-256 begins with {digest[:8]} and not with {expected[1]}, as its name says: {advice}"
-        )
+        raise StageError(f"{path}: its SHA-256 begins with {digest[:8]}, but its name says {expected[1]}: {advice}")
     return InputFile(path, digest)
 
 

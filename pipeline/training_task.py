@@ -95,7 +95,7 @@ def resolve_precision(precision: str, device: str, on_all_gpus: bool = False) ->
     for number in usable_gpus() if on_all_gpus else usable_gpus()[:1]:
         with torch.cuda.device(number):
             if precision == "bf16" and torch.cuda.get_device_capability() < (7, 5):  # not even emulated
-                raise StageError(f"{torch.cuda.get_device_name()} does not compute in bf16: omit the precision")
+                raise StageError(f"{torch.cuda.get_device_name()} does not support bf16: omit train.precision")
             precisions.append(choose_precision(precision, device))
     return max(precisions, key=("bf16", "fp16", "fp32").index)
 

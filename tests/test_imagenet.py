@@ -108,7 +108,7 @@ class TestFinding:
         (tmp_path / "x-00000000.pth").write_bytes(FILE)
         with pytest.raises(StageError) as error:
             imagenet.find_weights(MODEL.replace(weights_file=str(tmp_path / "x-00000000.pth")), tmp_path)
-        assert "its SHA-256 begins with" in one_line(error) and "not with 00000000" in str(error.value)
+        assert "its SHA-256 begins with" in one_line(error) and "but its name says 00000000" in str(error.value)
 
     def test_a_file_that_does_not_exist(self, tmp_path):
         with pytest.raises(imagenet.MissingWeights, match=r"nothing\.pth is not a file"):

@@ -64,7 +64,7 @@ def test_an_accuracy_on_rows_that_chose_the_epoch_is_marked():
 def test_summary():
     assert network_report.summarize(NUMBERS) == [
         "Accuracy 50.00% on 100 validation rows, without shifted copies.",
-        "In t-SNE of 60 rows, these shares lie among rows of their own digit: raw pixels 80.0%, trained network 90.0%.",
+        "In t-SNE of 60 rows, the nearest-neighbour accuracies are: raw pixels 80.0%, trained network 90.0%.",
     ]
     first, *_, last = network_report.summarize(
         NUMBERS | {"network": "2 of 2 (small_cnn)", "weights": {"1: dense 10": {}}, "recorded_epochs": [3, 4]}

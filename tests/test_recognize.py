@@ -43,7 +43,7 @@ def test_digits_are_printed_and_written(command, tmp_path, drawings):
     workspace = tmp_path / "empty"
     run = recognize(command, workspace, drawings)
     assert run.code == 0, run.err
-    assert "with the pretrained network, since the recipe's own is missing" in run.out
+    assert "using the pretrained network, since the recipe's own is missing" in run.out
     table = read_table(workspace)
     assert [row["digit"] for row in table] == list("0123456789")
     assert [row["file"] for row in table] == [str(drawings / f"{digit}.png") for digit in range(10)]
@@ -112,7 +112,7 @@ def test_the_recipes_own_network_is_used_and_calibrated(command, tiny, tmp_path,
     options = TINY
     run = recognize(command, tiny, drawings, options=options)
     weights = tiny / "data/runs/quick/train/weights.safetensors"
-    assert run.code == 0 and f"recognize: with {weights}\n" in run.out
+    assert run.code == 0 and f"recognize: using {weights}\n" in run.out
     metrics = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())
     images = np.stack([read_digit(drawings / f"{digit}.png") for digit in range(10)])
     ((probabilities, _),) = oracles.predict_each(weights, images)

@@ -177,9 +177,9 @@ class TestRecord:
     def test_a_fresh_training_without_record_or_event_files_says_how_to_add_them(self, command, tiny):
         run = command("--stage", "all", *CALL, *RECORD, "--workspace", tiny)
         assert run.code == 0 and "train: fresh" in run.out
-        assert "has no record" in run.out and "--stage train" in run.out
+        assert "the training is fresh but lacks a record: run --stage train" in run.out
         run = command("--stage", "all", *CALL, "--tracker", "tensorboard", "--workspace", tiny)
-        assert run.code == 0 and "has no event files" in run.out
+        assert run.code == 0 and "lacks event files" in run.out
 
     def test_is_refused_by_compare(self, command, tmp_path):
         run = command("--stage", "compare", *CALL, *RECORD, "--workspace", tmp_path)

@@ -273,9 +273,9 @@ def test_bf16_is_refused_on_a_gpu_that_does_not_compute_in_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda number: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 0))
-    with pytest.raises(StageError, match="Tesla P100 does not compute in bf16"):
+    with pytest.raises(StageError, match="Tesla P100 does not support bf16"):
         resolve_precision("bf16", "auto")
-    with pytest.raises(StageError, match="Tesla P100 does not compute in bf16"):
+    with pytest.raises(StageError, match="Tesla P100 does not support bf16"):
         resolve_precision("bf16", "auto", on_all_gpus=True)
     assert resolve_precision("fp32", "auto") == "fp32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))

@@ -119,7 +119,7 @@ def find_idx_files(files: Iterable[Path]) -> dict[str, Path]:
     missing = [name for name in IDX_FILES if name not in paths]
     if paths and missing:
         present = next(iter(paths.values()))
-        raise SourceError(f"{present.parent}: {missing[0]} (or .gz) is missing; {present.name} is there")
+        raise SourceError(f"{present.parent}: {present.name} exists, but {missing[0]} (or .gz) is missing")
     return paths
 
 

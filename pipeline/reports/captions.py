@@ -26,8 +26,8 @@ ERRORS = {
     "suspects.png": "The labels with the lowest predicted probability: the hardest rows, and labels that may be wrong.",
 }
 CALIBRATION = {
-    "reliability.png": "Accuracy by confidence. On the line, predictions are correct as often as they are confident; "
-    "above it, more often, which is an effect of label smoothing. The lower panel shows the number of rows.",
+    "reliability.png": "Accuracy by confidence. On the line, they are equal. Above it, the predictions are "
+    "underconfident, which is an effect of label smoothing. The lower panel shows the number of rows.",
 }
 NETWORK = {
     "features.png": "t-SNE of the same rows as pixels, and as inputs of the last layer before and after training. The "
@@ -59,8 +59,8 @@ GENERATED = {
     "losses.png": "Means over an epoch. They show the balance of the two networks, not the quality of the images.",
     "nearest.png": "The training rows that are nearest in pixels. Equal images would be a sign of memorization.",
     "pca.png": "Real and generated digits along the first two principal components of their pixels.",
-    "tsne.png": "t-SNE of the first 50 principal components. Where only dots are, the generator lacks diversity; where "
-    "only crosses are, its digits are unlike real ones.",
+    "tsne.png": "t-SNE of the first 50 principal components. Regions with only dots contain digits that the "
+    "generator does not produce; those with only crosses, generated digits that are unlike real ones.",
 }
 
 

@@ -11,7 +11,7 @@ def draw(study: DatasetStudy) -> dict[str, bytes]:
     """The pictures by file name."""
     labels, digits, coordinates = study.labels, study.digits, study.coordinates
     tsne, tsne_labels, accuracy = study.tsne, study.tsne_labels, study.neighbour_accuracy
-    tsne_title = f"t-SNE of {len(tsne):,} training rows: {accuracy:.1%} lie among rows of their own digit"
+    tsne_title = f"t-SNE of {len(tsne):,} training rows (nearest-neighbour accuracy {accuracy:.1%})"
 
     def pair(first: str, i: int, second: str, j: int) -> data_figures.ImagePair:
         return (study.images[first][i], f"{first} {i + 1}"), (study.images[second][j], f"{second} {j + 1}")
@@ -51,9 +51,9 @@ def summarize(numbers: Mapping[str, Any]) -> list[str]:
     return [
         f"{numbers['rows']:,} training rows and {numbers['test_rows']:,} test rows.",
         f"Digit {least} has the least ink ({ink[least]:.1%} of full ink), digit {most} the most ({ink[most]:.1%}).",
-        f"Exact copies: {copies['train-train']} training rows of an earlier training row, {copies['test-test']} test "
-        f"rows of an earlier test row, {copies['train-test']} test rows of a training row.",
-        f"In t-SNE, {tsne['neighbour_accuracy']:.1%} of {tsne['rows']:,} rows lie among rows of their own digit.",
+        f"Exact copies: {copies['train-train']} training rows repeat an earlier training row, {copies['test-test']} "
+        f"test rows repeat an earlier test row, {copies['train-test']} test rows repeat a training row.",
+        f"In t-SNE of {tsne['rows']:,} rows, the nearest-neighbour accuracy is {tsne['neighbour_accuracy']:.1%}.",
     ]
 
 

@@ -47,7 +47,7 @@ def render(
         "digits of MNIST were written in the United States, by employees of the Census Bureau and by students, before "
         "1995: digits of other writers, printed digits, and digits that touch each other or a line are recognized less "
         "reliably. The network has no class for non-digits: it assigns a digit to any image, sometimes with a "
-        "high probability. Do not use it where an error harms somebody.",
+        "high probability. Do not use it where errors can harm people.",
         "",
         "## License",
         "",

@@ -58,7 +58,7 @@ def summarize(numbers: Mapping[str, Any]) -> list[str]:
     )
     sentences = [
         f"{subject} {numbers['accuracy']:.2%} on {rows}, {alone}without shifted copies{chosen}.",
-        f"In t-SNE of {tsne['rows']:,} rows, these shares lie among rows of their own digit: {accuracies}.",
+        f"In t-SNE of {tsne['rows']:,} rows, the nearest-neighbour accuracies are: {accuracies}.",
     ]
     if len(numbers["weights"]) == 1:
         sentences.append("The network has one layer, whose inputs are the pixels, so the last two are the same.")

@@ -93,7 +93,7 @@ def _load_recognizer(context: StageContext) -> Recognizer:
         temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
         reason = "no rows were held out" if metrics else "--stage evaluate has not run yet"
         note = "" if temperature else f"; its probabilities are not calibrated, since {reason}"
-        return Recognizer(load_networks(weights, device), temperature or 1.0, f"with {weights}{note}")
+        return Recognizer(load_networks(weights, device), temperature or 1.0, f"using {weights}{note}")
     state = context.workflow.state(context.workflow.stages["train"])
     if recipe.name not in pretrained.pretrained_recipes():
         raise StageError(
@@ -102,7 +102,7 @@ def _load_recognizer(context: StageContext) -> Recognizer:
             + " or ".join(f"--recipe {name}" for name in pretrained.pretrained_recipes())
         )
     network = pretrained.load_pretrained(recipe.name, device)
-    about = f"with the pretrained network, since the recipe's own is {state}"
+    about = f"using the pretrained network, since the recipe's own is {state}"
     return Recognizer([network], network.metadata[pretrained.RECORD]["temperature"], about)
 
 

@@ -110,7 +110,7 @@ def _send(context: StageContext, submission: Submission, message: str) -> dict[s
     left = kaggle_client.count_submissions_left()
     context.say(f"{left} submissions left today")
     if left < 1:
-        raise KaggleError("no submission is left today: try again tomorrow (UTC)")
+        raise KaggleError("the daily limit of submissions is reached: try again tomorrow (UTC)")
     # Recorded before sending: if this process dies now, the next one asks Kaggle first.
     date = time.strftime("%Y-%m-%d %H:%M:%S%z")
     entry = submission.add_entry(message=message, date=date, ref=None, score=None)
