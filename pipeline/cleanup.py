@@ -13,18 +13,27 @@ from pipeline.workflow import Workflow
 
 def recipes_with_runs(workspace: Path) -> list[str]:
     """The recipes that have a run, in order: names, paths of recipe files, or "a,b" for blends."""
-    runs = workspace / "data" / "runs"
     arguments: dict[str, str] = {}
+    for name, argument, _ in _runs(workspace):
+        arguments.setdefault(name, argument)
+    return [arguments[name] for name in sorted(arguments)]
+
+
+def _runs(workspace: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The results in the workspace: the recipe's name, the value of --recipe, and the values of --set."""
+    runs, generated = workspace / "data" / "runs", workspace / "data" / "generated"
+    contexts = []
     for folder in ("train", "train.partial", "evaluate"):
         for path in sorted(runs.rglob(f"{folder}/{store.CONTEXT}")):
-            name, context = path.parent.parent.relative_to(runs).as_posix(), store.read_json(path) or {}
-            argument = context.get("recipe") if "+" in name else context.get("recipe_file")
-            arguments.setdefault(name, argument if isinstance(argument, str) and argument else name)
-    generated = workspace / "data" / "generated"
+            contexts.append((path.parent.parent.relative_to(runs).as_posix(), store.read_json(path) or {}))
     for path in sorted(generated.rglob(store.CONTEXT)):
         name = path.parent.relative_to(generated).as_posix().removesuffix(".partial").removesuffix(".previous")
-        arguments.setdefault(name, (store.read_json(path) or {}).get("recipe_file") or name)
-    return [arguments[name] for name in sorted(arguments)]
+        contexts.append((name, store.read_json(path) or {}))
+    for name, context in contexts:
+        argument = context.get("recipe") if "+" in name else context.get("recipe_file")
+        assignments = context.get("assignments")
+        changes = tuple(map(str, assignments)) if isinstance(assignments, list) else ()
+        yield name, argument if isinstance(argument, str) and argument else name, changes
 
 
 def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> list[Path]:
@@ -55,12 +64,13 @@ def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Seque
 def _used_by_recipes(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> set[Path]:
     """The folders of all stages for the built-in recipes and those with runs, with and without `assignments`.
 
-    Links in the paths are resolved.
+    Of runs, also the folders with the settings of the run. Links in the paths are resolved.
     """
     used = set()
-    arguments = {name for argument in recipes_with_runs(workspace) for name in config.split_argument(argument)}
-    changed = {(name, tuple(changes)) for name in {*config.recipe_names(), *arguments} for changes in ((), assignments)}
-    for name, changes in changed | set(_compared_recipes(workspace)):
+    in_runs = {(name, changes) for _, argument, changes in _runs(workspace) for name in config.split_argument(argument)}
+    names = {*config.recipe_names(), *(name for name, _ in in_runs)}
+    changed = {(name, tuple(changes)) for name in names for changes in ((), assignments)}
+    for name, changes in changed | in_runs | set(_compared_recipes(workspace)):
         try:
             workflow = Workflow(stages, workspace, (config.load_recipe(name, changes),))
         except ConfigError:  # a file that is gone, or a setting that contradicts this recipe

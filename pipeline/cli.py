@@ -242,6 +242,9 @@ def compare(options: argparse.Namespace) -> None:
         for name, reason in left_out.items():
             first.say(f"compare: {name} is left out: {reason}")
         first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
+        for assignment in assignments:
+            if assignment.startswith("predict."):
+                first.say(f"compare: {assignment} has no effect: networks are compared without shifted copies")
         first.say(devices.describe_choice(device, options.device))
         first.restore()
         first.ensure_fresh(STAGES["download"])

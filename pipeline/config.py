@@ -156,7 +156,7 @@ def _parse_assignment(assignment: str) -> dict[str, dict[str, Any]]:
     """Return {section: {field: value}}; {} if the assignment has another form."""
     name, equals, text = assignment.partition("=")
     section, dot, field = name.strip().partition(".")
-    if not equals or not dot:
+    if not equals or not dot or "\n" in assignment.strip():
         return {}
     value: Any = text.strip()
     with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):  # a bare word: `train.schedule=cosine`

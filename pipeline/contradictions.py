@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.settings import SECTIONS, TRANSFER_MODELS, Affine, Augment, Gan, Model, Predict, Recipe
+from pipeline.settings import SECTIONS, TRANSFER_MODELS, Affine, Augment, Gan, Generate, Model, Predict, Recipe
 
 # Sections that have no effect in a recipe with a GAN.
 _WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
@@ -67,7 +67,9 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         ("model.side", model.side != defaults.side, transfer, is_transfer),
         ("model.frozen", model.frozen != defaults.frozen, transfer, is_transfer),
         ("model.weights_file", model.weights_file, "model.pretrained is imagenet", model.pretrained == "imagenet"),
-        ("model.dropout", "dropout" in model.model_fields_set, "model.layers contains dropout", has_dropout),
+        ("model.dropout", model.dropout != defaults.dropout, "model.layers contains dropout", has_dropout),
+        ("model.view", model.view != defaults.view, "ensemble.views is empty", not ensemble.views),
+        ("generate", recipe.generate != Generate(), "gan.architecture is set", recipe.has_gan),
         *(
             (
                 f"gan.{name}",

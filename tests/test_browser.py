@@ -85,7 +85,9 @@ def test_the_report_opens_without_errors(tmp_path):
     evaluation = {"rows": 0, "accuracy": None, "why_none": "trained on all rows"}
     training = {"numbers": {"networks": []}, "settings": {"train.epochs": 3}}
     numbers = {"network": "", **study.numbers()}
-    page = network_report.render(load_recipe("quick"), network_report.draw(study), numbers, evaluation, training, "")
+    page = network_report.render(
+        load_recipe("quick"), network_report.draw(study), numbers, evaluation, training, "", ""
+    )
     result, console, outside = open_page(page, tmp_path / "profile")
     assert result["title"] == "quick" and len(result["images"]) == page.count(b"<img") == 9
     assert all(image["width"] > 300 and image["height"] > 150 and image["alt"] for image in result["images"])

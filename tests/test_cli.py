@@ -181,7 +181,7 @@ def test_documented_commands_and_recipes_exist():
 
 
 @pytest.mark.slow
-def test_a_folder_of_recipes_runs_each_of_them(self, command, tmp_path, tables):
+def test_a_folder_of_recipes_runs_each_of_them(command, tmp_path, tables):
     write_tables(tmp_path / "data/raw", tables)
     arguments = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
     assert command("--stage", "all", *arguments, "--device", "cpu").code == 0

@@ -115,6 +115,7 @@ class TestTable:
         options = (*settings, "--workspace", workspace, "--device", "cpu")
         run = command("--stage", "compare", "--recipe", f"quick,{recipe}", *options, "--seeds", "2", "--ensemble")
         assert run.code == 0, run.err
+        assert "predict.shifts=[[0, 0]] has no effect: networks are compared without shifted copies" in run.out
         table, text, html = read_results(workspace)
         folders, (images, labels) = network_folders(workspace), read_rows(workspace)
         (path,) = workspace.glob("data/prepared/splits/*/folds.npy")
@@ -349,7 +350,8 @@ class TestCommandLine:
         [
             (("--stage", "compare"), "requires --recipe"),
             (("--stage", "compare", "--recipe", "laddr"), "unknown recipe 'laddr'"),
-            (("--stage", "compare", "--recipe", "quick", "--seeds", "0"), "argument --seeds: 0 is not positive"),
+            (("--stage", "compare", "--recipe", "quick", "--seeds", "0"), "argument --seeds: 0 is not a positive"),
+            (("--stage", "compare", "--recipe", "quick", "--seeds", "x"), "argument --seeds: x is not a positive"),
             (
                 ("--stage", "compare", "--recipe", "quick", "--engine", "dask=tcp://127.0.0.1:9"),
                 "--engine does not apply to --stage compare",

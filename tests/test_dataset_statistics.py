@@ -69,15 +69,25 @@ def test_the_size_of_blocks_changes_nothing(monkeypatch):
     assert all(np.array_equal(first, second) for first, second in zip(expected, find_nearest(IMAGES[:90]), strict=True))
 
 
-def test_nearest_pairs_are_ordered_and_not_equal():
+@pytest.mark.parametrize("limit", [4, 20])
+def test_nearest_pairs_are_ordered_and_not_equal(limit):
     images = np.concatenate([IMAGES[:60], IMAGES[:3]])  # three exact copies
-    pairs = nearest_pairs(images, None, 4)
+    pairs = nearest_pairs(images, None, limit)
     distances = cdist(FLAT[:60], FLAT[:60]) / 28 + np.diag(np.full(60, np.inf))
-    mutual = {(min(i, j), max(i, j)) for i, j in enumerate(distances.argmin(1)) if i > 2 and j > 2}
-    assert [pair[:2] for pair in pairs] == sorted(mutual, key=lambda pair: distances[pair])[:4]
+    expected = {(min(i, j), max(i, j)) for i, j in enumerate(distances.argmin(1).tolist())}
+    assert [pair[:2] for pair in pairs] == sorted(expected, key=lambda pair: distances[pair])[:limit]
     (i, j, distance), *_ = nearest_pairs(IMAGES[:30], IMAGES[30:90], 1)
     expected = cdist(FLAT[:30], FLAT[30:90]) / 28
     assert (i, j) == np.unravel_index(expected.argmin(), expected.shape) and distance == pytest.approx(expected.min())
+
+
+def test_nearest_pairs_of_copies_and_of_images_whose_nearest_comes_earlier():
+    images = np.zeros((5, 28, 28), np.uint8)
+    images[2, 0, 0] = 1  # a near copy of two equal images
+    images[3, 1, :9] = 40  # nearest to one of the first, which has a nearer one
+    images[4] = 200
+    assert [pair[:2] for pair in nearest_pairs(images, None, 9)][:2] == [(0, 2), (0, 3)]
+    assert [pair[:2] for pair in nearest_pairs(images[[0, 2, 3]], images[[1, 4]], 9)] == [(1, 0), (2, 0)]
 
 
 def test_similar_pairs_are_the_nearest():

@@ -224,6 +224,10 @@ class TestUserFiles:
         shutil.rmtree(raw)
         write_tables(raw, {name: tables[name] for name in ("train.csv", "sample_submission.csv")})
         require_error(download(), "test.csv not found")
+        write_tables(raw, tables)
+        assert download().code == 0
+        (raw / "test.csv").unlink()
+        require_error(download(), "test.csv not found")  # nothing was downloaded that could be restored
 
     def test_that_were_deleted_are_not_replaced(self, download, raw, tables, tmp_path, monkeypatch):
         write_tables(raw, tables)

@@ -10,7 +10,9 @@ from torch import nn
 
 from pipeline import config
 from pipeline.config import ConfigError
+from pipeline.dataset.views import apply_view
 from pipeline.nn.inference import as_input
+from pipeline.nn.initialization import make_initial_network
 from pipeline.nn.models import (
     MODELS,
     load_networks,
@@ -164,6 +166,12 @@ class TestPixels:
         assert np.allclose(self.inputs("unit"), unit)
         assert np.allclose(self.inputs("centred"), unit * 2 - 1, atol=1e-6)
         assert np.allclose(self.inputs("standardised"), (unit - unit.mean()) / unit.std(), atol=1e-5)
+
+    def test_the_view_is_standardised(self):
+        images = torch.from_numpy(digits_28(100)[0])
+        network = make_initial_network(Model(name="layers", pixels="standardised", view="wide"), 0, images=images)
+        inputs = network[0](as_input(apply_view(images, "wide")))
+        assert inputs.mean().item() == pytest.approx(0, abs=1e-4) and inputs.std().item() == pytest.approx(1, abs=1e-3)
 
     def test_standardised_images_without_ink(self):
         network = make_network(Model(name="layers", pixels="standardised"), torch.zeros(3, 28, 28, dtype=torch.uint8))

@@ -24,6 +24,7 @@ TRAINING = {"numbers": {"networks": [NETWORK]}, "settings": {"train.epochs": 12}
 def render(pictures=(), **changes):
     recipe = load_recipe("quick")
     inputs = {"numbers": NUMBERS, "evaluation": EVALUATION, "training": TRAINING, "why_no_record": "not recorded"}
+    inputs["why_no_data"] = "no pictures of the data"
     return network_report.render(recipe, dict.fromkeys(pictures, b"\x89PNG"), **inputs | changes).decode()
 
 
@@ -46,7 +47,7 @@ def test_the_page_shows_pictures_of_all_stages_in_order():
 
 def test_the_page_says_what_is_missing():
     html = render(evaluation={"rows": 0, "why_none": "trained on all rows"})
-    assert "None: trained on all rows." in html and "not recorded" in html and "--stage explore makes them" in html
+    assert "None: trained on all rows." in html and "not recorded" in html and "no pictures of the data" in html
     assert "<img" not in html and "95% interval" not in html
 
 

@@ -151,6 +151,7 @@ def test_building_uses_no_network(build, kaggle):
         (("--data", "sample"), "--data does not apply"),
         (("--engine", "dask=tcp://localhost:1", "--recipe", "best"), "--engine does not apply"),
         (("--recipe", "ladder"), "one recipe at a time"),
+        (("--recipe", "transfer/vgg16"), "starts from ImageNet's weights, which the notebook, without internet"),
         (("--set", "notebook.title=abc"), "at least 5 characters"),
         (("--set", f"notebook.title={'a' * 51}"), "at most 50 characters"),
         (("--set", "notebook.title=Ziffern für alle"), "letters and digits"),

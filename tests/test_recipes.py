@@ -203,7 +203,8 @@ class TestAssignments:
         assert config.load_recipe("quick", ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 
     @pytest.mark.parametrize(
-        "assignment", ["train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3", "about.x=1"]
+        "assignment",
+        ["train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3", "about.x=1", "train.epochs=1\ntrain.seed=2"],
     )
     def test_mistakes_name_the_option(self, assignment):
         with pytest.raises(ConfigError, match="--set"):
@@ -225,6 +226,8 @@ class TestAssignments:
             ("quick", "train.ema_decay=0.5", "train.swa_fraction is more than 0"),
             ("quick", 'model.layers=["relu"]', "model.name is layers"),
             ("ladder/lenet", "model.dropout=0.3", "model.layers contains dropout"),
+            ("best", "model.view=wide", "ensemble.views is empty"),
+            ("quick", "generate.samples=100", "gan.architecture is set"),
         ],
     )
     def test_settings_without_effect_are_refused(self, name, assignment, condition):

@@ -111,7 +111,8 @@ def replace_header(content, change):
 
 
 ERRORS = {
-    "empty": ("train.csv", lambda c: b"", "the file is empty"),
+    "empty": ("train.csv", lambda c: b"", "the file is empty or begins with an empty line"),
+    "empty line": ("train.csv", lambda c: b"\n" + c, "begins with an empty line"),
     "header only": ("train.csv", lambda c: c.split(b"\n")[0] + b"\n", "a header and no rows"),
     "no header": ("test.csv", lambda c: c.split(b"\n", 1)[1], "expected the header pixel0,pixel1,...,pixel783"),
     "renamed column": (

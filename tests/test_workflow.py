@@ -273,6 +273,14 @@ def test_status_of_an_unknown_recipe(command, tmp_path):
     assert run.code == 2 and run.err.startswith("error: unknown recipe")
 
 
+def test_clean_keeps_the_data_of_a_run_with_changed_settings(command, stage, tiny):
+    changed = ("--set", "split.seed=3", "--set", "augment.angles=[5]")
+    assert stage("all", *changed).code == 0
+    clean = command("--clean", "--workspace", tiny, "--yes")
+    assert clean.code == 0 and "deleting" in clean.out  # the data of the earlier run
+    assert ran(stage("all", *changed)) == []
+
+
 def test_clean_lists_and_deletes_what_no_recipe_uses(command, stage, tiny):
     stage("augment", "--set", "augment.angles=[5]")
     stage("train", "--set", "train.epochs=1")

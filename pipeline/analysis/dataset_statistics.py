@@ -58,14 +58,32 @@ def find_nearest(
 def nearest_pairs(
     images: UInt8[np.ndarray, "n 28 28"], others: UInt8[np.ndarray, "m 28 28"] | None, limit: int
 ) -> list[tuple[int, int, float]]:
-    """The nearest pairs that are not equal: at most `limit` of (index, index of the nearest, distance)."""
-    indices, distances = find_nearest(images, others)
-    order = [
-        index
-        for index in np.argsort(distances, kind="stable").tolist()
-        if distances[index] > 0 and (others is not None or index < indices[index])
-    ]
-    return [(index, int(indices[index]), float(distances[index])) for index in order[:limit]]
+    """Unequal images and the nearest of the others: at most `limit` pairs of indices with the distance, nearest first.
+
+    Of equal images, only the first counts.
+    """
+    firsts = _first_of_equal(images)
+    if others is None:
+        rows = other_rows = np.array(list(firsts.values()))
+        indices, distances = find_nearest(images[rows])
+    else:
+        other_firsts = _first_of_equal(others)
+        rows = np.array([row for image, row in firsts.items() if image not in other_firsts], np.int64)
+        other_rows = np.array(list(other_firsts.values()))
+        indices, distances = find_nearest(images[rows], others[other_rows])
+    pairs = list(zip(rows.tolist(), other_rows[indices].tolist(), distances.tolist(), strict=True))
+    if others is None:  # each may be the nearest of the other
+        unordered = {(min(i, j), max(i, j)): distance for i, j, distance in pairs}
+        pairs = [(i, j, distance) for (i, j), distance in unordered.items()]
+    return sorted(pairs, key=lambda pair: pair[2])[:limit]
+
+
+def _first_of_equal(images: UInt8[np.ndarray, "n 28 28"]) -> dict[bytes, int]:
+    """The index of the first of all equal images, by content."""
+    firsts: dict[bytes, int] = {}
+    for index, image in enumerate(images):
+        firsts.setdefault(image.tobytes(), index)
+    return firsts
 
 
 def similar_pairs(

@@ -60,7 +60,8 @@ def require_user_tables(raw: Path, user_files: list[Path]) -> dict[str, TableFil
     """The three tables among the user's files in `data/raw`. Raises SourceError."""
     tables = files.find_tables(user_files)
     manifest, _ = store.read_manifest(raw)
-    if len(tables) < len(files.TABLES) and manifest and manifest["outputs"].keys() - {path.name for path in user_files}:
+    downloaded = manifest["outputs"] if manifest and manifest["numbers"].get("source") != "files" else {}
+    if len(tables) < len(files.TABLES) and downloaded.keys() - {path.name for path in user_files}:
         raise SourceError(
             f"{user_files[0]} differs from the downloaded file, but not all of {', '.join(files.TABLES)} are yours: "
             "add the others, or delete it to restore the downloaded one"
@@ -152,7 +153,8 @@ def fetch_path(data: str, folder: Path) -> dict[str, Any]:
         name = f"{competition.SLUG}.zip" if file == path else file.name
         store.write(folder / name, _read_pieces(file))
     manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
-    source = manifest["numbers"].get("source", "files") if manifest else "files"
+    is_intact = manifest and not store.changed_outputs(path, manifest)
+    source = manifest["numbers"].get("source", "files") if manifest and is_intact else "files"
     return {"source": "path" if source == "files" else source}
 
 

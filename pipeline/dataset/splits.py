@@ -26,7 +26,10 @@ def split_rows(
     n_classes = np.count_nonzero(counts)
     if 1 in counts:
         label = counts.tolist().index(1)
-        raise DataError(f"train.csv: label {label} occurs in only one row, but the split requires two rows per label")
+        raise DataError(
+            f"train.csv: label {label} occurs in only one row, but the split requires two rows per label: "
+            "remove this row, or add another one"
+        )
     if n_validation < n_classes or len(labels) - n_validation < n_classes:
         raise DataError(
             f"train.csv: split.fraction {settings.fraction} holds out {n_validation} of {len(labels)} rows, but both "
@@ -43,9 +46,10 @@ def assign_folds(labels: UInt8[np.ndarray, " n"], settings: Split) -> UInt8[np.n
 
     for label, count in enumerate(np.bincount(labels)):
         if 0 < count < settings.folds:
+            n_rows = "1 row" if count == 1 else f"{count} rows"
             raise DataError(
-                f"train.csv: label {label} occurs in only {count} rows, but split.folds {settings.folds} requires one "
-                "row per fold"
+                f"train.csv: label {label} occurs in only {n_rows}, but split.folds {settings.folds} requires one row "
+                "per fold"
             )
     splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
     folds = np.empty(len(labels), np.uint8)

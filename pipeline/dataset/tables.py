@@ -229,7 +229,7 @@ def _check_header(file: TableFile, kind: str, line: bytes) -> None:
     """Raise the DataError that names the first difference between a header and the competition's."""
     line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
     if not line.strip():
-        raise DataError(f"{file}: the file is empty, expected a header and rows")
+        raise DataError(f"{file}: the file is empty or begins with an empty line, expected a header and rows")
     expected = COLUMNS[kind]
     header = ",".join(expected if len(expected) < 5 else [*expected[:2], "...", expected[-1]])
     names = [name.strip().strip('"') for name in line.decode("ascii", "backslashreplace").split(",")]

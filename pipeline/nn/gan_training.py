@@ -139,6 +139,9 @@ class GanTrainer:
         loss.backward()
         self.generator_optimizer.step()
         if self.averaged:
+            # Less at first, as in TensorFlow's ExponentialMovingAverage: the random first weights should not count.
+            n_steps = self.averaged.n_steps
+            self.averaged.decay = min(self.gan.ema_decay, (1 + n_steps) / (10 + n_steps))
             self.averaged.update(self.generator)
         return loss.detach()
 

@@ -25,8 +25,7 @@ def render(
     lines = [
         f"# Model card: {recipe.name}",
         "",
-        f"{recipe.about[:1].upper()}{recipe.about[1:]}.",
-        "",
+        *([f"{recipe.about[:1].upper()}{recipe.about[1:].rstrip('.')}.", ""] if recipe.about else []),
         "| | |",
         "|---|---|",
         *(f"| {title} | {text} |" for title, text in {**_facts(networks), **facts}.items()),

@@ -75,13 +75,14 @@ def render(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
     why_no_record: str,
+    why_no_data: str,
 ) -> bytes:
     """The page.
 
     pictures: of all stages, by file name.
     numbers, evaluation: the content of `inspect.json` and of `metrics.json`.
     training: the manifest of the stage train.
-    why_no_record: shown if there are no pictures of recorded weights and gradients.
+    why_no_record, why_no_data: shown if there are no pictures of recorded weights and gradients, or of the data.
     """
 
     def show(captions: Mapping[str, str]) -> list[str]:
@@ -101,10 +102,7 @@ def render(
         *show(captions.TRAINING),
         *(show(captions.RECORDED) or [page.paragraph(why_no_record)]),
         page.heading("Data"),
-        *(
-            show(captions.DATA)
-            or [page.paragraph("There are no pictures of these data yet: --stage explore makes them.")]
-        ),
+        *(show(captions.DATA) or [page.paragraph(why_no_data)]),
         page.heading("Settings"),
         page.table(("setting", "value"), [(name, str(value)) for name, value in training["settings"].items()]),
     ]

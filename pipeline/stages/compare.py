@@ -172,12 +172,15 @@ class Measurement:
             self.probabilities.append(probabilities)
             self.correct.append(probabilities.argmax(1) == self.labels)
 
+    def networks(self) -> list[TrainedNetwork]:
+        return [network for run in self.runs for network in run]
+
     def complete_runs(self) -> list[list[TrainedNetwork]]:
         return [run for run in self.runs if not any(network.error for network in run)]
 
     def errors(self) -> list[str]:
         """A message for each network whose training diverged."""
-        return [f"seed {n.spec.seed}: {n.error}" for run in self.runs for n in run if n.error]
+        return [f"seed {network.spec.seed}: {network.error}" for network in self.networks() if network.error]
 
     def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
         """Accuracies (seeds, epochs) of the runs; None for ensembles and without complete runs."""
@@ -348,6 +351,8 @@ def _add_steps(rows: Sequence[Row], measurements: Sequence[Measurement]) -> None
     for name, after in measured.items():
         before = measured.get(after.recipe.baseline)
         if not before or before.on_test_rows != after.on_test_rows or not np.array_equal(before.rows, after.rows):
+            continue
+        if before.networks() == after.networks():  # they differ in what compare does not use
             continue
         row, step = by_name[name], compare_recipes(np.stack(before.correct), np.stack(after.correct))
         row.baseline, row.step, row.step_p_value = after.recipe.baseline, step.difference, step.p_value

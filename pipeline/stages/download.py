@@ -122,5 +122,6 @@ STAGE = Stage(
     ),
     disk_space=_disk_space,
     recipes="all",
+    refuses_folders=True,
     default_recipe="quick",
 )

@@ -50,4 +50,5 @@ STAGE = Stage(
     on_demand=True,
     recipes="all",
     single_recipe=True,
+    refuses_folders=True,
 )

@@ -133,6 +133,7 @@ STAGE = Stage(
         "stages.generate",
     ),
     on_demand=True,
+    disk_space=lambda context: 2 * context.input_bytes() + 785 * context.only.settings.generate.samples,
     ensures_inputs=True,
     recipes="gans",
     single_recipe=True,

@@ -46,7 +46,10 @@ def run(context: StageContext) -> dict[str, Any]:
     pictures |= {path.name: path.read_bytes() for path in files.values() if path.suffix == ".png"}
     evaluation = json.loads(files["evaluate/metrics.json"].read_bytes())
     training, why_no_record = context.only.manifests["train"], _why_no_record(context)
-    page = network_report.render(context.only.recipe, pictures, numbers, evaluation, training, why_no_record)
+    why_no_data = _why_no_data(context)
+    page = network_report.render(
+        context.only.recipe, pictures, numbers, evaluation, training, why_no_record, why_no_data
+    )
     store.write(folder / "report.html", page)
     context.say(" ".join(network_report.summarize(numbers)))
     if not record:
@@ -78,6 +81,14 @@ def _why_no_record(context: StageContext) -> str:
         return "Weights and gradients are recorded for single networks, not for ensembles."
     command = f"--stage train{context.workflow.arguments} --set train.record=true"
     return f"Weights and gradients were not recorded during training: {command} records them."
+
+
+def _why_no_data(context: StageContext) -> str:
+    """Why there are no pictures of the data."""
+    state = context.workflow.state(context.workflow.stages["explore"])
+    if state.status == "missing":
+        return "There are no pictures of these data yet: --stage explore makes them."
+    return f"The pictures of the data are not shown: --stage explore is {state}."
 
 
 STAGE = Stage(

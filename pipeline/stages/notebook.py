@@ -15,6 +15,7 @@ from pipeline.dataset.competition import SLUG, TEST_ROWS
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
+from pipeline.imagenet import pretrained_models
 from pipeline.reports import notebook_file
 from pipeline.reports.notebook_file import NotebookRun
 
@@ -32,6 +33,12 @@ def run(context: StageContext) -> None:
     workflow, settings = context.workflow, context.parts[0].settings.notebook
     if workflow.requested_device == "mps":
         raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
+    for recipe in workflow.recipes:
+        if pretrained_models(recipe):
+            raise StageError(
+                f"{recipe.name} starts from ImageNet's weights, which the notebook, without internet, cannot download: "
+                "choose another recipe, or --set model.pretrained=none"
+            )
     folder, gpu = workflow.workspace / "data/notebook", workflow.requested_device != "cpu"
     content = _build(context, gpu)
     owner = kaggle_kernels.get_username() if settings.push else os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
