@@ -66,7 +66,7 @@ def test_the_recorded_settings_are_those_that_the_submission_depends_on(single, 
         return read_receipt(single)["sha256"]["settings"]
 
     before = read_receipt(single)["sha256"]["settings"]
-    assert settings_hash("predict", "notebook.push=true", "inspect.rows=99", "generate.samples=700") == before
+    assert settings_hash("predict", "notebook.push=true", "inspect.rows=99") == before
     assert settings_hash("all", "predict.shift_margin=0.5") != before
 
 
