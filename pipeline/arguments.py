@@ -130,5 +130,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--stage recognize requires --images PATH...")
     stage = ALL_STAGES.get(options.stage)
     if stage and stage.refuses_folders and options.recipe and config.recipes_in(options.recipe):
-        parser.error(f"--stage {stage.name} --recipe {options.recipe}: one recipe at a time, or a,b,c for their mean")
+        mean = "" if stage.single_recipe or not stage.on_demand else ", or a,b,c for their mean"
+        parser.error(f"--stage {stage.name} --recipe {options.recipe}: one recipe at a time{mean}")
     return options

@@ -156,11 +156,12 @@ def _parse_assignment(assignment: str) -> dict[str, dict[str, Any]]:
     """Return {section: {field: value}}; {} if the assignment has another form."""
     name, equals, text = assignment.partition("=")
     section, dot, field = name.strip().partition(".")
-    if not equals or not dot or "\n" in assignment.strip():
+    if not equals or not dot:
         return {}
     value: Any = text.strip()
     with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):  # a bare word: `train.schedule=cosine`
-        value = tomllib.loads(f"value = {value}")["value"]
+        table = tomllib.loads(f"value = {value}")
+        value = table["value"] if len(table) == 1 else value
     kind = SECTIONS.get(section, Section).model_fields.get(field)
     if kind and kind.annotation is str and not isinstance(value, str):
         value = text  # a message that consists of digits

@@ -69,15 +69,10 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         ("model.weights_file", model.weights_file, "model.pretrained is imagenet", model.pretrained == "imagenet"),
         ("model.dropout", model.dropout != defaults.dropout, "model.layers contains dropout", has_dropout),
         ("model.view", model.view != defaults.view, "ensemble.views is empty", not ensemble.views),
-        ("generate", recipe.generate != Generate(), "gan.architecture is set", recipe.has_gan),
         *(
-            (
-                f"gan.{name}",
-                getattr(recipe.gan, name) != default,
-                "gan.architecture is set",
-                recipe.has_gan,
-            )
-            for name, default in Gan()
+            (f"{section}.{name}", value != default, "gan.architecture is set", recipe.has_gan)
+            for section, settings, defaults in (("gan", recipe.gan, Gan()), ("generate", recipe.generate, Generate()))
+            for (name, value), (_, default) in zip(settings, defaults, strict=True)
         ),
     ):
         if is_set and not holds:

@@ -140,6 +140,7 @@ def with_features(
     path = part.files.get(imagenet.input_name(spec.model))
     weights = imagenet.read_weights(path, spec.model) if path else None
     network = make_initial_network(spec.model, spec.train.seed, weights)
+    del weights  # 500 MB of VGG16
     assert isinstance(network, TransferNetwork)
 
     def load(table: str) -> Float16[np.ndarray, "n ..."]:

@@ -190,7 +190,8 @@ class Gan(Section):
     spectral_norm: bool = False
     # Dropout rate of the discriminator's hidden layers.
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    # Decay of an exponential moving average of the generator's weights over the steps; 0 means the current weights.
+    # Decay of an exponential moving average of the generator's weights over the steps (at step n at most
+    # (1 + n) / (10 + n)); 0 means the current weights.
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     # "auto" selects bf16 if the device has instructions for it, otherwise fp32.
     precision: Literal["auto", "fp32", "bf16"] = "auto"

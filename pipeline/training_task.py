@@ -211,14 +211,13 @@ def _fit_classifier(session: _Session, spec: NetworkSpec, arrays: TrainingArrays
     """Train a network that classifies digits."""
     data, train, view = arrays.split(spec.fold), spec.train, spec.model.view
     checkpoint = session.load_checkpoint()
-    weights = None
-    if session.task.initial_weights:
-        path = Path(session.task.initial_weights)
-        weights = read_weights(path, spec.model)
-        if store.sha256(path) != dict(spec.data).get(input_name(spec.model)):  # on another machine
-            raise StageError(f"{path}: the file differs from that of the machine that started this training")
+    path = Path(session.task.initial_weights) if session.task.initial_weights else None
+    if path and path.exists() and store.sha256(path) != dict(spec.data).get(input_name(spec.model)):  # on a cluster
+        raise StageError(f"{path}: the file differs from that of the machine that started this training")
     images = None if spec.model.has_frozen_extractor else torch.from_numpy(data.images)
+    weights = read_weights(path, spec.model) if path else None
     network = make_initial_network(spec.model, train.seed, weights, images)
+    del weights  # 500 MB of VGG16
     validation = test = None
     if data.validation_images is not None and data.validation_labels is not None:
         validation = session.on_device(data.validation_images, data.validation_labels, view)

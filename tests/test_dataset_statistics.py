@@ -88,6 +88,7 @@ def test_nearest_pairs_of_copies_and_of_images_whose_nearest_comes_earlier():
     images[4] = 200
     assert [pair[:2] for pair in nearest_pairs(images, None, 9)][:2] == [(0, 2), (0, 3)]
     assert [pair[:2] for pair in nearest_pairs(images[[0, 2, 3]], images[[1, 4]], 9)] == [(1, 0), (2, 0)]
+    assert nearest_pairs(images[:2], None, 9) == nearest_pairs(images[:2], images, 9) == []
 
 
 def test_similar_pairs_are_the_nearest():

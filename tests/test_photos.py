@@ -150,7 +150,7 @@ def prepared_rotations():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 8), st.lists(st.binary(min_size=12, max_size=12), max_size=4), st.binary(max_size=30))
-def test_damaged_exif_tags_change_nothing(tmp_path_factory, orientation, entries, rest):
+def test_no_damaged_exif_tag_is_an_error(tmp_path_factory, orientation, entries, rest):
     """A block with a valid orientation, entries of random bytes, and whatever they refer to."""
     path = tmp_path_factory.getbasetemp() / "exif.jpg"
     valid = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
@@ -158,6 +158,18 @@ def test_damaged_exif_tags_change_nothing(tmp_path_factory, orientation, entries
     DRAWING.save(path, exif=b"Exif\0\0" + block, quality=95)
     image = photos.read_digit(path).astype(float)
     assert min(np.abs(image - rotated).mean() for rotated in prepared_rotations()) < 2
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.9])
+def test_damaged_pixels_are_an_error(tmp_path, position):
+    path = tmp_path / "digit.png"
+    DRAWING.save(path)
+    content = bytearray(path.read_bytes())
+    start, length = content.index(b"IDAT") + 4, int.from_bytes(content[content.index(b"IDAT") - 4 :][:4], "big")
+    content[start + int(position * length)] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(photos.NoDigit, match="cannot be read"):
+        photos.read_digit(path)
 
 
 def test_one_damaged_tag_does_not_hide_the_orientation(tmp_path):

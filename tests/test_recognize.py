@@ -82,7 +82,7 @@ def test_file_names_that_are_not_utf_8(command, tmp_path, drawings):
 def test_a_network_that_is_not_evaluated_is_not_calibrated(command, tiny, drawings):
     shutil.rmtree(tiny / "data/runs/quick/evaluate")
     run = recognize(command, tiny, drawings / "0.png", options=TINY)
-    assert run.code == 0 and "are not calibrated, since --stage evaluate has not run yet" in run.out
+    assert run.code == 0 and "are not calibrated, since evaluate is missing" in run.out
 
 
 def test_results_of_an_earlier_call_are_replaced_only_by_results(command, tmp_path, drawings):

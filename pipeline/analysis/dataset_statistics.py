@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.dataset.copies import first_of_equal
 from pipeline.shapes import Float, Float64, Int64, UInt8
 
 BLOCK_ROWS = 2_000  # rows whose distances to all others are in memory at a time
@@ -62,13 +63,14 @@ def nearest_pairs(
 
     Of equal images, only the first counts.
     """
-    firsts = _first_of_equal(images)
+    firsts = first_of_equal(images)
+    other_firsts = {} if others is None else first_of_equal(others)
+    rows = np.array([row for image, row in firsts.items() if image not in other_firsts], np.int64)
+    if len(rows) < (2 if others is None else 1):
+        return []
     if others is None:
-        rows = other_rows = np.array(list(firsts.values()))
-        indices, distances = find_nearest(images[rows])
+        other_rows, (indices, distances) = rows, find_nearest(images[rows])
     else:
-        other_firsts = _first_of_equal(others)
-        rows = np.array([row for image, row in firsts.items() if image not in other_firsts], np.int64)
         other_rows = np.array(list(other_firsts.values()))
         indices, distances = find_nearest(images[rows], others[other_rows])
     pairs = list(zip(rows.tolist(), other_rows[indices].tolist(), distances.tolist(), strict=True))
@@ -76,14 +78,6 @@ def nearest_pairs(
         unordered = {(min(i, j), max(i, j)): distance for i, j, distance in pairs}
         pairs = [(i, j, distance) for (i, j), distance in unordered.items()]
     return sorted(pairs, key=lambda pair: pair[2])[:limit]
-
-
-def _first_of_equal(images: UInt8[np.ndarray, "n 28 28"]) -> dict[bytes, int]:
-    """The index of the first of all equal images, by content."""
-    firsts: dict[bytes, int] = {}
-    for index, image in enumerate(images):
-        firsts.setdefault(image.tobytes(), index)
-    return firsts
 
 
 def similar_pairs(

@@ -5,13 +5,19 @@ import numpy as np
 from pipeline.shapes import Int64, UInt8
 
 
+def first_of_equal(images: UInt8[np.ndarray, "n 28 28"]) -> dict[bytes, int]:
+    """The index of the first of all equal images, by content."""
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(images):
+        first.setdefault(image.tobytes(), index)
+    return first
+
+
 def find_copies(
     images: UInt8[np.ndarray, "n 28 28"], others: UInt8[np.ndarray, "m 28 28"] | None = None
 ) -> Int64[np.ndarray, "copies 2"]:
     """Index pairs of equal images: of `images` and `others`, or within `images`: the first and a later one."""
-    first: dict[bytes, int] = {}
-    for index, image in enumerate(images):
-        first.setdefault(image.tobytes(), index)
+    first = first_of_equal(images)
     candidates = enumerate(images if others is None else others)
     pairs = [(first.get(image.tobytes()), index) for index, image in candidates]
     copies = [(original, index) for original, index in pairs if original is not None]

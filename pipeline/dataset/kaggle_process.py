@@ -47,7 +47,7 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
         return {"ref": reference} if reference else {"error": "upload", "detail": str(result.message)[:200]}
     if action == "count_submissions_left":
         limits = api.competition_get_submission_limits(competition)
-        return {"left": limits.num_allowed_now, "sent": limits.num_today + limits.num_total}
+        return {"left": limits.num_allowed_now, "sent": limits.num_total}
     if action == "list_submissions":
         submissions = api.competition_submissions(competition, page_size=100) or []
         return {"submissions": [_as_dict(submission) for submission in submissions if submission is not None]}

@@ -77,6 +77,8 @@ def _read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
             with Image.open(path, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise NoDigit(f"has {file.width * file.height:,} pixels, more than {MAX_PIXELS:,}")
+                file.verify()  # the checksums of a PNG file, after which it must be opened again
+            with Image.open(path, formats=FORMATS) as file:
                 rotation = _exif_rotation(file)
                 image = _to_rgb(_reduce(file))
                 return np.asarray(image if rotation is None else image.transpose(rotation))

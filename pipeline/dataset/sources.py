@@ -153,8 +153,7 @@ def fetch_path(data: str, folder: Path) -> dict[str, Any]:
         name = f"{competition.SLUG}.zip" if file == path else file.name
         store.write(folder / name, _read_pieces(file))
     manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
-    is_intact = manifest and not store.changed_outputs(path, manifest)
-    source = manifest["numbers"].get("source", "files") if manifest and is_intact else "files"
+    source = manifest["numbers"].get("source", "files") if manifest else "files"
     return {"source": "path" if source == "files" else source}
 
 

@@ -22,7 +22,7 @@ def make_initial_network(
     weights: replace the random ones of these names.
     images: the training images, for `model.pixels`; the model's view is applied to them.
     """
-    if images is not None and model.pixels == "standardised":
+    if images is not None and model.pixels == "standardised":  # the only scaling that depends on them
         images = apply_view(images, model.view)
     seed_everything(seed)
     network = make_network(model, images)

@@ -34,10 +34,10 @@ def run(context: StageContext) -> None:
     if workflow.requested_device == "mps":
         raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
     for recipe in workflow.recipes:
-        if pretrained_models(recipe):
+        if any(not model.weights_file for model in pretrained_models(recipe)):
             raise StageError(
                 f"{recipe.name} starts from ImageNet's weights, which the notebook, without internet, cannot download: "
-                "choose another recipe, or --set model.pretrained=none"
+                "attach them as a data set (--set model.weights_file=/kaggle/input/...), or --set model.pretrained=none"
             )
     folder, gpu = workflow.workspace / "data/notebook", workflow.requested_device != "cpu"
     content = _build(context, gpu)

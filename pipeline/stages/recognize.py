@@ -91,7 +91,8 @@ def _load_recognizer(context: StageContext) -> Recognizer:
     if weights := files.get("train/weights.safetensors"):
         metrics = store.read_json(files["evaluate/metrics.json"]) if "evaluate/metrics.json" in files else None
         temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
-        reason = "no rows were held out" if metrics else "--stage evaluate has not run yet"
+        evaluate = context.workflow.state(context.workflow.stages["evaluate"])
+        reason = "no rows were held out" if metrics else f"evaluate is {evaluate}"
         note = "" if temperature else f"; its probabilities are not calibrated, since {reason}"
         return Recognizer(load_networks(weights, device), temperature or 1.0, f"using {weights}{note}")
     state = context.workflow.state(context.workflow.stages["train"])
