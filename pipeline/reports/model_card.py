@@ -63,7 +63,7 @@ def _facts(networks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if all(network["fit_all"] for network in networks):
         rows = "all rows of train.csv"
     elif all(network["fold"] is not None for network in networks):
-        rows = "all rows of train.csv, each of which is held out by the networks of a fold"
+        rows = "all rows of train.csv; the networks of each fold hold out the rows of that fold"
     else:
         rows = "the rows of train.csv that were not held out"
     return {
