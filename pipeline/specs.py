@@ -17,6 +17,7 @@ TRAINING_CODE = (
     "dataset.training_arrays",
     "dataset.views",
     "nn.averaging",
+    "nn.epochs",
     "nn.inference",
     "nn.initialization",
     "nn.models.pixels",

@@ -333,4 +333,4 @@ def history_to_csv(history: History) -> bytes:
 def history_from_csv(content: bytes) -> History:
     """The rows of a CSV file that `history_to_csv` wrote."""
     rows = csv.DictReader(io.StringIO(content.decode()))  # pandas.read_csv before version 3 loses the last digit
-    return [{name: int(text) if text.isdigit() else float(text or "nan") for name, text in row.items()} for row in rows]
+    return [{name: int(text) if text.isdigit() else float(text) for name, text in row.items() if text} for row in rows]

@@ -230,9 +230,9 @@ def stop_after_epoch(patch, epoch=1):
 @pytest.fixture
 def as_on_many_rows(monkeypatch):
     """Disable what the training loop does differently with few rows or few steps."""
-    from pipeline.nn import training_loop
+    from pipeline.nn import epochs, training_loop
 
-    monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 0)
     monkeypatch.setattr(training_loop, "FEW_STEPS", 0)
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pipeline import config, devices
-from pipeline.nn import gan_training, training_loop
+from pipeline.nn import epochs, gan_training, training_loop
 from pipeline.nn.models import Head, make_network, trained_part
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 
@@ -87,7 +87,7 @@ def count_waits_of_gan(gan, n_batches, device):
 )
 def test_no_value_is_read_within_an_epoch(monkeypatch, recipe, used):
     """On the CPU, where a copy to the device costs nothing and is not counted."""
-    monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 0)
     few, many = (count_waits(recipe, n_batches, "cpu", used) for n_batches in (3, 6))
     assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH
 
@@ -110,6 +110,6 @@ def test_no_wait_within_an_epoch_on_fake_cuda_tensors(monkeypatch, recipe):
 
     Of the GANs, which create their networks themselves, test_gpu.py tests this on the GPU.
     """
-    monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 0)
     few, many = (count_waits(recipe, n_batches, "cuda", "bf16") for n_batches in (3, 6))
     assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH

@@ -200,9 +200,9 @@ def test_an_edited_mean_of_predictions_makes_the_submission_stale(edited_copy):
     assert stale["predict"] == "evaluate is stale" and "train" not in stale
 
 
-def test_an_edited_training_loop_makes_networks_stale(edited_copy):
-    stale = edited_copy("nn/training_loop.py", r"FULL_EPOCHS = 2", "FULL_EPOCHS = 3")
-    assert stale["train"] == "pipeline/nn/training_loop.py changed"
+def test_an_edited_module_of_the_training_makes_networks_stale(edited_copy):
+    stale = edited_copy("nn/epochs.py", r"FULL_EPOCHS = 2", "FULL_EPOCHS = 3")
+    assert stale["train"] == "pipeline/nn/epochs.py changed"
 
 
 def test_a_new_setting_makes_nothing_stale_and_a_changed_default_does(edited_copy):

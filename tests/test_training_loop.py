@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline import config
-from pipeline.nn import training_loop
+from pipeline.nn import epochs, training_loop
 from pipeline.nn.models import make_network
 from pipeline.nn.training_loop import FitOptions, FitResult, LabelledImages
 from pipeline.settings import Affine, Model, Train
@@ -256,7 +256,7 @@ class TestBatches:
     @pytest.mark.parametrize("n_rows", [1, 2, 59, 60, 61, 100, 101, 120])
     @pytest.mark.parametrize("batch_size", [1, 20, 59, 60, 100, 200])
     def test_batches_use_every_row_once_and_have_no_rest_of_one_row(self, n_rows, batch_size):
-        sizes = training_loop.split_into_batches(n_rows, batch_size)
+        sizes = epochs.split_into_batches(n_rows, batch_size)
         assert sum(sizes) == n_rows and set(sizes[:-1]) <= {batch_size}
         assert sizes[-1] > 1 or batch_size == 1 or n_rows == 1
 

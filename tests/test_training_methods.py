@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.nn import optimizers, training_loop
+from pipeline.nn import epochs, optimizers, training_loop
 from pipeline.nn.inference import as_input
 from pipeline.nn.models import make_network
+from tests.oracles import equal
 from tests.test_training_loop import (
     BASE,
     CNN,
@@ -43,15 +44,15 @@ class TestHardExamples:
         monkeypatch.setattr(training_loop, "select_rows", record_losses)
         monkeypatch.setattr(training_loop, "random_affine", record_rows)
         fit(self.TRAIN)
-        epochs = [rows[start:end] for start, end in ((0, 150), (150, 300), (300, 360), (360, 420), (420, 480))]
+        used_rows = [rows[start:end] for start, end in ((0, 150), (150, 300), (300, 360), (360, 420), (420, 480))]
         assert len(rows) == 480
-        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(150))
-        for used, before in zip(epochs[2:], losses[2:], strict=True):
+        assert sorted(used_rows[0]) == sorted(used_rows[1]) == list(range(150))
+        for used, before in zip(used_rows[2:], losses[2:], strict=True):
             assert len(set(used)) == 60
-            hardest = before.argsort(descending=True)[: round(60 * training_loop.HARD_SHARE)].tolist()
+            hardest = before.argsort(descending=True)[: round(60 * epochs.HARD_SHARE)].tolist()
             assert set(hardest) <= set(used)
             assert used[:30] != hardest  # shuffled
-        assert set(epochs[2]) != set(epochs[3])
+        assert set(used_rows[2]) != set(used_rows[3])
 
     @pytest.mark.usefixtures("as_on_many_rows")
     def test_losses_are_those_of_each_row(self):
@@ -64,10 +65,26 @@ class TestHardExamples:
         assert torch.allclose(run.checkpoints[-1]["row_losses"], expected, atol=1e-4)
 
     def test_an_epoch_uses_at_least_the_minimum_of_rows(self, monkeypatch):
-        monkeypatch.setattr(training_loop, "MIN_EPOCH_ROWS", 100)
-        n_rows = [training_loop.rows_per_epoch(3, total, self.TRAIN) for total in (50, 150, 250, 1000)]
+        monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 100)
+        n_rows = [epochs.rows_per_epoch(3, total, self.TRAIN) for total in (50, 150, 250, 1000)]
         assert n_rows == [50, 100, 100, 400]
-        assert training_loop.rows_per_epoch(training_loop.FULL_EPOCHS, 1000, self.TRAIN) == 1000
+        assert epochs.rows_per_epoch(epochs.FULL_EPOCHS, 1000, self.TRAIN) == 1000
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_short_epochs_are_not_all_validated(self):
+        """Epochs 3 to 5 and 6 to 8 use 60 + 60 + 60 rows of 150. The weights are the same without validation."""
+        train = self.TRAIN.replace(epochs=10)
+        run, without = fit(train, test=WRONG_LABELS), fit(train, validation=None)
+        for name in ("validation_loss", "validation_accuracy", "test_accuracy"):
+            assert [row["epoch"] for row in run.history if name in row] == [1, 2, 5, 8, 10]
+        assert equal(run.state_dict, without.state_dict)
+        assert [row["train_loss"] for row in run.history] == [row["train_loss"] for row in without.history]
+
+    @pytest.mark.usefixtures("as_on_many_rows")
+    def test_every_epoch_is_validated_if_the_best_is_kept(self):
+        run = fit(self.TRAIN.replace(checkpoint_selection="best"), validation=WRONG_LABELS)
+        assert all("validation_loss" in row for row in run.history)
+        assert run.history.index(training_loop.selected_row(run.history, "best")) < 4
 
 
 def assert_statistics_fit_the_weights(state_dict, is_close=True):

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from pipeline.dataset.memory import keep_freed_memory
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
+from pipeline.nn.epochs import split_into_batches
 from pipeline.nn.generators import N_CLASSES, Discriminator, as_generator_input, as_pixels, make_generator
 from pipeline.nn.precision import autocast, choose_memory_format, library_settings
-from pipeline.nn.training_loop import BAR_FORMAT, Checkpoint, LabelledImages, seed_everything, split_into_batches
+from pipeline.nn.training_loop import BAR_FORMAT, Checkpoint, LabelledImages, seed_everything
 from pipeline.settings import Gan
 from pipeline.shapes import Float, Float32, Int64, UInt8
 

@@ -1,4 +1,4 @@
-"""The training loop: mini-batches of images that stay on the device, with validation after each epoch.
+"""The training loop: mini-batches of images that stay on the device, with validation between epochs.
 
 The loop waits for the device once per epoch, and opens no files. After each epoch it passes a checkpoint to a callback.
 A training that continues from a checkpoint gives the same result as an uninterrupted one: every epoch seeds the random
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline.dataset.affine import random_affine
 from pipeline.dataset.memory import keep_freed_memory
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
+from pipeline.nn.epochs import rows_per_epoch, select_rows, select_validated_epochs, split_into_batches
 from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.optimizers import make_optimizers
 from pipeline.nn.precision import autocast, choose_memory_format, library_settings
@@ -32,15 +33,6 @@ from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
 # 1,280 and 520 in fp32.
 CPU_MICRO_BATCH = 64
 
-# With train.hard_example_fraction below 1: number of epochs that use all rows, so that the losses are known, and the
-# fraction of the rows of later epochs that is chosen by loss. Fractions of 0.5, 0.7 and 0.9 gave accuracies of 0.9959,
-# 0.9957 and 0.9956 (standard deviation 0.0002 over 4 runs): it matters little.
-FULL_EPOCHS = 2
-HARD_SHARE = 0.5
-# An epoch uses at least this number of rows, or all rows: on small data, a fraction of the rows gives too few steps.
-# Error of `quick` trained on 1,000, 2,800 and 6,000 rows of train.csv, 4 seeds: 6.0, 1.9 and 1.0% without this limit,
-# 2.4, 1.2 and 0.8% with it.
-MIN_EPOCH_ROWS = 8192
 # Batch norm's running statistics are exponential averages over about ten steps. After a training with fewer steps than
 # this they still contain statistics of early weights, and are estimated again with the current weights. Error of
 # `quick` on 1,000 rows, 4 seeds: 3.4% instead of 6.0% (hard_example_fraction 0.35), 2.2% instead of 2.4% (all rows in
@@ -94,12 +86,13 @@ def fit(
     """Train a network in place.
 
     validation: required if the epoch with the lowest validation loss is kept.
-    test: if given, the accuracy on these images is measured after each epoch; it has no influence on the weights.
+    test: if given, the accuracy on these images is measured too; it has no influence on the weights.
     checkpoint: of an earlier call of `on_epoch`, from which the training continues.
     on_epoch: called after each epoch. The tensors in the checkpoint change as the training continues; the rows of its
         lists "history" and "record" do not.
 
-    Losses in the history are means over the rows of the epoch: with label smoothing in training, without in validation.
+    The history has a row for each epoch, with measurements after those of `select_validated_epochs`. Losses are means
+    over the rows of the epoch: with label smoothing in training, without in validation.
     Raises FloatingPointError if a loss is not finite.
     """
     if options.device == "cpu":
@@ -134,10 +127,9 @@ class Trainer:
         for group in self._parameter_groups():
             group["initial_lr"] = group["lr"]
         self.row_losses = torch.zeros(n_rows, device=options.device)  # of each row when it was last used
-        self.batch_sizes = [
-            split_into_batches(rows_per_epoch(epoch, n_rows, train), train.batch_size)
-            for epoch in range(1, train.epochs + 1)
-        ]
+        epoch_rows = [rows_per_epoch(epoch, n_rows, train) for epoch in range(1, train.epochs + 1)]
+        self.batch_sizes = [split_into_batches(rows, train.batch_size) for rows in epoch_rows]
+        self.validated_epochs = select_validated_epochs(epoch_rows, n_rows, train.checkpoint_selection)
         self.n_steps = sum(map(len, self.batch_sizes))
         self.step = self.epoch = 0  # finished
         self.best_state: dict[str, Tensor] | None = None
@@ -198,10 +190,12 @@ class Trainer:
     def validate_epoch(
         self, row: dict[str, float], validation: LabelledImages | None, test: LabelledImages | None
     ) -> None:
-        """Measure the weights that may be kept, complete the row of the history, and copy the best weights."""
+        """Measure the weights, if the epoch is validated; complete the row of the history; copy the best weights."""
         options, train = self.options, self.options.train
         is_last = self.epoch == train.epochs
         network = self.network
+        if self.epoch not in self.validated_epochs:
+            validation = test = None
         # The batch-norm statistics of averaged weights require a pass over all rows. If the last epoch is kept, this is
         # done after the last epoch only, and the other epochs validate the current weights.
         if self.averaged and (train.checkpoint_selection == "best" or is_last):
@@ -331,37 +325,6 @@ def learning_rate_factor(train: Train, progress: float, epoch: int) -> float:
         case "steps":
             return math.prod((factor for start, factor in train.steps if start <= epoch), start=1.0)
     return 1.0
-
-
-def rows_per_epoch(epoch: int, n_rows: int, train: Train) -> int:
-    """The number of rows that an epoch, counted from 1, uses."""
-    if epoch <= FULL_EPOCHS:
-        return n_rows
-    return max(math.ceil(n_rows * train.hard_example_fraction), min(n_rows, MIN_EPOCH_ROWS))
-
-
-def split_into_batches(n_rows: int, batch_size: int) -> list[int]:
-    """The sizes of the batches of an epoch.
-
-    The last batch takes the remainder. A remainder of one row is added to the batch before it: batch norm requires two
-    rows.
-    """
-    n_full, rest = divmod(n_rows, batch_size)
-    if rest == 1 and n_full:
-        return [batch_size] * (n_full - 1) + [batch_size + 1]
-    return [batch_size] * n_full + [rest] * bool(rest)
-
-
-def select_rows(row_losses: Float32[Tensor, " rows"], n_rows: int) -> Int64[Tensor, " n_rows"]:
-    """Select rows in random order: all, or HARD_SHARE of them by their loss and the others at random."""
-    device = row_losses.device
-    if n_rows == len(row_losses):
-        return torch.randperm(n_rows).to(device)
-    ranking = row_losses.argsort(descending=True, stable=True)
-    n_hard = round(n_rows * HARD_SHARE)
-    hard, others = ranking[:n_hard], ranking[n_hard:]
-    others = others[torch.randperm(len(others))[: n_rows - n_hard].to(device)]
-    return torch.cat([hard, others])[torch.randperm(n_rows).to(device)]
 
 
 def _losses(

@@ -14,12 +14,16 @@ MIN_ERROR = 0.005  # %; a logarithmic axis cannot show 0, and one of 10,500 rows
 
 
 def error_bands(accuracies: Mapping[str, Float64[np.ndarray, "seeds epochs"]]) -> bytes:
-    """Error against epochs: for each recipe a line for the mean over seeds and a band from minimum to maximum."""
+    """Error against epochs: for each recipe a line for the mean over seeds and a band from minimum to maximum.
+
+    accuracies: by recipe; NaN in epochs that were not measured.
+    """
     figure = style.new_figure(9, 4.6)
     axes = figure.subplots()
     for number, (recipe, of_recipe) in enumerate(accuracies.items()):
-        errors, line = _error(of_recipe), style.line_style(number)
-        epochs = np.arange(1, errors.shape[1] + 1)
+        is_measured = ~np.isnan(of_recipe).any(0)
+        epochs = 1 + np.flatnonzero(is_measured)
+        errors, line = _error(of_recipe[:, is_measured]), style.line_style(number)
         marker = "o" if len(epochs) == 1 else None
         axes.plot(epochs, errors.mean(0), label=_label(recipe), linewidth=1.6, marker=marker, **line)
         axes.fill_between(epochs, errors.min(0), errors.max(0), color=line["color"], alpha=0.15, linewidth=0)

@@ -49,12 +49,14 @@ def curves(histories: Sequence[History], checkpoint_selection: str) -> bytes:
     line: dict[str, Any] = {"marker": "."} if single else {"linewidth": 0.8, "alpha": 0.6}
     max_error = 0.0
     for number, history in enumerate(histories):
-        epochs = [row["epoch"] for row in history]
-        training, validation = ("training", _validation_label(history)) if number == 0 else (None, None)
-        loss.plot(epochs, [row["train_loss"] for row in history], color=style.ORANGE, label=training, **line)
+        epochs, losses = [row["epoch"] for row in history], [row["train_loss"] for row in history]
+        loss.plot(epochs, losses, color=style.ORANGE, label="training" if number == 0 else None, **line)
         if validated:
-            loss.plot(epochs, [row["validation_loss"] for row in history], color=style.BLUE, label=validation, **line)
-            errors = [100 * (1 - row["validation_accuracy"]) for row in history]
+            rows = [row for row in history if "validation_loss" in row]
+            epochs, losses = [row["epoch"] for row in rows], [row["validation_loss"] for row in rows]
+            errors = [100 * (1 - row["validation_accuracy"]) for row in rows]
+            validation = _validation_label(rows) if number == 0 else None
+            loss.plot(epochs, losses, color=style.BLUE, label=validation, **line)
             max_error = max(max_error, *errors)
             error.plot(epochs, errors, color=style.BLUE, label=validation, **line)
     if validated:
@@ -76,10 +78,10 @@ def curves(histories: Sequence[History], checkpoint_selection: str) -> bytes:
     return style.to_png(figure)
 
 
-def _validation_label(history: History) -> str:
+def _validation_label(rows: History) -> str:
     """The legend's entry, with the epoch from which on the averaged weights were validated, if not always."""
-    averaged = [int(row["epoch"]) for row in history if row.get("averaged_weights") == 1]
-    if len(averaged) == len(history) or "averaged_weights" not in history[0]:
+    averaged = [int(row["epoch"]) for row in rows if row.get("averaged_weights") == 1]
+    if len(averaged) == len(rows) or "averaged_weights" not in rows[0]:
         return "validation"
     return f"validation (averaged from epoch {averaged[0]})" if averaged else "validation (not averaged yet)"
 

@@ -183,14 +183,14 @@ class Measurement:
         return [f"seed {network.spec.seed}: {network.error}" for network in self.networks() if network.error]
 
     def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
-        """Accuracies (seeds, epochs) of the runs; None for ensembles and without complete runs."""
+        """Accuracies of the runs, NaN where not measured; None for ensembles and without complete runs."""
         import numpy as np
 
         runs = self.complete_runs()
         if not runs or len(runs[0]) > 1:
             return None
         column = "test_accuracy" if self.on_test_rows else "validation_accuracy"
-        return np.array([[row[column] for row in network.history()] for (network,) in runs])
+        return np.array([[row.get(column, np.nan) for row in network.history()] for (network,) in runs])
 
 
 def run(context: StageContext) -> dict[str, Any]:
