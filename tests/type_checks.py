@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import typing
+from pathlib import Path
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -10,13 +11,22 @@ from jaxtyping import install_import_hook
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for static type checkers
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def import_checked():
-    """Import all modules of the pipeline so that a call of a function with arguments of wrong types is an error."""
+    """Import all modules of the pipeline, so that calling a function with arguments of wrong types is an error.
+
+    This applies to the modules with arrays in their annotations. Static checks suffice for the others, whose many small
+    calls the checks would make slow: they would take a tenth of the time of the tests.
+    """
     # Not below, with TYPE_CHECKING: the oldest Pillow has an import cycle then.
     import matplotlib.figure  # noqa: F401
     import torch  # noqa: F401
 
-    install_import_hook("pipeline", f"{__name__}.check_types")
+    paths = [path for path in ROOT.glob("pipeline/**/*.py") if "from pipeline.shapes import" in path.read_text()]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    install_import_hook(names, f"{__name__}.check_types")
     import pipeline
     from pipeline import workflow  # noqa: F401  # for the type checker, it and its declarations import each other
 
