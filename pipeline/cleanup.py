@@ -77,7 +77,8 @@ def _used_by_recipes(workspace: Path, stages: Mapping[str, Stage], assignments: 
             continue
         for stage in stages.values():
             if stage.folder:
-                used |= {workflow.folder(stage), store.published_dir(workflow.folder(stage))}
+                folder = workflow.folder(stage)
+                used |= {folder, store.published_dir(folder)}
     return used
 
 

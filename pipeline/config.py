@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -79,9 +80,10 @@ class ConfigError(UserError):
     """A mistake in a recipe file or in `--set`; the message is one line."""
 
 
-def recipe_names() -> list[str]:
+@functools.cache
+def recipe_names() -> tuple[str, ...]:
     """Return the names of the built-in recipes in order: their paths below `recipes/` without `.toml`."""
-    return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml"))
+    return tuple(sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml")))
 
 
 def recipes_in(folder: str) -> list[str]:
