@@ -72,7 +72,7 @@ class TestBuiltInRecipes:
     def test_list_shows_each_recipe_with_a_description(self, command):
         run = command("--list")
         assert run.code == 0
-        assert [line.split("  ")[0] for line in run.lines()] == config.recipe_names()
+        assert [line.split("  ")[0] for line in run.lines()] == list(config.recipe_names())
         assert all(line.split("  ", 1)[1].strip() for line in run.lines())
 
     def test_folders_are_expanded_in_order(self):

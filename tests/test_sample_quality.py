@@ -34,13 +34,13 @@ def test_a_feature_that_is_always_zero_is_no_problem():
 
 def test_is_among_compares_with_the_distance_of_the_kth_neighbour():
     points = 1.5 * RANDOM.normal(size=(50, 6)).astype(np.float32)
+    radii = []
+    for i in range(len(FEATURES)):
+        radii.append(sorted(np.linalg.norm(FEATURES[i] - FEATURES[j]) for j in range(len(FEATURES)) if j != i)[2])
     expected = []
     for point in points:
-        inside = False
-        for i in range(len(FEATURES)):
-            radius = sorted(np.linalg.norm(FEATURES[i] - FEATURES[j]) for j in range(len(FEATURES)) if j != i)[2]
-            inside |= np.linalg.norm(point - FEATURES[i]) <= radius
-        expected.append(bool(inside))
+        distances = [np.linalg.norm(point - feature) for feature in FEATURES]
+        expected.append(any(distance <= radius for distance, radius in zip(distances, radii, strict=True)))
     assert is_among(points, FEATURES).tolist() == expected and 0 < np.mean(expected) < 1
 
 
