@@ -121,6 +121,7 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         )
 
     table = _read_toml(path)
+    assigned = set()
     mistakes = [f"{path.name}: {mistake}" for mistake in _remove_mistakes(table)]
     for assignment in assignments:
         changes = _parse_assignment(assignment)
@@ -129,9 +130,10 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
         for section, values in changes.items():
             table.setdefault(section, {}).update(values)
+            assigned |= {f"{section}.{field}" for field in values}
     recipe = Recipe(name=name, file=file, **table)
     source = f"{path.name} with --set" if assignments else path.name
-    mistakes += [f"{source}: {contradiction}" for contradiction in find_contradictions(recipe)]
+    mistakes += [f"{source}: {contradiction}" for contradiction in find_contradictions(recipe, assigned)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return recipe

@@ -1,6 +1,6 @@
 """Settings that exclude each other, or that have no effect because of another."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pipeline.settings import SECTIONS, TRANSFER_MODELS, Affine, Augment, Gan, Generate, Model, Predict, Recipe
 
@@ -8,8 +8,12 @@ from pipeline.settings import SECTIONS, TRANSFER_MODELS, Affine, Augment, Gan, G
 _WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
 
 
-def find_contradictions(recipe: Recipe) -> Iterator[str]:
-    """Yield a message for settings that exclude each other, and for each one that has no effect because of another."""
+def find_contradictions(recipe: Recipe, assigned: Collection[str] = ()) -> Iterator[str]:
+    """Yield a message for settings that exclude each other, and for each one that has no effect because of another.
+
+    assigned: the names of the settings in `--set`. Some settings without effect are only refused there, so that another
+        optimizer, or a single shift, can be selected for a recipe that contains them.
+    """
     split, model, ensemble, train = recipe.split, recipe.model, recipe.ensemble, recipe.train
     estimate, models = recipe.estimate, recipe.ensemble.models or (recipe.model.name,)
     if train.fit_all and train.checkpoint_selection == "best":
@@ -61,6 +65,18 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
         ("train.lr_gamma", train.lr_gamma != 1, "train.schedule is exponential", train.schedule == "exponential"),
         ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
+        (
+            "train.muon_learning_rate",
+            "train.muon_learning_rate" in assigned,
+            "train.optimizer is muon",
+            train.optimizer == "muon",
+        ),
+        (
+            "predict.shift_margin",
+            "predict.shift_margin" in assigned,
+            "predict.shifts contains several shifts",
+            len(recipe.predict.shifts) > 1,
+        ),
         ("train.ema_decay", train.ema_decay, "train.swa_fraction is more than 0", train.swa_fraction > 0),
         ("model.layers", model.layers, "model.name is layers", "layers" in models),
         ("model.pretrained", model.pretrained != defaults.pretrained, transfer, is_transfer),

@@ -228,11 +228,17 @@ class TestAssignments:
             ("ladder/lenet", "model.dropout=0.3", "model.layers contains dropout"),
             ("best", "model.view=wide", "ensemble.views is empty"),
             ("quick", "generate.samples=100", "gan.architecture is set"),
+            ("dropout_cnn", "train.muon_learning_rate=0.1", "train.optimizer is muon"),
+            ("dropout_cnn", "predict.shift_margin=0.5", "several shifts"),
         ],
     )
     def test_settings_without_effect_are_refused(self, name, assignment, condition):
         with pytest.raises(ConfigError, match=condition):
             config.load_recipe(name, [assignment])
+
+    def test_settings_of_muon_and_of_shifts_can_be_left_in_a_recipe(self):
+        recipe = config.load_recipe("quick", ["train.optimizer=adamw", "predict.shifts=[[0, 0]]"])
+        assert recipe.train.muon_learning_rate == 0.06 and recipe.predict.shift_margin == 0.7
 
 
 class TestSchema:
