@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ def why_unusable(device: str) -> str:
             "https://pytorch.org/get-started/locally"
         )
     try:
-        torch.cuda.init()
+        with warnings.catch_warnings(action="ignore"):  # of unsupported GPUs, which `usable_gpus` detects
+            torch.cuda.init()
     except Exception as error:  # PyTorch raises RuntimeError or AssertionError, with these texts
         return _explain_missing_gpu(str(error))
     if usable_gpus():
@@ -180,9 +182,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return any(text in str(error) for text in ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"))
 
 
-def out_of_memory(section: str) -> StageError:
-    """The error if the memory of a GPU is too small. section: of the settings, "train" or "gan"."""
-    advice = ", or, for several networks, --set ensemble.networks_per_gpu=1" if section == "train" else ""
+def out_of_memory(section: str, can_share: bool = False) -> StageError:
+    """The error if the memory of a GPU is too small.
+
+    section: of the settings, "train" or "gan".
+    can_share: whether several networks may have shared the GPU.
+    """
+    advice = ", or, for several networks, --set ensemble.networks_per_gpu=1" if can_share else ""
     return StageError(f"the memory of the GPU is too small: try a smaller {section}.batch_size{advice}")
 
 

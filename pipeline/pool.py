@@ -148,7 +148,8 @@ def _take_gpu(locks: str, gpus: tuple[int, ...], n_workers: int) -> filelock.Bas
             lock = filelock.FileLock(os.path.join(locks, str(number)), timeout=0)
             with contextlib.suppress(filelock.Timeout):
                 lock.acquire()
-                torch.cuda.set_device(gpus[number % len(gpus)])
+                with warnings.catch_warnings(action="ignore"):  # of unsupported GPUs, while CUDA starts
+                    torch.cuda.set_device(gpus[number % len(gpus)])
                 _own_gpus.add(gpus[number % len(gpus)])
                 return lock
         time.sleep(0.1)  # a process that is replaced has not ended yet

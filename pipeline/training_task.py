@@ -132,7 +132,8 @@ def train_network(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory("gan" if isinstance(task.spec, GanSpec) else "train") from None
+            is_gan = isinstance(task.spec, GanSpec)
+            raise out_of_memory("gan" if is_gan else "train", can_share=not is_gan) from None
 
 
 @dataclass

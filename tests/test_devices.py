@@ -3,6 +3,7 @@
 import os
 import subprocess
 import types
+import warnings
 
 import pytest
 import torch
@@ -88,6 +89,12 @@ def test_a_gpu_that_does_not_compute_is_explained(cuda, gpus, init_error, cause,
     with pytest.raises(StageError) as raised:
         devices.choose_device("cuda")
     assert cause in str(raised.value) and str(raised.value).endswith("omit --device or use --device cpu")
+
+
+def test_pytorchs_warnings_of_unsupported_gpus_are_not_shown(cuda, monkeypatch, recwarn):
+    cuda({"Tesla P100": NO_KERNELS})
+    monkeypatch.setattr(torch.cuda, "init", lambda: warnings.warn("Found GPU0, which is too old", stacklevel=1))
+    assert "Tesla P100" in devices.why_unusable("cuda") and not recwarn.list
 
 
 def test_hidden_gpus_are_explained(cuda, monkeypatch):

@@ -1,5 +1,6 @@
 """gan_training: a plain loop as the oracle, losses by their definitions, resuming bit for bit, images of each epoch."""
 
+import contextlib
 import copy
 import io
 
@@ -38,6 +39,27 @@ def fit(gan, checkpoint=None):
         TRAINING, gan, "cpu", checkpoint, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
     )
     return result, checkpoints
+
+
+@pytest.mark.parametrize("gan", [DENSE, CONVOLUTIONAL], ids=["dense", "convolutional"])
+def test_everything_is_computed_with_the_settings_of_the_training(gan, monkeypatch):
+    """Also the batch-norm statistics of the averaged weights, which are estimated after the last epoch."""
+    are_set = []
+
+    @contextlib.contextmanager
+    def library_settings(*arguments, **options):
+        are_set.append(True)
+        yield
+        are_set.pop()
+
+    def generating(trainer):
+        assert are_set
+        return original(trainer)
+
+    original = GanTrainer.generating
+    monkeypatch.setattr(gan_training, "library_settings", library_settings)
+    monkeypatch.setattr(GanTrainer, "generating", generating)
+    fit(gan)
 
 
 def test_weights_and_losses_are_those_of_a_plain_loop():

@@ -1,6 +1,7 @@
 """Training on a CUDA GPU (`pytest -m gpu`): the CPU as the oracle, resuming, several processes."""
 
 import copy
+import itertools
 import shutil
 import subprocess
 import sys
@@ -192,12 +193,15 @@ def read_context(workspace, recipe):
 
 
 def test_two_processes_on_one_card(tmp_path):
-    settings = ("train.epochs=3", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
+    settings = ("train.epochs=6", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
     options = [word for setting in settings for word in ("--set", setting)]
     outcome = run(tmp_path, "--stage", "all", "--recipe", "quick", *options)
     assert outcome.returncode == 0, outcome.stderr
     assert "(4 of 4)" in outcome.stdout and read_context(tmp_path, "quick")["networks_per_gpu"] == 2
-    assert len(list(tmp_path.glob("data/networks/*/manifest.json"))) == 4
+    logs = [path.read_text().splitlines() for path in tmp_path.glob("data/networks/*/log.txt")]
+    times = sorted((log[0].split()[0], log[-1].split()[0]) for log in logs)
+    assert len(times) == 4
+    assert any(start < end for (_, end), (start, _) in itertools.pairwise(times)), f"one after another: {times}"
 
 
 def test_two_epochs_of_dropout_cnn(tmp_path):

@@ -24,7 +24,7 @@ class TrainingArrays:
     validation_images: UInt8[np.ndarray, "n 28 28"] | Float16[np.ndarray, "n ..."] | None = None
     validation_labels: UInt8[np.ndarray, " n"] | None = None
     folds: UInt8[np.ndarray, " rows"] | None = None
-    # If given, the accuracy on them is measured after each epoch.
+    # If given, the accuracy on them is measured when an epoch is validated.
     test_images: UInt8[np.ndarray, "t 28 28"] | Float16[np.ndarray, "t ..."] | None = None
     test_labels: UInt8[np.ndarray, " t"] | None = None
 

@@ -70,7 +70,7 @@ def fit_gan(
                 f"generator loss {row['generator_loss']:.3f}, discriminator loss {row['discriminator_loss']:.3f}"
             )
             on_epoch(trainer.state_dict())
-    return GanResult(trainer.generating().state_dict(), trainer.history, trainer.frames)
+        return GanResult(trainer.generating().state_dict(), trainer.history, trainer.frames)
 
 
 class GanTrainer:

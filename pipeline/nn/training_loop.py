@@ -1,8 +1,8 @@
 """The training loop: mini-batches of images that stay on the device, with validation between epochs.
 
-The loop waits for the device once per epoch, and opens no files. After each epoch it passes a checkpoint to a callback.
-A training that continues from a checkpoint gives the same result as an uninterrupted one: every epoch seeds the random
-number generators with (seed, epoch), so that their state is not needed.
+The loop waits for the device only between epochs, and opens no files. After each epoch it passes a checkpoint to a
+callback. A training that continues from a checkpoint gives the same result as an uninterrupted one: every epoch seeds
+the random number generators with (seed, epoch), so that their state is not needed.
 """
 
 import copy

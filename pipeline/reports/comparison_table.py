@@ -35,7 +35,7 @@ NOTES = (
     "Difference from baseline: the accuracy minus that of the recipe that this recipe changes. The p-value is that of "
     f"Welch's t-test over seeds on these rows; * marks a p-value below {SIGNIFICANCE_LEVEL} after Holm's correction "
     "over the differences in this table. The 95% interval is wider than the test: it covers new seeds and new rows.",
-    "Training time: includes validation after each epoch, with several networks trained in parallel. Compare these "
+    "Training time: includes validation, with several networks trained in parallel. Compare these "
     "times only with each other. The features of frozen layers, which are computed once, are not included.",
 )
 

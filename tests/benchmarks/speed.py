@@ -46,10 +46,10 @@ def main():
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     if options.device == "cuda":
-        import torch
+        from pipeline.devices import why_unusable
 
-        if not torch.cuda.is_available():
-            parser.error("--device cuda: this machine has no CUDA device")
+        if reason := why_unusable("cuda"):
+            parser.error(f"--device cuda: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         archive, source = _find_data(Path(folder))
         print(f"data: {source}; {_describe_machine(options.device)}", flush=True)
@@ -84,13 +84,11 @@ class Benchmark:
         self.folder, self.archive, self.options, self.save = folder, archive, options, save
 
     def measure(self, side, part, timeout=None, **more):
-        """The result of a measurement: "value" and "peak" (megabytes). Raises subprocess.TimeoutExpired."""
+        """The result of a measurement: "value" and "peak" (megabytes). Raises subprocess.SubprocessError."""
         task = {"side": side, "part": part, "folder": str(self.folder), "archive": str(self.archive)}
         task |= {"device": self.options.device, "quick": self.options.quick, "start": time.time(), **more}
         command = [sys.executable, "-m", "tests.benchmarks.sides", json.dumps(task)]
-        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=timeout)
-        if process.returncode:
-            raise SystemExit(f"error: {side} {part} failed with exit code {process.returncode}")
+        process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=timeout, check=True)
         return json.loads(process.stdout.splitlines()[-1])
 
     def speed(self):
@@ -99,13 +97,18 @@ class Benchmark:
         print(columns, flush=True)
         results = {}
         for part in self.options.part or (PARTS if self.options.device == "cpu" else GPU_PARTS):
-            if pairs := self._measure_pairs(part):
-                results[part] = summarize(part, pairs)
-                print(_format_row(part, results[part]), flush=True)
-            else:
-                results[part] = {"error": f"no pair within {MAX_GPU_PART_SECONDS} s"}
-                print(f"{part:12} {results[part]['error']}", flush=True)
+            try:
+                if pairs := self._measure_pairs(part):
+                    results[part] = summarize(part, pairs)
+                else:
+                    results[part] = {"error": f"no pair within {MAX_GPU_PART_SECONDS} s"}
+            except subprocess.CalledProcessError as error:
+                results[part] = {"error": f"a side failed with exit code {error.returncode}"}
+            error = results[part].get("error")
+            print(f"{part:12} {error}" if error else _format_row(part, results[part]), flush=True)
             self.save(results)
+        if failed := [part for part, result in results.items() if "failed" in result.get("error", "")]:
+            raise SystemExit(f"error: {', '.join(failed)} failed")
 
     def _measure_pairs(self, part):
         """The measurements of both sides in turn; on a GPU, those that end within MAX_GPU_PART_SECONDS."""
