@@ -52,6 +52,11 @@ class WorkflowMachine(RuleBasedStateMachine):
                 fresh.add(name)
         return fresh
 
+    def forget_damage_if_intact(self, name):
+        folder = (self.workspace / toy_stages.OUTPUTS[name]).parent
+        if store.read_manifest(store.published_dir(folder))[0]:
+            self.damaged.discard(name)
+
     @invariant()
     def agrees(self):
         if hasattr(self, "workspace"):
@@ -97,9 +102,7 @@ class WorkflowMachine(RuleBasedStateMachine):
         complete = toy_stages.expected(self.workspace, self.seed, self.shift)
         for name in NAMES:
             assert after[name] in (before[name], complete[name])
-            folder = (self.workspace / toy_stages.OUTPUTS[name]).parent
-            if store.read_manifest(store.published_dir(folder))[0]:
-                self.damaged.discard(name)
+            self.forget_damage_if_intact(name)
 
     @rule(seed=st.integers(0, 2))
     def change_left(self, seed):
@@ -124,6 +127,7 @@ class WorkflowMachine(RuleBasedStateMachine):
         path = self.workspace / toy_stages.OUTPUTS[name]
         if whole:
             shutil.rmtree(path.parent, ignore_errors=True)
+            self.forget_damage_if_intact(name)  # a crash may have left the previous result, which counts now
         else:
             path.unlink(missing_ok=True)
 
