@@ -12,8 +12,8 @@ from tqdm import tqdm
 from pipeline.devices import is_out_of_memory, out_of_memory
 from pipeline.nn.inference import BATCH_SIZES, predict_logits
 from pipeline.nn.models import make_network, trained_part
-from pipeline.nn.precision import library_settings
-from pipeline.nn.training_loop import FitOptions, LabelledImages, Trainer
+from pipeline.nn.precision import LARGE_BATCH, library_settings
+from pipeline.nn.training_loop import STEPS_BEFORE_GRAPH, FitOptions, LabelledImages, Trainer
 from pipeline.settings import Affine, Model, Train
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device: str = "cuda") -> int:
-    """Bytes of PyTorch's memory on the current GPU that a training needs, measured in two steps and one prediction.
+    """Bytes of PyTorch's memory on the current GPU that a training needs, measured in a few steps and one prediction.
 
     Raises StageError if the memory is too small.
     """
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
-        with library_settings(device, benchmark=True, deterministic=train.deterministic):
+        is_large = train.batch_size >= LARGE_BATCH
+        with library_settings(device, benchmark=is_large, deterministic=train.deterministic):
             copies = _take_steps(model, train, arrays, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -41,13 +42,15 @@ def measure_footprint(model: Model, train: Train, arrays: TrainingArrays, device
 
 
 def _take_steps(model: Model, train: Train, arrays: TrainingArrays, device: str) -> int:
-    """Train for two steps and predict one batch; returns the bytes of the best and the averaged weights."""
-    images, labels = torch.from_numpy(arrays.images[: train.batch_size]), arrays.labels[: train.batch_size]
-    batch = LabelledImages(images.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
+    """Train until a CUDA graph replays, predict one batch; returns the bytes of the best and the averaged weights."""
+    n_rows = 2 * train.batch_size - 1  # a whole batch, and a smaller one, which the graph does not process
+    images, labels = torch.from_numpy(arrays.images[:n_rows]), arrays.labels[:n_rows]
+    batches = LabelledImages(images.to(device), torch.from_numpy(labels.astype(np.int64)).to(device))
     network = trained_part(make_network(model, None if model.has_frozen_extractor else images))
-    trainer = Trainer(network, batch, FitOptions(train.replace(epochs=2), Affine(), device, False))
-    for _ in range(2):  # the optimizer's state exists from the end of the first step on
-        with contextlib.suppress(FloatingPointError):  # in fp16, a step may be skipped, and it is the only one
+    train = train.replace(epochs=STEPS_BEFORE_GRAPH + 1, hard_example_fraction=1)
+    trainer = Trainer(network, batches, FitOptions(train, Affine(), device, False))
+    for _ in range(train.epochs):
+        with contextlib.suppress(FloatingPointError):  # in fp16, a step may be skipped, and few steps are allowed to be
             trainer.train_epoch(tqdm(disable=True))
     inputs = torch.zeros(BATCH_SIZES[device], *images.shape[1:], dtype=images.dtype, device=device)
     predict_logits(network, inputs, device, train.precision)

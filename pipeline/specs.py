@@ -17,6 +17,7 @@ TRAINING_CODE = (
     "dataset.training_arrays",
     "dataset.views",
     "nn.averaging",
+    "nn.cuda_graph",
     "nn.epochs",
     "nn.inference",
     "nn.initialization",

@@ -245,7 +245,7 @@ def _fit_classifier(session: _Session, spec: NetworkSpec, arrays: TrainingArrays
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
     if isinstance(network, TransferNetwork) and spec.model.has_frozen_extractor:
         numbers["extractor"] = hash_weights(network.extractor)  # of the features in data/features/
-    settings = describe_settings(session.device, train.precision, train.deterministic)
+    settings = describe_settings(session.device, train.precision, train.batch_size, train.deterministic)
     state_dict = network.state_dict() | result.state_dict
     outcome = session.outcome(state_dict, metadata, result.history, numbers, settings)
     if result.record:
@@ -265,7 +265,7 @@ def _fit_gan(session: _Session, spec: GanSpec, arrays: TrainingArrays) -> Traini
         "precision": gan.precision,
         "parameters": sum(tensor.numel() for tensor in result.state_dict.values() if tensor.is_floating_point()),
     }
-    settings = describe_settings(session.device, gan.precision, gan.deterministic)
+    settings = describe_settings(session.device, gan.precision, gan.batch_size, gan.deterministic)
     outcome = session.outcome(
         result.state_dict, {"gan": gan.model_dump(mode="json")}, result.history, numbers, settings
     )

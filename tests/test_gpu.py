@@ -54,10 +54,10 @@ def on_device(device, n_rows=300):
     return LabelledImages(torch.from_numpy(IMAGES[:n_rows]).to(device), labels.to(device))
 
 
-def fit(device, train=BASE, model=CONVOLUTIONS, checkpoint=None, n_rows=300):
+def fit(device, train=BASE, model=CONVOLUTIONS, checkpoint=None, n_rows=300, affine=None):
     """The result of a training, and its checkpoints."""
     training_loop.seed_everything(train.seed)
-    options, checkpoints = FitOptions(train, Affine(), device, progress_bar=False), []
+    options, checkpoints = FitOptions(train, affine or Affine(), device, progress_bar=False), []
     data = on_device(device, n_rows)
     result = training_loop.fit(
         make_network(model), data, data, options, checkpoint=checkpoint,
@@ -121,6 +121,30 @@ def test_a_deterministic_training_continues_with_the_same_weights(used):
     resumed, _ = fit("cuda", train, checkpoint=checkpoints[1])
     assert equal(whole.state_dict, again.state_dict) and equal(whole.state_dict, resumed.state_dict)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("used", "optimizer"), [("fp32", "muon"), ("fp16", "adam"), ("bf16", "sgd")])
+@pytest.mark.usefixtures("skip_without_bf16")
+def test_replaying_a_graph_gives_the_same_weights(monkeypatch, used, optimizer):
+    """Six whole batches per epoch, and a smaller one that is never replayed; dropout and distortions are random."""
+    train = BASE.replace(epochs=3, batch_size=45, precision=used, deterministic=True, optimizer=optimizer)
+    replays = []
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", _counted(torch.cuda.CUDAGraph.replay, replays))
+    replayed, _ = fit("cuda", train, affine=Affine(rotation=10, shift=2))
+    n_replayed = 18 - training_loop.STEPS_BEFORE_GRAPH
+    # The graph of Muon, which reads the gradients, is replayed after the smaller batches, too.
+    assert len(replays) == n_replayed + (n_replayed + 3 if optimizer == "muon" else 0)
+    monkeypatch.setattr(training_loop, "LARGE_BATCH", 0)
+    launched, _ = fit("cuda", train, affine=Affine(rotation=10, shift=2))
+    assert replayed.history == launched.history and equal(replayed.state_dict, launched.state_dict)
+
+
+def _counted(function, calls):
+    def call(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call
 
 
 class ForbidWaits(training_loop.tqdm):

@@ -66,7 +66,15 @@ def test_precision_elsewhere():
 )
 def test_memory_format(device, used, expected):
     assert precision.choose_memory_format(device, used) == getattr(torch, expected)
-    assert precision.describe_settings(device, used, False)["memory_format"] == expected
+    assert precision.describe_settings(device, used, 128, False)["memory_format"] == expected
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "deterministic", "expected"), [(128, False, False), (4096, False, True), (4096, True, False)]
+)
+def test_cudnn_tries_algorithms_for_large_batches(batch_size, deterministic, expected):
+    settings = precision.describe_settings("cuda", "bf16", batch_size, deterministic)
+    assert settings["cudnn_benchmark"] is expected
 
 
 def read_library_settings():

@@ -17,7 +17,7 @@ from pipeline.dataset.memory import keep_freed_memory
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
 from pipeline.nn.epochs import split_into_batches
 from pipeline.nn.generators import N_CLASSES, Discriminator, as_generator_input, as_pixels, make_generator
-from pipeline.nn.precision import autocast, choose_memory_format, library_settings
+from pipeline.nn.precision import LARGE_BATCH, autocast, choose_memory_format, library_settings
 from pipeline.nn.training_loop import BAR_FORMAT, Checkpoint, LabelledImages, seed_everything
 from pipeline.settings import Gan
 from pipeline.shapes import Float, Float32, Int64, UInt8
@@ -60,7 +60,7 @@ def fit_gan(
     n_steps = len(trainer.batch_sizes) * gan.epochs
     initial = len(trainer.batch_sizes) * trainer.epoch
     with (
-        library_settings(device, benchmark=True, deterministic=gan.deterministic),
+        library_settings(device, benchmark=gan.batch_size >= LARGE_BATCH, deterministic=gan.deterministic),
         tqdm(total=n_steps, initial=initial, bar_format=BAR_FORMAT, disable=None if progress_bar else True) as progress,
     ):
         while trainer.epoch < gan.epochs:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from pipeline.nn.cuda_graph import record
 from pipeline.settings import Train
 from pipeline.shapes import Float32
 
@@ -47,10 +48,30 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, weights: Iterable[Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.9) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.directions: list[Tensor] = []  # of the step, for each weight
+        self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the weights by their gradients."""
+        if self.graph:
+            self.graph.replay()
+        else:
+            self._compute_directions()
+        directions = iter(self.directions)
+        for group in self.param_groups:
+            for weight, direction in zip(group["params"], directions, strict=False):
+                scale = max(1, len(weight) / (weight.numel() // len(weight))) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(direction, alpha=-group["lr"] * scale)
+
+    def record_graph(self) -> None:
+        """Record the computation of directions as a CUDA graph; gradients must stay in their present tensors."""
+        self.graph = record(self._compute_directions)
+
+    @torch.no_grad()
+    def _compute_directions(self) -> None:
+        self.directions = []
         for group in self.param_groups:
             for weight in group["params"]:
                 state = self.state[weight]
@@ -58,10 +79,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 update = weight.grad.lerp(state["momentum"], group["momentum"])
-                matrix = update.reshape(len(update), -1)
-                scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonalize(matrix).view_as(update), alpha=-group["lr"] * scale)
+                self.directions.append(orthogonalize(update.reshape(len(update), -1)).view_as(update))
 
 
 def orthogonalize(matrix: Float32[Tensor, "rows columns"]) -> Float32[Tensor, "rows columns"]:

@@ -72,7 +72,7 @@ def augment_ours(task):
     def write():
         chunks = itertools.chain.from_iterable(transforms.transform_images(images, variant) for variant in variants)
         shape = (len(images) * len(variants), 28, 28)
-        store.write_array(Path(task["folder"]) / "augmented.npy", shape, np.uint8, chunks)
+        store.write_array_chunks(Path(task["folder"]) / "augmented.npy", shape, np.dtype(np.uint8), chunks)
 
     return _time(write)
 
