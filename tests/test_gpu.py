@@ -217,7 +217,7 @@ def read_context(workspace, recipe):
 
 
 def test_two_processes_on_one_card(tmp_path):
-    settings = ("train.epochs=6", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
+    settings = ("train.epochs=100", "ensemble.seeds=4", "ensemble.networks_per_gpu=2")
     options = [word for setting in settings for word in ("--set", setting)]
     outcome = run(tmp_path, "--stage", "all", "--recipe", "quick", *options)
     assert outcome.returncode == 0, outcome.stderr
