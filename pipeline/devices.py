@@ -192,6 +192,16 @@ def out_of_memory(section: str, can_share: bool = False) -> StageError:
     return StageError(f"the memory of the GPU is too small: try a smaller {section}.batch_size{advice}")
 
 
+def release_memory() -> None:
+    """Return the unused memory of this process on the current GPU, for the other processes that use it."""
+    import torch
+
+    # PyTorch 2.11 keeps the workspaces that cuBLAS has allocated while a CUDA graph was recorded.
+    if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # missing without CUDA
+        clear()
+    torch.cuda.empty_cache()
+
+
 def networks_per_gpu(footprint: int) -> int:
     """How many trainings that need `footprint` bytes of PyTorch's memory to run on each GPU at the same time."""
     import torch

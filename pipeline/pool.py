@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from pipeline.devices import choose_device, usable_gpus
+from pipeline.devices import choose_device, release_memory, usable_gpus
 from pipeline.errors import StageError
 
 IDLE_TIMEOUT = 5  # seconds after which a process without work ends
@@ -183,7 +183,7 @@ def worker(parent: int, device: str, threads: int) -> Iterator[str]:
             torch.set_num_threads(threads_before)
             if device == "cuda":
                 with contextlib.suppress(RuntimeError):  # after an error of CUDA, the first one is the one to report
-                    torch.cuda.empty_cache()  # for the other processes on this GPU
+                    release_memory()
 
 
 def require_parent(parent: int) -> None:

@@ -32,7 +32,7 @@ from pipeline.imagenet import input_name, read_weights
 from pipeline.nn.extraction import hash_weights
 from pipeline.nn.initialization import make_initial_network
 from pipeline.nn.models import TransferNetwork, serialize_network, trained_part
-from pipeline.nn.precision import choose_precision, describe_settings
+from pipeline.nn.precision import LARGE_BATCH, choose_precision, describe_settings, keeps_gpu_busy
 from pipeline.nn.training_loop import (
     Checkpoint,
     FitOptions,
@@ -245,7 +245,8 @@ def _fit_classifier(session: _Session, spec: NetworkSpec, arrays: TrainingArrays
     } | {name: value for name, value in kept.items() if name.startswith("validation")}
     if isinstance(network, TransferNetwork) and spec.model.has_frozen_extractor:
         numbers["extractor"] = hash_weights(network.extractor)  # of the features in data/features/
-    settings = describe_settings(session.device, train.precision, train.batch_size, train.deterministic)
+    is_large = keeps_gpu_busy(trained_part(network), train.batch_size)
+    settings = describe_settings(session.device, train.precision, is_large, train.deterministic)
     state_dict = network.state_dict() | result.state_dict
     outcome = session.outcome(state_dict, metadata, result.history, numbers, settings)
     if result.record:
@@ -265,7 +266,7 @@ def _fit_gan(session: _Session, spec: GanSpec, arrays: TrainingArrays) -> Traini
         "precision": gan.precision,
         "parameters": sum(tensor.numel() for tensor in result.state_dict.values() if tensor.is_floating_point()),
     }
-    settings = describe_settings(session.device, gan.precision, gan.batch_size, gan.deterministic)
+    settings = describe_settings(session.device, gan.precision, gan.batch_size >= LARGE_BATCH, gan.deterministic)
     outcome = session.outcome(
         result.state_dict, {"gan": gan.model_dump(mode="json")}, result.history, numbers, settings
     )

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pipeline import config, devices
-from pipeline.nn import epochs, gan_training, training_loop
+from pipeline.nn import epochs, gan_training, precision, training_loop
 from pipeline.nn.models import Head, make_network, trained_part
 from pipeline.nn.training_loop import FitOptions, LabelledImages
 
@@ -111,6 +111,6 @@ def test_no_wait_within_an_epoch_on_fake_cuda_tensors(monkeypatch, recipe):
     Of the GANs, which create their networks themselves, test_gpu.py tests this on the GPU.
     """
     monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 0)
-    monkeypatch.setattr(training_loop, "LARGE_BATCH", 0)  # a replay would hide what is counted
+    monkeypatch.setattr(precision, "LARGE_BATCH", 0)  # a replay would hide what is counted
     few, many = (count_waits(recipe, n_batches, "cuda", "bf16") for n_batches in (3, 6))
     assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH

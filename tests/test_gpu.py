@@ -15,7 +15,7 @@ from pipeline import devices, store
 from pipeline.config import load_recipe
 from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.footprint import measure_footprint
-from pipeline.nn import training_loop
+from pipeline.nn import precision, training_loop
 from pipeline.nn.extraction import extract_features
 from pipeline.nn.gan_training import GanTrainer, fit_gan
 from pipeline.nn.inference import predict_logits
@@ -134,7 +134,7 @@ def test_replaying_a_graph_gives_the_same_weights(monkeypatch, used, optimizer):
     n_replayed = 18 - training_loop.STEPS_BEFORE_GRAPH
     # The graph of Muon, which reads the gradients, is replayed after the smaller batches, too.
     assert len(replays) == n_replayed + (n_replayed + 3 if optimizer == "muon" else 0)
-    monkeypatch.setattr(training_loop, "LARGE_BATCH", 0)
+    monkeypatch.setattr(precision, "LARGE_BATCH", 0)
     launched, _ = fit("cuda", train, affine=Affine(rotation=10, shift=2))
     assert replayed.history == launched.history and equal(replayed.state_dict, launched.state_dict)
 

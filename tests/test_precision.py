@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline import config
-from pipeline.nn import precision, training_loop
+from pipeline.nn import cuda_graph, precision, training_loop
 from pipeline.nn.inference import as_input
-from pipeline.nn.models import make_network
+from pipeline.nn.models import make_network, trained_part
 from pipeline.nn.training_loop import FitOptions
 from pipeline.settings import Model
 from tests.test_training_loop import BASE, TRAINING, fit
@@ -66,15 +66,48 @@ def test_precision_elsewhere():
 )
 def test_memory_format(device, used, expected):
     assert precision.choose_memory_format(device, used) == getattr(torch, expected)
-    assert precision.describe_settings(device, used, 128, False)["memory_format"] == expected
+    assert precision.describe_settings(device, used, True, False)["memory_format"] == expected
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "deterministic", "expected"), [(128, False, False), (4096, False, True), (4096, True, False)]
+    ("model", "batch_size", "expected"),
+    [
+        (Model(name="small_cnn"), 256, False),
+        (Model(name="small_cnn"), 4096, True),
+        (Model(name="alexnet", frozen="nothing", side=64), 32, False),
+        (Model(name="alexnet", frozen="nothing", side=224), 32, True),
+        (Model(name="alexnet", side=224), 32, False),  # trained on features
+    ],
 )
-def test_cudnn_tries_algorithms_for_large_batches(batch_size, deterministic, expected):
-    settings = precision.describe_settings("cuda", "bf16", batch_size, deterministic)
-    assert settings["cudnn_benchmark"] is expected
+def test_steps_that_keep_a_gpu_busy(model, batch_size, expected):
+    with torch.device("meta"):
+        network = trained_part(make_network(model))
+    assert precision.keeps_gpu_busy(network, batch_size) is expected
+
+
+def test_an_error_while_a_graph_is_recorded_keeps_its_cause(monkeypatch):
+    class FailingGraph:
+        """As PyTorch's: after an error, the end of the recording raises another one."""
+
+        def __init__(self, graph, stream):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    for name, value in {"CUDAGraph": object, "Stream": object, "graph": FailingGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def fail():
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        cuda_graph.record(fail)
+    with pytest.raises(RuntimeError, match="previous error"):
+        cuda_graph.record(lambda: None)
 
 
 def read_library_settings():

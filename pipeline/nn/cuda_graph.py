@@ -14,6 +14,11 @@ def record(function: Callable[[], None]) -> torch.cuda.CUDAGraph:
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-        function()
+    try:
+        # With a stream of its own, a graph shares no workspace of cuBLAS with another graph, which may end before it.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            function()
+    except RuntimeError as error:
+        # The end of a recording that has failed raises an error without the cause.
+        raise error.__context__ or error from None
     return graph

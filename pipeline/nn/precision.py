@@ -5,14 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# A training step with at least this number of images keeps a GPU busy. In smaller steps, the CPU takes longer to launch
-# the kernels than the GPU to execute them: they are replayed as CUDA graphs. Only for large steps does cuDNN try
-# several algorithms. On an H200, this took 1 to 7 s in each process; it made the steps of `dropout_cnn` (4,096 images)
-# 7% faster, those of `modern/` 3 to 5%, and those of `quick` and `standard` no faster.
-LARGE_BATCH = 2048
+LARGE_BATCH = 2048  # images of 28x28 pixels
 
 
 def choose_precision(precision: str, device: str) -> str:
@@ -44,6 +41,17 @@ def inference_precision(precision: str, device: str) -> str:
     Without instructions for it, fp32 is faster, and at least as exact.
     """
     return precision if is_fast(precision, device) else "fp32"
+
+
+def keeps_gpu_busy(network: nn.Module, batch_size: int) -> bool:
+    """Whether a training step has so many pixels that launching its kernels takes the CPU less time than the GPU takes.
+
+    Other steps are replayed as CUDA graphs. cuDNN tries several algorithms for large steps only: on an H200, this took
+    1 to 7 s in each process; it made the steps of `dropout_cnn` (4,096 images) 7% faster, those of `modern/` 3 to 5%,
+    and those of `quick` and `standard` no faster.
+    """
+    side = getattr(network, "side", 28)  # a network for ImageNet enlarges the images
+    return bool(batch_size * side**2 >= LARGE_BATCH * 28**2)
 
 
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[None]:
@@ -91,10 +99,9 @@ def library_settings(device: str, benchmark: bool = False, deterministic: bool =
         torch.utils.deterministic.fill_uninitialized_memory = fill_memory  # type: ignore[attr-defined]
 
 
-def describe_settings(device: str, precision: str, batch_size: int, deterministic: bool) -> dict[str, Any]:
+def describe_settings(device: str, precision: str, benchmark: bool, deterministic: bool) -> dict[str, Any]:
     """The choices above for a training, as JSON can hold them."""
     settings: dict[str, Any] = {"memory_format": str(choose_memory_format(device, precision)).split(".")[1]}
     if device == "cuda":
-        is_large = batch_size >= LARGE_BATCH
-        settings |= {"tf32": False, "cudnn_benchmark": is_large and not deterministic, "deterministic": deterministic}
+        settings |= {"tf32": False, "cudnn_benchmark": benchmark and not deterministic, "deterministic": deterministic}
     return settings

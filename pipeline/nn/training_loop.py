@@ -24,7 +24,7 @@ from pipeline.nn.cuda_graph import record
 from pipeline.nn.epochs import rows_per_epoch, select_rows, select_validated_epochs, split_into_batches
 from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.optimizers import Muon, make_optimizers
-from pipeline.nn.precision import LARGE_BATCH, autocast, choose_memory_format, library_settings
+from pipeline.nn.precision import autocast, choose_memory_format, keeps_gpu_busy, library_settings
 from pipeline.nn.recorder import RECORDED_BATCHES, RECORDED_EPOCHS, Recorder
 from pipeline.settings import Affine, Train
 from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
@@ -103,13 +103,12 @@ def fit(
     """
     if options.device == "cpu":
         keep_freed_memory()
-    train, is_large = options.train, options.train.batch_size >= LARGE_BATCH
-    trainer = Trainer(network, training, options)
+    train, trainer = options.train, Trainer(network, training, options)
     if checkpoint:
         trainer.load_state_dict(checkpoint)
     disable = None if options.progress_bar else True
     with (
-        library_settings(options.device, benchmark=is_large, deterministic=train.deterministic),
+        library_settings(options.device, benchmark=not trainer.uses_graphs, deterministic=train.deterministic),
         tqdm(total=trainer.n_steps, initial=trainer.step, bar_format=BAR_FORMAT, disable=disable) as progress,
     ):
         while trainer.epoch < train.epochs:
@@ -140,6 +139,7 @@ class Trainer:
         self.n_steps = sum(map(len, self.batch_sizes))
         self.step = self.epoch = 0  # finished
         self.sums = torch.zeros(2, device=options.device)  # over the epoch: losses, skipped steps
+        self.uses_graphs = options.device == "cuda" and not keeps_gpu_busy(network, train.batch_size)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_rows = torch.empty(0)  # of the batch that the graph computes the gradients of
         self.n_full_batches = 0  # in this process
@@ -189,7 +189,7 @@ class Trainer:
 
     def _compute_gradients(self, rows: Int64[Tensor, " rows"]) -> None:
         """Compute the gradients of a batch; on a GPU, by replaying a CUDA graph if there is one for its size."""
-        if self.options.device == "cuda" and len(rows) == self.options.train.batch_size < LARGE_BATCH:
+        if self.uses_graphs and len(rows) == self.options.train.batch_size:
             if self.n_full_batches == STEPS_BEFORE_GRAPH:
                 self._record_graphs(rows)
             self.n_full_batches += 1
