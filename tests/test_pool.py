@@ -18,7 +18,7 @@ from tests.conftest import ENSEMBLE, TINY, write_tables
 
 ROOT = Path(__file__).parent.parent
 # Four networks that take long enough to be interrupted in the middle.
-FOUR = (*ENSEMBLE, "--set", "train.epochs=20", "--set", "train.batch_size=25")
+FOUR = (*ENSEMBLE, "--set", "train.epochs=60", "--set", "train.batch_size=25")
 RESULTS = ("weights.safetensors", "history.csv")
 
 
@@ -67,7 +67,7 @@ def in_training(workspace):
     for path in workspace.glob("data/networks/*.partial/log.txt"):
         with contextlib.suppress(FileNotFoundError):  # it was published meanwhile
             text = path.read_text()
-            if "epoch 2," in text and "epoch 10," not in text:
+            if "epoch 2," in text and "epoch 30," not in text:
                 names.append(path.parent.name.removesuffix(".partial"))
     return names
 
