@@ -162,7 +162,9 @@ def text(browser, element):
     return browser.evaluate(f"document.getElementById({json.dumps(element)}).textContent")
 
 
-@pytest.mark.parametrize("touch", [False, True], ids=["mouse", "finger"])
+@pytest.mark.parametrize(
+    "touch", [pytest.param(False, marks=pytest.mark.slow, id="mouse"), pytest.param(True, id="finger")]
+)
 def test_a_drawing_is_recognized_while_it_is_drawn(page, quick_page, touch):
     page.open(quick_page.as_uri(), 390 if touch else 1200, 844, phone=touch)
     page.requests[:] = [quick_page.as_uri()]
@@ -252,6 +254,7 @@ def contrast(first, second):
     return (high + 0.05) / (low + 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_of_both_schemes_have_enough_contrast(page, quick_page, scheme):
     page.open(quick_page.as_uri(), scheme=scheme)

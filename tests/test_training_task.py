@@ -242,7 +242,10 @@ def test_the_memory_of_a_training_is_measured(monkeypatch):
     assert measure_footprint(RECIPE.model, RECIPE.train, arrays, "cpu") == expected and calls == ["reset"]
 
 
-@pytest.mark.parametrize("recipe", ["quick", "modern/ten_layers", "ladder_failed/batch_norm", "keras/vgg"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["quick", "ladder_failed/batch_norm", "keras/vgg", pytest.param("modern/ten_layers", marks=pytest.mark.slow)],
+)
 def test_the_measurement_in_fp16_does_not_depend_on_gradients(monkeypatch, recipe):
     """A single step may overflow, in particular with batch norm on nearly equal images."""
     for function in ("empty_cache", "reset_peak_memory_stats"):

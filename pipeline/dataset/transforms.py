@@ -36,8 +36,8 @@ def list_variants(settings: Augment) -> list[Variant]:
     ]
 
 
-def transform_with_scipy(image: Float64[np.ndarray, "28 28"], variant: Variant) -> Float64[np.ndarray, "28 28"]:
-    """Transform one image: spline of order 3, 0 outside the image, not clipped.
+def transform_with_scipy(images: Float64[np.ndarray, "n 28 28"], variant: Variant) -> Float64[np.ndarray, "n 28 28"]:
+    """Transform images one by one: spline of order 3, 0 outside the image, not clipped.
 
     Sources: scipy.ndimage.shift, .rotate(reshape=False) and, for a zoom about the centre, .affine_transform.
     """
@@ -45,13 +45,14 @@ def transform_with_scipy(image: Float64[np.ndarray, "28 28"], variant: Variant) 
     options = {"order": 3, "mode": "constant", "cval": 0}
     if isinstance(amount, tuple):
         right, down = amount
-        image = scipy.ndimage.shift(image, (down, right), **options)
+        transform = functools.partial(scipy.ndimage.shift, shift=(down, right), **options)
     elif kind == "rotate":
-        image = scipy.ndimage.rotate(image, amount, reshape=False, **options)
-    elif kind == "zoom":
-        centre = (np.array(image.shape) - 1) / 2
-        image = scipy.ndimage.affine_transform(image, np.full(2, 1 / amount), centre - centre / amount, **options)
-    return image
+        transform = functools.partial(scipy.ndimage.rotate, angle=amount, reshape=False, **options)
+    else:
+        centre = (np.array(images.shape[1:]) - 1) / 2
+        zoom = {"matrix": np.full(2, 1 / amount), "offset": centre - centre / amount}
+        transform = functools.partial(scipy.ndimage.affine_transform, **zoom, **options)
+    return np.stack([transform(image) for image in images])
 
 
 def transform_images(
@@ -74,7 +75,7 @@ def _make_transform(variant: Variant, shape: tuple[int, ...]) -> Callable[[np.nd
     if isinstance(amount, tuple) and all(float(pixels).is_integer() for pixels in amount):
         return functools.partial(_shift_whole_pixels, right=int(amount[0]), down=int(amount[1]))
     units = np.eye(math.prod(shape)).reshape(-1, *shape)
-    matrix = np.stack([transform_with_scipy(unit, variant).ravel() for unit in units]).astype(np.float32)
+    matrix = transform_with_scipy(units, variant).reshape(len(units), -1).astype(np.float32)
     multiply = _make_product(matrix)
 
     def transform(images: np.ndarray) -> np.ndarray:
