@@ -37,7 +37,7 @@ def list_variants(settings: Augment) -> list[Variant]:
 
 
 def transform_with_scipy(images: Float64[np.ndarray, "n 28 28"], variant: Variant) -> Float64[np.ndarray, "n 28 28"]:
-    """Transform images one by one: spline of order 3, 0 outside the image, not clipped.
+    """Shift, rotate or zoom images one by one: spline of order 3, 0 outside the image, not clipped.
 
     Sources: scipy.ndimage.shift, .rotate(reshape=False) and, for a zoom about the centre, .affine_transform.
     """

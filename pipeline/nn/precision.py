@@ -44,11 +44,11 @@ def inference_precision(precision: str, device: str) -> str:
 
 
 def keeps_gpu_busy(network: nn.Module, batch_size: int) -> bool:
-    """Whether a training step has so many pixels that launching its kernels takes the CPU less time than the GPU takes.
+    """Whether the time of a training step is determined by the GPU's computations, not by the CPU's kernel launches.
 
-    Other steps are replayed as CUDA graphs. cuDNN tries several algorithms for large steps only: on an H200, this took
-    1 to 7 s in each process; it made the steps of `dropout_cnn` (4,096 images) 7% faster, those of `modern/` 3 to 5%,
-    and those of `quick` and `standard` no faster.
+    Smaller steps are replayed as CUDA graphs. cuDNN tries several algorithms for large steps only: on an H200, this
+    took 1 to 7 s in each process; it made the steps of `dropout_cnn` (4,096 images) 7% faster, those of `modern/` 3 to
+    5%, and those of `quick` and `standard` no faster.
     """
     side = getattr(network, "side", 28)  # a network for ImageNet enlarges the images
     return bool(batch_size * side**2 >= LARGE_BATCH * 28**2)
