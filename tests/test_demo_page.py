@@ -21,6 +21,7 @@ from pipeline.settings import Model
 from tests import oracles
 from tests.devtools import BROWSER, Page
 from tests.drawings import draw_strokes, photograph
+from tests.scenes import KINDS, draw_scenes
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: apt-get install chromium")
 ROOT = Path(__file__).parent.parent
@@ -130,13 +131,15 @@ def test_the_published_page_runs_the_pretrained_network_of_standard(browser):
 
 
 def prepared_in_page(browser, image):
-    """What prepareDigit makes of an image, or the message of its error."""
+    """What prepareDigit returns for an image, or the message of its error."""
     image = image.convert("RGBA")
     data = base64.b64encode(image.tobytes()).decode()
     script = f"""(() => {{
       const bytes = Uint8Array.from(atob("{data}"), character => character.charCodeAt(0));
-      try {{ return [...prepareDigit(bytes, {image.width}, {image.height})]; }}
-      catch (error) {{ return error.message; }}
+      try {{
+        const {{image, isDoubtful}} = prepareDigit(bytes, {image.width}, {image.height});
+        return {{pixels: [...image], isDoubtful}};
+      }} catch (error) {{ return error.message; }}
     }})()"""
     return browser.evaluate(script)
 
@@ -146,12 +149,15 @@ def test_images_are_prepared_as_by_python(page):
     images = [draw_strokes(digit, 5, 140 + 37 * digit, width=0.02 * (digit + 1)) for digit in range(10)]
     images += [draw_strokes(4, 1, colours=("#ffdd55", "#303060")), draw_strokes(6, 2, colours=("#c80000", "#006600"))]
     images += [photograph(digit, number) for number, digit in enumerate(digits)]
+    images += [image for kind in KINDS for image, _ in draw_scenes(kind, 2, 0)]
     images += [Image.fromarray(digits[0]), Image.fromarray(digits[1]).resize((31, 90))]
     for image in images:
-        expected = photos.prepare_digit(np.asarray(image.convert("RGB"))).astype(int)
-        difference = np.abs(np.array(prepared_in_page(page, image)).reshape(28, 28) - expected)
+        expected = photos.prepare_digit(np.asarray(image.convert("RGB")))
+        prepared = prepared_in_page(page, image)
+        assert prepared["isDoubtful"] == expected.is_doubtful
+        difference = np.abs(np.array(prepared["pixels"]).reshape(28, 28) - expected.image.astype(int))
         assert difference.max() <= 1  # a sum that rounds up in one language and down in the other
-        assert np.mean(difference > 0) < 0.02
+        assert np.mean(difference > 0) < 0.05
     for blank in (Image.new("RGB", (90, 60), "white"), Image.new("RGB", (5, 5), "#123456")):
         with pytest.raises(photos.NoDigit) as error:
             photos.prepare_digit(np.asarray(blank))
@@ -189,7 +195,7 @@ def test_the_image_that_the_network_sees_is_shown(page):
     shown = page.evaluate("[...element('input').getContext('2d').getImageData(0, 0, 28, 28).data]")
     drawing = page.evaluate("[...context.getImageData(0, 0, 280, 280).data]")
     pixels = np.array(drawing, np.uint8).reshape(280, 280, 4)[:, :, :3]
-    difference = np.array(shown).reshape(28, 28, 4)[:, :, 0] - photos.prepare_digit(pixels).astype(int)
+    difference = np.array(shown).reshape(28, 28, 4)[:, :, 0] - photos.prepare_digit(pixels).image.astype(int)
     assert np.abs(difference).max() <= 1
     assert page.evaluate("[...document.querySelectorAll('#maps figcaption')].map(item => item.textContent)") == [
         "Layer 1: 32 maps of 12×12",

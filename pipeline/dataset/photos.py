@@ -1,32 +1,19 @@
 """Photos and drawings of a digit, brought to the form of MNIST's images: 28x28, white on black, size and centre fixed.
 
-`pipeline/reports/demo/prepare.js` has the same procedure in JavaScript; a test compares the two.
+`prepare.js` and `search.js` in `pipeline/reports/demo/` have the same procedure in JavaScript; a test compares the two.
 """
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 from scipy import ndimage
 
-from pipeline.errors import UserError
-from pipeline.shapes import Bool, Float64, Integer, UInt8
+from pipeline.dataset.image_files import NoDigit, read_image
+from pipeline.shapes import Bool, Float64, Integer, Shaped, UInt8
 
-FORMATS = ("PNG", "JPEG")
-SUFFIXES = (".png", ".jpg", ".jpeg")  # of the files in a folder
-ROTATIONS = {  # by EXIF orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-MAX_PIXELS = 120_000_000  # of an image file: 108 megapixels is the largest camera of a phone
 SIDE, BOX = 28, 20  # pixels of MNIST's images, and of the box that the digit fits
 CENTRE = 14.0  # the pixel that MNIST's centres of mass are in: 14.0 +- 0.3 in the competition's training rows
 WORK_SIZE = 200  # longest side in pixels of the image in which the digit is searched: ten per pixel of the box
@@ -41,97 +28,199 @@ MIN_PART = 0.04  # smaller parts than this share of the largest one are dust
 # Pens are thinner than MNIST's strokes: in pixels of the box, those have a width of 2.5 in the median and of 1.6 at the
 # fifth percentile (competition's training rows, by `_stroke_width`).
 STROKE_WIDTH = 2.0
+# A sheet, a canvas or a box fills a rectangle of any angle to this share, with a longer side of the image times
+# MIN_SHEET at least. The image inside it begins at MARGIN of the shorter side.
+MIN_FILL, MIN_SHEET, MARGIN, MAX_DEPTH = 0.88, 0.2, 0.03, 4
+ANGLES = np.radians(np.arange(-45, 45))
+# What is in a sheet covers more than MIN_CONTENT of it in one direction, and less than MAX_CONTENT in the other. It is
+# no solid rectangle of more than MIN_BLOCK in both: that would be the sheet itself in a thick frame.
+MIN_CONTENT, MAX_CONTENT, MIN_BLOCK = 0.15, 0.9, 0.25
+# Ruling: at least two lines of one slope and at most MAX_LINE pixels that reach both sides of the image, and are ink to
+# this share. Gaps of up to twice MAX_GAP pixels that they leave in strokes are closed.
+SLOPES = np.arange(-24, 25) / 100
+MAX_LINE, LINE_COVERAGE, MAX_GAP = 6, 0.7, 4
+MAX_FILL = 0.85  # a digit that fills more of its rectangle, and is not a long stroke, is doubtful
+# A digit is doubtful if fewer of its outline's pixels are as sharp as EDGE times the third quartile, or if its largest
+# part is smaller than this share of it, in one direction.
+MIN_SHARP, EDGE, MIN_EXTENT = 0.9, 0.4, 0.75
+EIGHT = np.ones((3, 3))  # diagonal neighbours are connected
 
 
-class NoDigit(UserError):
-    """An image file cannot be read, or contains nothing that could be a digit."""
+class PreparedDigit(NamedTuple):
+    """A digit in MNIST's form; doubtful if it may be something else, or only a part of a digit."""
+
+    image: UInt8[np.ndarray, "28 28"]
+    is_doubtful: bool
 
 
-def list_image_files(path: Path) -> list[Path]:
-    """A file itself; of a folder, its PNG and JPEG files in order. Raises NoDigit if there are none."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise NoDigit(f"{path}: the folder contains no {' or '.join(FORMATS)} file")
-    return files
+class Rectangle(NamedTuple):
+    """Center, size and angle, in pixels and radians, and the share of it that is filled."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    angle: float
+    fill: float
 
 
-def read_digit(path: Path) -> UInt8[np.ndarray, "28 28"]:
-    """The digit in an image file in MNIST's form. Raises NoDigit."""
+def read_digit(path: Path) -> PreparedDigit:
+    """The digit in an image file. Raises NoDigit."""
     try:
-        return prepare_digit(_read_image(path))
+        return prepare_digit(read_image(path))
     except NoDigit as error:
         raise NoDigit(f"{path}: {error}") from None
 
 
-def _read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a file, rotated as its EXIF tag says, without transparency, and reduced if they are many."""
-    if not path.exists():
-        raise NoDigit("no such file")
-    if not path.is_file():
-        raise NoDigit("not a file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, for which MAX_PIXELS is the limit, and of damaged tags
-            with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise NoDigit(f"has {file.width * file.height:,} pixels, more than {MAX_PIXELS:,}")
-                file.verify()  # the checksums of a PNG file, after which it must be opened again
-            with Image.open(path, formats=FORMATS) as file:
-                rotation = _exif_rotation(file)
-                image = _to_rgb(_reduce(file))
-                return np.asarray(image if rotation is None else image.transpose(rotation))
-    except UnidentifiedImageError:
-        raise NoDigit(f"not a {' or '.join(FORMATS)} image") from None
-    except NoDigit:
-        raise
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        raise NoDigit(f"the image cannot be read ({error})") from None
-
-
-def _exif_rotation(file: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright. `ImageOps.exif_transpose` would fail if any other EXIF tag is damaged."""
-    try:
-        orientation = file.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises many kinds
-        return None
-    return ROTATIONS.get(orientation) if isinstance(orientation, int) else None
-
-
-def _reduce(image: Image.Image) -> Image.Image:
-    """The image in a mode that can be averaged, reduced if it is large; the exact reduction follows."""
-    if image.mode.startswith("I"):  # 16 bits per pixel
-        image = image.convert("I")
-    elif image.mode != "F":
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    factor = max(image.size) // (4 * WORK_SIZE)
-    return image.reduce(factor) if factor > 1 else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; what is transparent becomes white, or black below bright ink."""
-    if image.mode in ("I", "F"):
-        levels = np.asarray(image, np.float64)
-        return Image.fromarray(np.uint8(levels * (255 / max(levels.max(), 255)))).convert("RGB")
-    if image.mode == "RGB":
-        return image
-    *colours, opacity = (np.asarray(band, np.float64) for band in image.split())
-    brightness = sum((colour * opacity).sum() for colour in colours) / max(3 * opacity.sum(), 1)
-    background = Image.new("RGBA", image.size, "black" if brightness > 127 else "white")
-    return Image.alpha_composite(background, image).convert("RGB")
-
-
-def prepare_digit(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "28 28"]:
+def prepare_digit(image: UInt8[np.ndarray, "height width 3"]) -> PreparedDigit:
     """Find the digit in an image of any size and colours, and bring it to MNIST's form. Raises NoDigit.
 
     As described for MNIST (Y. LeCun, C. Cortes, C. Burges): the digit is scaled to a box of 20x20 pixels without
     changing its proportions, and its centre of mass is moved to the centre of 28x28 pixels. Its gray levels are
     from the scaling of a black and white image.
     """
-    ink = find_ink(_to_gray(_resize_image(image)))
-    ink = _crop(_select_parts(ink))
-    return _fit_box(_crop(_thicken(ink)))
+    ink, is_doubtful = _find_digit(image, depth=0)
+    return PreparedDigit(_fit_box(_crop(_thicken(ink))), is_doubtful)
+
+
+def _find_digit(
+    image: UInt8[np.ndarray, "height width 3"], depth: int
+) -> tuple[Bool[np.ndarray, "new_height new_width"], bool]:
+    """The digit's ink in the innermost sheet, canvas or box that contains any, and whether it is doubtful."""
+    gray = _to_gray(_resize_image(image))
+    ink = find_ink(gray)
+    without_lines = _remove_ruling(ink)
+    is_ruled = without_lines is not ink
+    for rectangle in () if is_ruled or depth == MAX_DEPTH else _find_rectangles(gray, ink):
+        try:
+            return _find_digit(_cut_out(image, rectangle), depth + 1)
+        except NoDigit:  # nothing is in it: it may be the digit itself
+            continue
+    digit = _select_parts(without_lines)
+    cropped = _crop(digit)
+    rectangle = _fit_rectangle(ndimage.binary_fill_holes(cropped))
+    shorter, longer = sorted((rectangle.width, rectangle.height))
+    if depth:
+        shares = np.divide(cropped.shape, gray.shape)
+        is_solid = shares.min() > MIN_BLOCK and cropped.sum() > MIN_FILL * shorter * longer
+        if shares.max() < MIN_CONTENT or shares.min() > MAX_CONTENT or is_solid:
+            raise NoDigit("no digit is in the sheet")
+    is_block = rectangle.fill > MAX_FILL and 2 * shorter > longer
+    return cropped, is_block or _is_doubtful(digit, gray)
+
+
+def _find_rectangles(
+    gray: Integer[np.ndarray, "height width"], ink: Bool[np.ndarray, "height width"]
+) -> list[Rectangle]:
+    """The connected parts, dark or bright, that fill a rectangle if their holes are filled; the largest first."""
+    is_bright = gray > _otsu_threshold(gray)
+    rectangles = []
+    for mask in (ink, is_bright, ~is_bright):
+        parts, n_parts = ndimage.label(mask, EIGHT)
+        contacts = np.bincount(_frame(parts), minlength=n_parts + 1)
+        for label, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
+            size = min(rows.stop - rows.start, columns.stop - columns.start)
+            if size < MIN_SHEET * max(gray.shape) or contacts[label] > BORDER_CONTACT * len(_frame(gray)):
+                continue
+            fitted = _fit_rectangle(ndimage.binary_fill_holes(parts[rows, columns] == label))
+            if fitted.fill >= MIN_FILL:
+                rectangles.append(fitted._replace(x=fitted.x + columns.start, y=fitted.y + rows.start))
+    return sorted(dict.fromkeys(rectangles), key=lambda rectangle: -rectangle.width * rectangle.height)
+
+
+def _fit_rectangle(part: Bool[np.ndarray, "height width"]) -> Rectangle:
+    """The smallest rectangle, of all angles, around a connected part."""
+    y = np.repeat(np.arange(len(part)), 2)
+    x = np.stack([part.argmax(1), part.shape[1] - 1 - part[:, ::-1].argmax(1)], 1).ravel()  # ends of each row
+    cos, sin = np.cos(ANGLES), np.sin(ANGLES)
+    along, across = x[:, None] * cos + y[:, None] * sin, y[:, None] * cos - x[:, None] * sin
+    widths, heights = (np.ptp(values, 0) + np.abs(cos) + np.abs(sin) for values in (along, across))
+    best = int(np.argmin(widths * heights))
+    u, v = ((values[:, best].min() + values[:, best].max()) / 2 for values in (along, across))
+    width, height, angle = float(widths[best]), float(heights[best]), float(ANGLES[best])
+    x_center, y_center = u * cos[best] - v * sin[best] + 0.5, u * sin[best] + v * cos[best] + 0.5
+    return Rectangle(float(x_center), float(y_center), width, height, angle, float(part.sum() / (width * height)))
+
+
+def _cut_out(
+    image: UInt8[np.ndarray, "height width 3"], rectangle: Rectangle
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """The inside of a rectangle of the image at WORK_SIZE, upright, by linear interpolation."""
+    x, y, width, height, angle, _ = rectangle
+    scale = max(image.shape) / WORK_SIZE
+    margin = MARGIN * min(width, height) + 1
+    u, v = (
+        (np.arange(max(1, _round((length - 2 * margin) * scale))) + 0.5) / scale + margin - length / 2
+        for length in (width, height)
+    )
+    columns = (x + u * np.cos(angle) - v[:, None] * np.sin(angle)) * scale - 0.5
+    rows = (y + u * np.sin(angle) + v[:, None] * np.cos(angle)) * scale - 0.5
+    columns, rows = np.clip(columns, 0, image.shape[1] - 1), np.clip(rows, 0, image.shape[0] - 1)
+    left, top = columns.astype(np.int64), rows.astype(np.int64)
+    right, bottom = np.minimum(left + 1, image.shape[1] - 1), np.minimum(top + 1, image.shape[0] - 1)
+    to_right, down = (columns - left)[:, :, None], (rows - top)[:, :, None]
+    upper = image[top, left] * (1 - to_right) + image[top, right] * to_right
+    lower = image[bottom, left] * (1 - to_right) + image[bottom, right] * to_right
+    inside: UInt8[np.ndarray, "new_height new_width 3"] = np.floor(upper * (1 - down) + lower * down + 0.5).astype(
+        np.uint8
+    )
+    return inside
+
+
+def _remove_ruling(ink: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The ink without parallel lines across the image, in one direction or two; strokes that they cross are closed."""
+    lines = _find_lines(ink) | _find_lines(ink.T).T
+    rest: Bool[np.ndarray, "height width"] = ink & ~lines
+    if not lines.any() or not rest.any():
+        return ink
+    padded = np.pad(rest, 2 * MAX_GAP)
+    closed = ~_dilate(~_dilate(padded, MAX_GAP), MAX_GAP)
+    rest |= closed[2 * MAX_GAP : -2 * MAX_GAP, 2 * MAX_GAP : -2 * MAX_GAP] & ink
+    return rest
+
+
+def _find_lines(ink: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Where parallel lines are that run from left to right; nowhere if there are fewer than two."""
+    height, width = ink.shape
+    y, x = np.nonzero(ink)
+    sides = (x < width / 20, x >= width - width / 20)
+    most, lines = 0, np.zeros_like(ink)
+    for slope in SLOPES if sides[0].any() and sides[1].any() else ():
+        # A line is a row after the columns are shifted.
+        shifts = width - np.floor(slope * (np.arange(width) - width / 2) + 0.5).astype(np.int64)
+        n_rows = height + 2 * width
+        counts = np.bincount(y + shifts[x], minlength=n_rows)
+        starts, ends = (np.bincount(shifts + n, minlength=n_rows) for n in (0, height))
+        lengths = np.cumsum(starts - ends)
+        is_line = (counts >= LINE_COVERAGE * lengths) & (lengths >= width / 2)
+        is_line &= ~ndimage.binary_opening(is_line, np.ones(MAX_LINE + 1))
+        n_covered = int(counts[is_line].sum())
+        through = is_line
+        for side in sides:
+            ends = np.bincount((y + shifts[x])[side], minlength=n_rows)
+            through = through & (ndimage.maximum_filter1d(ends, 5) > 0)
+        if n_covered > most and np.sum(through[1:] & ~through[:-1]) >= 2:
+            near = is_line | np.roll(is_line, 1) | np.roll(is_line, -1)
+            most, lines = n_covered, near[np.arange(height)[:, None] + shifts]
+    return lines
+
+
+def _is_doubtful(digit: Bool[np.ndarray, "height width"], gray: Integer[np.ndarray, "height width"]) -> bool:
+    """Whether the digit may be cut off, or have been put together, or have an outline that the image does not show."""
+    parts, _ = ndimage.label(digit, EIGHT)
+    largest = _crop(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+    extent = np.divide(largest.shape, _crop(digit).shape).min()
+    padded = np.pad(gray, 1, mode="edge")
+    steps = (padded[1:-1, 2:] - padded[1:-1, :-2]) ** 2 + (padded[2:, 1:-1] - padded[:-2, 1:-1]) ** 2
+    outline = digit & ~ndimage.binary_erosion(digit, border_value=1)
+    edges = np.sort(ndimage.maximum_filter(np.sqrt(steps), 3)[outline])
+    sharp = np.mean(edges > EDGE * edges[3 * len(edges) // 4]) if len(edges) else 0
+    return bool(_frame(digit).any() or extent < MIN_EXTENT or sharp < MIN_SHARP)
+
+
+def _frame(values: Shaped[np.ndarray, "height width"]) -> Shaped[np.ndarray, " n"]:
+    """The values at the border of the image, each once."""
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
 
 
 def _resample_matrix(n_in: int, n_out: int) -> Float64[np.ndarray, "n_out n_in"]:
@@ -239,9 +328,9 @@ def _local_background(gray: Integer[np.ndarray, "height width"]) -> Float64[np.n
 
 def _select_parts(ink: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """The connected parts of the ink that can belong to the digit, without dust and without what enters the image."""
-    parts, n_parts = ndimage.label(ink, np.ones((3, 3)))
+    parts, n_parts = ndimage.label(ink, EIGHT)
     areas = np.bincount(parts.ravel(), minlength=n_parts + 1)[1:]
-    frame = np.concatenate([parts[0], parts[-1], parts[1:-1, 0], parts[1:-1, -1]])
+    frame = _frame(parts)
     contacts = np.bincount(frame, minlength=n_parts + 1)[1:]
     inside = contacts <= BORDER_CONTACT * len(frame)
     if (areas[inside] >= MIN_AREA * ink.size).any():
@@ -276,10 +365,14 @@ def _thicken(ink: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "new_hei
     radius = missing / (2 - 2 * STROKE_WIDTH / BOX)
     if radius < 1:
         return ink
-    margin = int(radius)
-    distances = ndimage.distance_transform_edt(~np.pad(ink, margin))
-    thick: Bool[np.ndarray, "new_height new_width"] = np.rint(distances**2) <= radius**2
-    return thick
+    return _dilate(np.pad(ink, int(radius)), radius)
+
+
+def _dilate(ink: Bool[np.ndarray, "height width"], radius: float) -> Bool[np.ndarray, "height width"]:
+    """The pixels that are not farther than the radius from ink."""
+    distances = ndimage.distance_transform_edt(~ink)
+    near: Bool[np.ndarray, "height width"] = np.rint(distances**2) <= radius**2
+    return near
 
 
 def _fit_box(ink: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 28"]:

@@ -67,9 +67,9 @@ function update() {
     const start = performance.now();
     const source = photo || context.getImageData(0, 0, paper.width, paper.height);
     try {
-      const image = prepareDigit(source.data, source.width, source.height);
+      const {image, isDoubtful} = prepareDigit(source.data, source.width, source.height);
       const result = recognize(image);
-      show(image, result, performance.now() - start);
+      show(image, {...result, isDoubtful}, performance.now() - start);
     } catch (error) {
       if (!(error instanceof NoDigit)) throw error;
       showNothing("There is no digit to see: the ink and the background are too similar.");
@@ -91,7 +91,7 @@ function percent(probability) {
   return `${(100 * probability).toFixed(1)}%`;
 }
 
-function show(image, {calibrated, maps}, milliseconds) {
+function show(image, {calibrated, maps, isDoubtful}, milliseconds) {
   const order = [...calibrated.keys()].sort((a, b) => calibrated[b] - calibrated[a]);
   calibrated.forEach((probability, digit) => {
     const item = bars[digit], meter = item.querySelector(".track");
@@ -101,7 +101,7 @@ function show(image, {calibrated, maps}, milliseconds) {
     meter.setAttribute("aria-valuenow", (100 * probability).toFixed(1));
     meter.setAttribute("aria-valuetext", percent(probability));
   });
-  const isUnsure = calibrated[order[0]] < model.unsure_below;
+  const isUnsure = isDoubtful || calibrated[order[0]] < model.unsure_below;
   const text = `${isUnsure ? "Unsure: " : ""}${order[0]}, then ${order[1]}`;
   setResult(text, isUnsure);
   element("time").textContent = `Computed in ${milliseconds.toFixed(0)} ms, in this page.`;

@@ -7,11 +7,11 @@ const MIN_CONTRAST = 25, BORDER_CONTACT = 0.05, MIN_AREA = 0.004, MIN_PART = 0.0
 
 class NoDigit extends Error {}
 
-// data: RGBA bytes, as of a canvas; without transparency. Returns the 28x28 gray levels; throws NoDigit.
+// data: RGBA bytes, as of a canvas; without transparency. Returns the 28x28 gray levels, and whether the digit is
+// doubtful; throws NoDigit.
 function prepareDigit(data, width, height) {
-  const gray = toGray(resizeImage(data, width, height));
-  const ink = crop(selectParts(findInk(gray)));
-  return fitBox(crop(thicken(ink)));
+  const {ink, isDoubtful} = findDigit(data, width, height, 0);
+  return {image: fitBox(crop(thicken(ink))), isDoubtful};
 }
 
 // For each of nOut values: the first of nIn values that it depends on, and their weights.
@@ -173,7 +173,8 @@ function localBackground(gray, width, height) {
   return resample(medians, newWidth, resampling(newHeight, height), resampling(newWidth, width));
 }
 
-function selectParts({values, width, height}) {
+// The number of each pixel's connected part, 0 for the background, and the areas of the parts.
+function labelParts({values, width, height}) {
   const parts = new Int32Array(values.length), areas = [0];
   for (let start = 0; start < values.length; start++) {
     if (!values[start] || parts[start]) continue;
@@ -190,9 +191,13 @@ function selectParts({values, width, height}) {
       }
     }
   }
+  return {parts, areas};
+}
+
+function selectParts(ink) {
+  const {values, width, height} = ink, {parts, areas} = labelParts(ink);
   const contacts = areas.map(() => 0), frame = new Set(frameOf(width, height));
   for (const i of frame) contacts[parts[i]]++;
-  areas[0] = 0;
   const isInside = contacts.map(contact => contact <= BORDER_CONTACT * frame.size);
   const keep = condition => areas.forEach((_, label) => { if (!condition(label)) areas[label] = 0; });
   if (areas.some((area, label) => label && isInside[label] && area >= MIN_AREA * values.length)) {
@@ -234,18 +239,29 @@ function thicken(ink) {
   const missing = STROKE_WIDTH * Math.max(width, height) / BOX - strokeWidth(ink);
   const radius = missing / (2 - 2 * STROKE_WIDTH / BOX);
   if (radius < 1) return ink;
-  const margin = Math.floor(radius), newWidth = width + 2 * margin, newHeight = height + 2 * margin;
-  const result = new Uint8Array(newWidth * newHeight);
+  return dilate(pad(ink, Math.floor(radius)), radius);
+}
+
+function pad({values, width, height}, margin) {
+  const newWidth = width + 2 * margin, result = new Uint8Array(newWidth * (height + 2 * margin));
+  for (let y = 0; y < height; y++) {
+    result.set(values.subarray(y * width, (y + 1) * width), (y + margin) * newWidth + margin);
+  }
+  return {values: result, width: newWidth, height: height + 2 * margin};
+}
+
+function dilate({values, width, height}, radius) {
+  const reach = Math.floor(radius), result = new Uint8Array(values.length);
   values.forEach((value, i) => {
     if (!value) return;
-    const x = i % width + margin, y = Math.floor(i / width) + margin;
-    for (let dy = -margin; dy <= margin; dy++) {
-      for (let dx = -margin; dx <= margin; dx++) {
-        if (dx * dx + dy * dy <= radius * radius) result[(y + dy) * newWidth + x + dx] = 1;
+    const x = i % width, y = Math.floor(i / width);
+    for (let v = Math.max(y - reach, 0); v <= Math.min(y + reach, height - 1); v++) {
+      for (let u = Math.max(x - reach, 0); u <= Math.min(x + reach, width - 1); u++) {
+        if ((u - x) ** 2 + (v - y) ** 2 <= radius * radius) result[v * width + u] = 1;
       }
     }
   });
-  return {values: result, width: newWidth, height: newHeight};
+  return {values: result, width, height};
 }
 
 function fitBox({values, width, height}) {
