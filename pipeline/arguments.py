@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline import config, kaggle_machine
+from pipeline.errors import show_error
 from pipeline.stages import ALL_STAGES
 
 # The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
@@ -36,13 +38,26 @@ USED_BY = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+        show_error(f"error: {message} (--help lists the options)")
+        self.exit(2)
 
 
 def _positive_integer(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return int(text)
+
+
+def _file_name(text: str) -> str:
+    """The text with its home folder inserted: a shell does not in `--data=~/digits.zip`."""
+    name = config.expand_home(text)
+    if name.startswith("~") and not os.path.lexists(name):
+        raise argparse.ArgumentTypeError(f"{text}: unknown home folder; ./{text} is a name that begins with ~")
+    return name
+
+
+def _path(text: str) -> Path:
+    return Path(_file_name(text))
 
 
 def _stage_names(on_demand: bool) -> str:
@@ -86,7 +101,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--stage compare: the recipes to compare); a folder of recipes: each of them in turn",
     )
     parser.add_argument(
-        "--data", default="auto", metavar="auto|kaggle|sample|openml|PATH", help="where the data come from"
+        "--data",
+        type=_file_name,
+        default="auto",
+        metavar="auto|kaggle|sample|openml|PATH",
+        help="where the data come from",
     )
     parser.add_argument("--set", action="append", default=[], metavar="section.field=value", help="change a setting")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="the device to use")
@@ -111,9 +130,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="with --stage compare: also average each recipe's seeds (compare.ensemble)",
     )
     parser.add_argument(
-        "--images", nargs="+", type=Path, metavar="PATH", help="with --stage recognize: files or folders"
+        "--images", nargs="+", type=_path, metavar="PATH", help="with --stage recognize: files or folders"
     )
-    parser.add_argument("--workspace", type=Path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
+    parser.add_argument("--workspace", type=_path, default=HOME, metavar="DIR", help="contains data/ and submissions/")
     parser.add_argument("--force", action="store_true", help="start over: ignore cached and interrupted results")
     parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
     parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")

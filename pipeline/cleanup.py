@@ -1,14 +1,23 @@
 """Files in the workspace that nothing uses any more: cached data, networks, and what interrupted runs left."""
 
-import shutil
+import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from pipeline import config, store
+from pipeline import config, imagenet, publishing, schemas, store
 from pipeline.config import ConfigError
 from pipeline.declarations import Stage
 from pipeline.workflow import Workflow
+
+CACHES = ("data/augmented", "data/features", "data/networks", "data/prepared/splits")
+# The folders in which the pipeline publishes folders, and those in which all interrupted work can be continued.
+PLACES = (*CACHES, "data", "data/notebook", "data/prepared", "data/runs/**", "submissions/**")
+RESUMED = ("data/compare", "data/generated/**")
+# Names of cached results and their locks, which end with a digest; of staging folders; of files by torch.hub.
+CACHED = re.compile(r"(.+-)?[0-9a-f]{12}(\.lock)?", re.DOTALL)
+PARTIAL = re.compile(r"(?!train\.).+\.partial[0-9]*", re.DOTALL)
+DOWNLOAD = re.compile(rf"({'|'.join(map(re.escape, imagenet.FILES.values()))})\.[0-9a-f]{{32}}\.partial")
 
 
 def recipes_with_runs(workspace: Path) -> list[str]:
@@ -25,40 +34,50 @@ def _runs(workspace: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     contexts = []
     for folder in ("train", "train.partial", "evaluate"):
         for path in sorted(runs.rglob(f"{folder}/{store.CONTEXT}")):
-            contexts.append((path.parent.parent.relative_to(runs).as_posix(), store.read_json(path) or {}))
+            name = path.parent.parent.relative_to(runs).as_posix()
+            contexts.append((name, store.read_json(path, schemas.Context) or {}))
     for path in sorted(generated.rglob(store.CONTEXT)):
         name = path.parent.relative_to(generated).as_posix().removesuffix(".partial").removesuffix(".previous")
-        contexts.append((name, store.read_json(path) or {}))
+        contexts.append((name, store.read_json(path, schemas.Context) or {}))
     for name, context in contexts:
         argument = context.get("recipe") if "+" in name else context.get("recipe_file")
-        assignments = context.get("assignments")
-        changes = tuple(map(str, assignments)) if isinstance(assignments, list) else ()
-        yield name, argument if isinstance(argument, str) and argument else name, changes
+        yield name, argument or name, tuple(context.get("assignments", ()))
 
 
 def find_unused(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> list[Path]:
-    """Files and folders that `--clean` removes, in order: no finished run, nothing that can resume, no submission.
+    """Files and folders that `--clean` removes: no finished run, nothing that can resume, no submission.
 
+    A folder that contains anything of the user's is not among them, only the files there that the pipeline wrote.
     assignments: the values of --set: data that the recipes use with these settings counts as used.
     """
-    used = _used_by_recipes(workspace, stages, assignments)
-    data, submissions = workspace.resolve() / "data", workspace.resolve() / "submissions"
+    root = workspace.resolve()
+    used, data = _used_by_recipes(workspace, stages, assignments), root / "data"
     for name in _referenced_networks(data):
-        for ending in ("", ".partial", ".previous", ".lock"):
-            used.add((data / "networks" / f"{name}{ending}").resolve())
+        folder = data / "networks" / name
+        beside = (publishing.staging_dir(folder), publishing.previous_dir(folder), folder.with_name(f"{name}.lock"))
+        used |= {path.resolve() for path in (folder, *beside)}
     used |= _used_features(data)
-    cached = [
-        path for name in ("prepared/splits", "augmented", "networks", "features") for path in (data / name).glob("*")
-    ]
-    interrupted = [
-        path
-        for folder in (data, submissions)
-        for path in folder.rglob("*.partial")
-        if path.name != "train.partial" and path.parent != data / "compare" and data / "generated" not in path.parents
-    ]
-    temporary = [path for folder in (data, submissions) for path in folder.rglob(".*.tmp")]
-    unused = sorted({path for path in (*cached, *interrupted, *temporary) if path.resolve() not in used})
-    return [path for path in unused if not any(parent in unused for parent in path.parents)]
+    cached = {path for place in CACHES for path in root.glob(f"{place}/*")}
+    cached = {path for path in cached if CACHED.fullmatch(path.name) or publishing.is_staged(path)}
+    published = {path for place in PLACES for path in root.glob(f"{place}/*")}
+    interrupted = {path for path in published if PARTIAL.fullmatch(path.name) and publishing.is_staged(path)}
+    unused = {path for path in cached | interrupted if path.resolve() not in used}
+    published |= {path for place in RESUMED for path in root.glob(f"{place}/*")}
+    files = [path for folder in sorted(unused) for path in _removable(folder)]
+    published = {folder for folder in published - unused if store.own_names(folder)}
+    files += [path for folder in sorted(published) for path in store.temporary_files(folder)]
+    return files + sorted(path for path in (root / imagenet.FOLDER).glob("*") if DOWNLOAD.fullmatch(path.name))
+
+
+def _removable(path: Path) -> list[Path]:
+    """A cached or staging folder if the pipeline wrote everything there, otherwise the files that it wrote."""
+    if path.is_symlink():
+        return []
+    if not path.is_dir():
+        return [path] if path.suffix == ".lock" and not path.stat().st_size else []
+    own = store.own_files(path)
+    others = {other for other in path.rglob("*") if other.is_symlink() or not other.is_dir()}.difference(own)
+    return own if others else [path] if own or not any(path.iterdir()) else []
 
 
 def _used_by_recipes(workspace: Path, stages: Mapping[str, Stage], assignments: Sequence[str]) -> set[Path]:
@@ -78,18 +97,17 @@ def _used_by_recipes(workspace: Path, stages: Mapping[str, Stage], assignments: 
         for stage in stages.values():
             if stage.folder:
                 folder = workflow.folder(stage)
-                used |= {folder, store.published_dir(folder)}
+                used |= {folder, publishing.published_dir(folder)}
     return used
 
 
 def _compared_recipes(workspace: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The recipes of the comparisons in the workspace, with the values of --set, also as trained on all rows."""
     for path in (workspace / "data" / "compare").glob(f"*/{store.CONTEXT}"):
-        context = store.read_json(path) or {}
-        if isinstance(context.get("recipe"), str) and isinstance(context.get("assignments"), list):
-            changes = tuple(map(str, context["assignments"]))
-            for name in config.expand_recipes(context["recipe"]):
-                yield from ((name, changes), (name, (*changes, "train.fit_all=true")))
+        context = store.read_json(path, schemas.Context) or {}
+        changes = tuple(context.get("assignments", ()))
+        for name in config.expand_recipes(context.get("recipe", "")):
+            yield from ((name, changes), (name, (*changes, "train.fit_all=true")))
 
 
 def _referenced_networks(data: Path) -> set[str]:
@@ -98,8 +116,8 @@ def _referenced_networks(data: Path) -> set[str]:
     for pattern in ("runs/**/train*", "compare/*", "generated/**/*"):
         for folder in data.glob(pattern):
             manifest, _ = store.read_manifest(folder)
-            names |= _folder_names((manifest or {}).get("numbers"))
-            names |= _folder_names(store.read_json(folder / store.REFERENCES))
+            names |= {network["folder"] for network in manifest["numbers"].get("networks", ())} if manifest else set()
+            names |= {*(store.read_json(folder / store.REFERENCES, schemas.References) or {"folders": ()})["folders"]}
     return names
 
 
@@ -109,30 +127,25 @@ def _used_features(data: Path) -> set[Path]:
     images = {digest for manifest in manifests for digest in manifest.get("outputs", {}).values()}
     extractors, is_training = set(), False
     for name in _referenced_networks(data):
-        manifest, _ = store.read_manifest(store.published_dir(data / "networks" / name))
+        manifest, _ = store.read_manifest(publishing.published_dir(data / "networks" / name))
         is_training |= manifest is None  # which features it uses is recorded at the end
         extractors.add((manifest or {"numbers": {}})["numbers"].get("extractor"))
     used = set()
     for folder in data.glob("features/*"):
         is_partial = folder.name.endswith(".partial")
-        key = store.read_json(folder / store.STARTED) if is_partial else store.read_manifest(folder)[0]
+        started = store.read_json(folder / store.STARTED, schemas.Started) if is_partial else None
+        key = started or store.read_manifest(folder)[0]
         inputs = (key or {}).get("inputs", {})
         if inputs.get("images") in images and (is_partial or is_training or inputs.get("extractor") in extractors):
             used.add(folder.resolve())
     return used
 
 
-def _folder_names(references: Any) -> set[str]:
-    """The network folders in a manifest's numbers or in a file of references."""
-    if not isinstance(references, dict):
-        return set()
-    entries = [network.get("folder") for network in references.get("networks", ()) if isinstance(network, dict)]
-    return {name for name in (*entries, *references.get("folders", ())) if isinstance(name, str)}
-
-
 def remove(path: Path) -> None:
-    """Delete a file or a folder."""
-    if path.is_dir():
-        shutil.rmtree(path)
+    """Delete a file, or what the pipeline wrote in a folder, which is deleted too if nothing else is there."""
+    if path.is_dir() and not path.is_symlink():
+        store.delete_own(path)
+        with contextlib.suppress(OSError):
+            path.rmdir()
     else:
         path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import difflib
 import functools
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,13 +95,19 @@ def recipes_in(folder: str) -> list[str]:
 
 def split_argument(argument: str) -> list[str]:
     """Return the names, and the absolute paths of recipe files, in a value of --recipe such as "quick,mine.toml"."""
-    names = [argument] if Path(argument).is_file() else argument.split(",")
-    return [str(Path(name).absolute()) if name.endswith(".toml") else name for name in names]
+    names = [argument] if os.path.isfile(expand_home(argument)) else argument.split(",")
+    return [str(Path(expand_home(name)).absolute()) if name.endswith(".toml") else name for name in names]
+
+
+def expand_home(name: str) -> str:
+    """Return a file name with `~` or `~user` at its start replaced, as by a shell, unless a file has this very name."""
+    return name if os.path.lexists(name) else os.path.expanduser(name)
 
 
 def expand_recipes(text: str) -> list[str]:
     """Return the recipes in "a,b,c" without duplicates; the name of a folder is replaced by its recipes."""
-    return list(dict.fromkeys(recipe for name in split_argument(text) for recipe in recipes_in(name) or [name]))
+    names = dict.fromkeys(split_argument(text))
+    return list(dict.fromkeys(recipe for name in names for recipe in recipes_in(name) or [name]))
 
 
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
@@ -126,7 +133,7 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     for assignment in assignments:
         changes = _parse_assignment(assignment)
         if not changes:
-            mistakes.append(f"--set {_printable(assignment)}: expected section.field=value")
+            mistakes.append(f"--set {_shorten(assignment, MAX_VALUE_CHARACTERS)}: expected section.field=value")
         mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
         for section, values in changes.items():
             table.setdefault(section, {}).update(values)
@@ -140,7 +147,7 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    if path.exists() and not path.is_file():  # opening a named pipe would block
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a named pipe would block
         raise ConfigError(f"{path}: not a file")
     try:
         with open(path, "rb") as stream:
@@ -193,22 +200,18 @@ def _describe(details: ErrorDetails, name: str, value: Any) -> str:
     if details["type"] != "extra_forbidden":
         context = details.get("ctx", {}).items()
         limits = {key: f"{limit:g}" if isinstance(limit, float) else limit for key, limit in context}
-        expected = _EXPECTED_BY_PATTERN.get(str(limits.get("pattern"))) or _EXPECTED.get(
-            details["type"], details["msg"]
-        )
+        is_long = details["type"] == "too_long" and len(details["loc"]) == 2
+        expected = "a list of at most {max_length} items" if is_long else _EXPECTED.get(details["type"], details["msg"])
+        expected = _EXPECTED_BY_PATTERN.get(str(limits.get("pattern"))) or expected
         expected = expected.format(**limits)
         return f"{name} is {_shorten(repr(value), MAX_VALUE_CHARACTERS)}, expected {expected}"
     if name in RENAMED:
         return f"{name} is now called {RENAMED[name]}"
     if len(details["loc"]) == 1:
-        return f"unknown section [{_printable(name)}]{_nearest(name, RecipeTable.model_fields)}"
+        return f"unknown section [{_shorten(name, MAX_VALUE_CHARACTERS)}]{_nearest(name, RecipeTable.model_fields)}"
     section, _, field = name.partition(".")
-    return f"unknown setting {section}.{_printable(field)}{_nearest(field, SECTIONS[section].model_fields)}"
-
-
-def _printable(text: str) -> str:
-    """Return a name from a file or the command line, shortened and with control characters escaped."""
-    return _shorten(text if text.isprintable() and text else repr(text), MAX_VALUE_CHARACTERS)
+    known = SECTIONS[section].model_fields
+    return f"unknown setting {section}.{_shorten(field, MAX_VALUE_CHARACTERS)}{_nearest(field, known)}"
 
 
 def _shorten(text: str, length: int) -> str:
@@ -264,23 +267,21 @@ DEFAULTS: dict[str, Any] = {
 } | {"baseline": ""}
 
 
-def _default(name: str) -> Any:
-    """Return the default of a setting, whose name may follow the name of a recipe: "quick: train.epochs"."""
-    return DEFAULTS.get(name.rpartition(": ")[2])
-
-
 def changed_settings(recorded: Any, current: dict[str, Any]) -> list[str]:
     """Return the differences between two results of `flatten`, such as "train.epochs 12 -> 20", in order.
 
     recorded: as read from a file, which may be damaged. A setting that it lacks, because the setting is newer, counts
     as equal while its current value is the default.
+    current: for several recipes, a dict of such results by the name of the recipe.
     """
     recorded = {str(name): value for name, value in recorded.items()} if isinstance(recorded, dict) else {}
     changes = []
     for name in sorted(recorded.keys() | current.keys()):
-        before = recorded.get(name, _default(name))
+        before = recorded.get(name, DEFAULTS.get(name))
         if name not in current:
-            changes.append(f"{_printable(name)} {_as_json(before)} -> (removed)")
+            changes.append(f"{_shorten(name, MAX_VALUE_CHARACTERS)} {_as_json(before)} -> (removed)")
+        elif isinstance(current[name], dict) and name not in DEFAULTS:  # the settings of a recipe
+            changes += [f"{name}: {change}" for change in changed_settings(before, current[name])]
         elif before != current[name]:
             changes.append(f"{name} {_as_json(before)} -> {_as_json(current[name])}")
     return changes
@@ -305,7 +306,7 @@ def digest(settings: dict[str, Any]) -> str:
 
     A new setting with a neutral default changes no digest.
     """
-    changed = {name: value for name, value in settings.items() if value != _default(name)}
+    changed = {name: value for name, value in settings.items() if value != DEFAULTS.get(name)}
     return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
 

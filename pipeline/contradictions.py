@@ -2,7 +2,18 @@
 
 from collections.abc import Collection, Iterator
 
-from pipeline.settings import SECTIONS, TRANSFER_MODELS, Affine, Augment, Gan, Generate, Model, Predict, Recipe
+from pipeline.settings import (
+    MAX_NETWORKS,
+    SECTIONS,
+    TRANSFER_MODELS,
+    Affine,
+    Augment,
+    Gan,
+    Generate,
+    Model,
+    Predict,
+    Recipe,
+)
 
 # Sections that have no effect in a recipe with a GAN.
 _WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
@@ -25,6 +36,8 @@ def find_contradictions(recipe: Recipe, assigned: Collection[str] = ()) -> Itera
     for name, values in (("models", ensemble.models), ("views", ensemble.views)):
         if len(set(values)) < len(values):
             yield f"ensemble.{name} contains a name twice: use ensemble.seeds to train several networks of each"
+    if (n_networks := recipe.n_networks) > MAX_NETWORKS:
+        yield f"the recipe has {n_networks:,} networks (ensemble, split.folds), more than {MAX_NETWORKS:,}"
     if estimate.seeds and not (estimate.rows and estimate.training_rows and estimate.settings):
         yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):

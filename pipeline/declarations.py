@@ -6,15 +6,18 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pipeline import store
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StageError
 from pipeline.settings import Recipe
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from pipeline.workflow import Workflow
+
+
+T = TypeVar("T")
 
 
 class InputChanged(PipelineError):
@@ -88,6 +91,26 @@ class InputFile(NamedTuple):
 
     path: Path
     sha256: str  # of an output of an earlier stage: as that stage's manifest records it
+    stage: str = ""  # whose output it is
+    recipe: str = ""  # of several recipes, the one whose result it is; "" if they share it
+
+    @property
+    def name(self) -> str:
+        """The name among the inputs of a recipe: "prepare/folds.npy"."""
+        return f"{self.stage}/{self.path.name}"
+
+    @property
+    def full_name(self) -> str:
+        """The name in a manifest: for several recipes, "quick: prepare/folds.npy"."""
+        return f"{self.recipe}: {self.name}" if self.recipe else self.name
+
+
+class InputDict(dict[str, T]):
+    """By "stage/file". Raises StageError for an input that the manifest of its stage does not list."""
+
+    def __missing__(self, name: str) -> T:
+        stage = name.split("/")[0]
+        raise StageError(f"{name} is missing: run --stage {stage} with the same options and --force to make it again")
 
 
 @dataclass
@@ -96,8 +119,8 @@ class StageInputs:
 
     recipe: Recipe
     settings: Recipe  # only with the sections that the stage declares
-    files: dict[str, Path]  # by "stage/file"
-    hashes: dict[str, str]  # SHA-256 of the same files
+    files: InputDict[Path]
+    hashes: InputDict[str]  # SHA-256 of the same files
     manifests: dict[str, Manifest]  # of the stages that the inputs are from
 
 
@@ -121,7 +144,7 @@ class StageContext:
         return part
 
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> InputDict[Path]:
         return self.only.files
 
     @property

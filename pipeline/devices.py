@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
@@ -16,6 +18,7 @@ DRIVER_TIMEOUT = 10  # seconds for nvidia-smi
 CONTEXT_BYTES = 1 << 30
 # Processes on a GPU share its time: each fills the gaps that the others leave while their CPU core prepares kernels.
 MAX_PER_GPU = 4
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # versions 2 and 1
 
 
 def choose_device(requested: str) -> str:
@@ -175,6 +178,22 @@ def _driver_version() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return run.stdout.split("\n")[0].strip() or None
+
+
+def total_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or the limit of its container."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")] if os.name == "posix" else []
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits, default=1 << 62)
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise StageError if the machine has less memory than `needed` bytes."""
+    if needed > total_memory():
+        needed_gb, total_gb = needed / 2**30, total_memory() / 2**30
+        raise StageError(f"{what} needs at least {needed_gb:,.1f} GiB of memory, but this machine has {total_gb:,.1f}")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

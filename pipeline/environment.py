@@ -39,11 +39,12 @@ def _version(package: str) -> str | None:
 
 @functools.cache
 def _commit() -> str | None:
-    """The pipeline's git commit, with a "+" if files differ from it; None without git."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
+    """The pipeline's git commit, with a "+" if files differ from it; None without git or outside of a checkout."""
+    # With --git-dir, git searches no repository around this folder, which would be a foreign one.
+    command = ["git", "--git-dir=.git", "--work-tree=.", "describe", "--always", "--dirty=+", "--abbrev=40", "--match="]
     try:
         run = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,15 @@
-"""Errors that are explained to the user in one line, without a traceback."""
+"""Errors that are explained to the user in one line, without a traceback, and how a line is shown."""
+
+import os
+import sys
+import unicodedata
+from typing import TextIO
+
+# The modules of the packages in requirements.txt.
+REQUIRED = {
+    *("PIL", "filelock", "joblib", "kaggle", "matplotlib", "mlxtend", "numpy", "openTSNE", "pandas", "pydantic"),
+    *("safetensors", "scipy", "six", "sklearn", "torch", "tqdm"),
+}
 
 
 class PipelineError(Exception):
@@ -15,3 +26,50 @@ class UserError(PipelineError, ValueError):
 
 class StageError(UserError):
     """A stage cannot run in the current state; the message says what to do."""
+
+
+def explain(error: Exception) -> Exception:
+    """A UserError if a required package is not installed, otherwise the same error."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if module not in REQUIRED:
+        return error
+    return UserError(
+        f"{sys.executable} lacks the package {module}: run `python3 -m venv .venv && .venv/bin/pip install -r "
+        "requirements.txt`, then use .venv/bin/python"
+    )
+
+
+# Unicode categories of what can disturb a terminal or the lines on it: control and format characters (among these, the
+# bidirectional overrides), bytes of file names that are not UTF-8, and separators of lines and paragraphs.
+_DISTURBING = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and other characters that can disturb a terminal escaped, as in "\\x1b"."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _DISTURBING else character
+        for character in text
+    )
+
+
+def show(line: str, stream: TextIO | None = None) -> None:
+    """Print one line, in which texts from outside may occur, such as file names; what an encoding lacks is escaped.
+
+    Every line that the pipeline shows is printed here. stream: by default, sys.stdout.
+    """
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def show_error(line: str) -> None:
+    """Print one line to stderr, if somebody reads it and its disk is not full."""
+    try:
+        show(line, sys.stderr)
+    except OSError:
+        sys.stderr = null_stream()  # another failure, when Python ends, would change the exit code
+
+
+def null_stream() -> TextIO:
+    """A stream that is empty and discards what is written."""
+    return os.fdopen(os.open(os.devnull, os.O_RDWR), "r+")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import imagenet, store
+from pipeline import imagenet, publishing, schemas, store
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.devices import is_out_of_memory
 from pipeline.errors import StageError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.dataset.training_arrays import TrainingArrays
-    from pipeline.nn.models import LoadedNetwork, TransferNetwork
-    from pipeline.shapes import Float16, Shaped, UInt8
+    from pipeline.nn.models import TransferNetwork
+    from pipeline.shapes import Float16, UInt8
 
 FEATURES = "data/features"  # below the workspace
 FILE = "features.npy"
@@ -42,8 +42,7 @@ def ensure_features(
     precision: of the training; where the device has no instructions for it, features are computed in fp32.
     table: "train" or "test".
     """
-    import numpy as np
-
+    from pipeline.dataset.training_arrays import read_images
     from pipeline.nn.extraction import hash_weights
 
     name = f"prepare/{table}_images.npy"
@@ -56,16 +55,26 @@ def ensure_features(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     key["code"] = module_hashes((*CODE, *MODEL_CODE[model.name]))
-    folder = (context.workflow.workspace / FEATURES / f"{model.name}-{digest}").resolve()
-    store.restore(folder)
-    if store.read_intact_manifest(store.staging_dir(folder), key):  # a run was killed just before
-        store.publish(folder)
+    folder = store.resolve(context.workflow.workspace / FEATURES / f"{model.name}-{digest}")
+    publishing.restore(folder)
+    if store.read_intact_manifest(publishing.staging_dir(folder), key):  # a run was killed just before
+        publishing.publish(folder)
     is_forced = context.workflow.force and folder not in context.workflow.recomputed
+    images = read_images(part.files, name)
     if is_forced or not store.read_intact_manifest(folder, key):
-        images = np.load(part.files[name], mmap_mode="c")
-        _extract(context, folder, key, network, images)
-    features: Float16[np.ndarray, "n ..."] = np.load(folder / FILE, mmap_mode="c")
-    return features
+        _extract(context, folder, key, network, images, _feature_size(model))
+    return store.read_array(folder / FILE, "float16", (len(images), *_feature_size(model)), "c")
+
+
+def _feature_size(model: Model) -> tuple[int, ...]:
+    """The shape of the features of an image."""
+    import torch
+
+    from pipeline.nn.models import make_network
+
+    with torch.device("meta"):
+        extractor: torch.nn.Module = make_network(model).extractor  # type: ignore[assignment]
+        return tuple(extractor(torch.zeros(1, 1, 28, 28)).shape[1:])
 
 
 def _extract(
@@ -74,8 +83,9 @@ def _extract(
     key: dict[str, Any],
     network: TransferNetwork,
     images: UInt8[np.ndarray, "n 28 28"],
+    size: tuple[int, ...],
 ) -> None:
-    """Compute features in parts, and publish them as one file."""
+    """Compute features, whose size is known, in parts, and publish them as one file."""
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -89,10 +99,10 @@ def _extract(
         f"computing the features of {len(images):,} images at {settings['side']}x{settings['side']} with "
         f"{settings['model']}, once"
     )
-    staging = store.staging_dir(folder)
+    staging = publishing.staging_dir(folder)
     context.workflow.recomputed.add(folder)
-    if context.workflow.force or store.read_json(staging / store.STARTED) != key:
-        store.create_staging_dir(folder)
+    if context.workflow.force or store.read_json(staging / store.STARTED, schemas.Started) != key:
+        publishing.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, key)
     network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
     starts = range(0, len(images), PART_ROWS)
@@ -118,14 +128,13 @@ def _extract(
 
     def parts() -> Iterator[Float16[np.ndarray, "n ..."]]:
         for path in paths:
-            yield np.load(path)
+            yield store.read_array(path, "float16", (None, *size))
 
-    size = np.load(paths[0], mmap_mode="r").shape[1:]
     store.write_array_chunks(staging / FILE, (len(images), *size), np.dtype(np.float16), parts())
     context.check_inputs()
     environment = context.environment | {"precision": precision, "seconds": round(time.monotonic() - start, 3)}
     store.write_manifest(staging, key, [FILE], {"rows": len(images), "size": list(size)}, environment)
-    store.publish(folder)
+    publishing.publish(folder)
 
 
 def with_features(
@@ -134,13 +143,12 @@ def with_features(
     """The arrays of a network with a frozen extractor, with features in place of images."""
     import numpy as np
 
+    from pipeline.dataset.training_arrays import read_rows
     from pipeline.nn.initialization import make_initial_network
     from pipeline.nn.models import TransferNetwork
 
-    path = part.files.get(imagenet.input_name(spec.model))
-    weights = imagenet.read_weights(path, spec.model) if path else None
-    network = make_initial_network(spec.model, spec.train.seed, weights)
-    del weights  # 500 MB of VGG16
+    weights_file = part.files.get(imagenet.input_name(spec.model))
+    network = make_initial_network(spec.model, spec.train.seed, weights_file)
     assert isinstance(network, TransferNetwork)
 
     def load(table: str) -> Float16[np.ndarray, "n ..."]:
@@ -149,26 +157,10 @@ def with_features(
     features = load("train")
     images = {"images": features}
     if arrays.validation_images is not None:
-        rows = np.load(part.files["prepare/validation_rows.npy"])
+        rows = read_rows(part.files, len(features))
         is_training_row = np.ones(len(features), bool)
         is_training_row[rows] = False
         images = {"images": features[is_training_row], "validation_images": features[rows]}
     if arrays.test_images is not None:
         images["test_images"] = load("test")
     return replace(arrays, **images)
-
-
-def load_inputs(
-    context: StageContext, part: StageInputs, loaded: LoadedNetwork, table: str
-) -> tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]:
-    """A network and the images of a table; of a network with a frozen extractor, its head and their features."""
-    import numpy as np
-
-    from pipeline.nn.models import Head, LoadedNetwork, TransferNetwork
-
-    model = Model(**loaded.metadata["model"])
-    if not model.has_frozen_extractor:
-        return loaded, np.load(part.files[f"prepare/{table}_images.npy"], mmap_mode="c")
-    assert isinstance(loaded.network, TransferNetwork)
-    features = ensure_features(context, part, loaded.network, model, loaded.metadata["precision"], table)
-    return LoadedNetwork(Head(loaded.network), loaded.metadata), features

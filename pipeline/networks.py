@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, devices, features, imagenet, store
+from pipeline import config, devices, features, imagenet, publishing, schemas, store
 from pipeline.declarations import StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.pool import Pool
 from pipeline.settings import TRANSFER_MODELS, Gan, Model, Recipe
+from pipeline.source_code import module_hashes
 from pipeline.specs import GanSpec, NetworkSpec, Spec, variants
 from pipeline.store import Manifest
 
 if TYPE_CHECKING:
     from pipeline.dataset.training_arrays import TrainingArrays
-    from pipeline.training_task import History, TrainingOutcome
+    from pipeline.nn.classifier import History
+    from pipeline.training_task import TrainingOutcome
 
 NETWORKS = "data/networks"  # below the workspace
 SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar
@@ -46,9 +48,9 @@ class Request:
         return isinstance(self.spec, NetworkSpec) and self.spec.train.record
 
     def observations(self) -> dict[str, str]:
-        """What is recorded during the training in addition to the weights, and on which data."""
-        observed = {"weights record": self.is_recorded, "test accuracy": self.arrays.test_images is not None}
-        return {name: self.test_data for name, is_observed in observed.items() if is_observed}
+        """What is recorded during the training in addition to the weights, and by which code or on which data."""
+        observed = {"weights record": config.digest(module_hashes(["nn.recorder"]))} if self.is_recorded else {}
+        return observed | ({} if self.arrays.test_images is None else {"test accuracy": self.test_data})
 
     def started(self) -> dict[str, Any]:
         """The content of started.json while the network is trained."""
@@ -69,9 +71,9 @@ class TrainedNetwork:
         return numbers
 
     def history(self) -> History:
-        from pipeline.training_task import HISTORY, history_from_csv
+        from pipeline.training_task import HISTORY, read_history
 
-        return history_from_csv((self.folder / HISTORY).read_bytes())
+        return read_history(self.folder / HISTORY, self.spec)
 
 
 def make_pool(context: StageContext) -> Pool:
@@ -158,16 +160,17 @@ def ensure(
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """
+    from pipeline.footprint import require_memory
     from pipeline.training_task import train_network
 
     workflow, pool = context.workflow, make_pool(context)
-    base = (workflow.workspace / NETWORKS).resolve()
+    base = store.resolve(workflow.workspace / NETWORKS)
     networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
     context.network_folders |= {network.folder.name for network in networks}
     store.write_json(context.output_dir / store.REFERENCES, {"folders": sorted(context.network_folders)})
     missing: dict[Path, Request] = {}
     for network, request in zip(networks, requests, strict=True):
-        store.restore(network.folder)
+        publishing.restore(network.folder)
         if not workflow.force:
             _publish_if_complete(network)
         # A training that --force started and that was interrupted continues, although there is an older network.
@@ -181,7 +184,9 @@ def ensure(
         return networks
     missing = _with_features(context, missing)
     store.require_disk_space(workflow.workspace, _disk_space(missing.values()), context.stage.name)
-    tasks = {str(store.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
+    if pool.device == "cpu" and pool.engine == "local":
+        require_memory(missing.values())
+    tasks = {str(publishing.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
     arguments = [_task_arguments(context, pool.worker_device(), folder, request) for folder, request in missing.items()]
     threads = max(request.spec.threads for request in missing.values()) or 1
     single = len(arguments) == 1
@@ -227,7 +232,7 @@ def _is_reusable(context: StageContext, network: TrainedNetwork, request: Reques
     manifest = _read_manifest(network.folder, network.spec)
     if not manifest or store.changed_outputs(network.folder, manifest):
         return False
-    observed = manifest["numbers"]["observations"]
+    observed = manifest["numbers"].get("observations", {})
     if lacking := [name for name, data in request.observations().items() if observed.get(name) != data]:
         context.say(f"{request} exists without its {' and '.join(lacking)}; training it again")
         return False
@@ -242,14 +247,12 @@ def _read_manifest(folder: Path, spec: Spec) -> Manifest | None:
 
 def _read_started(folder: Path) -> dict[str, Any]:
     """What an interrupted training of the network in `folder` was started for; {} if there is none."""
-    return store.read_json(store.staging_dir(folder) / store.STARTED) or {}
+    return store.read_json(publishing.staging_dir(folder) / store.STARTED, schemas.Started) or {}
 
 
 def _can_resume(started: dict[str, Any], request: Request) -> bool:
     """Whether an interrupted training was started for the same spec, with at least the requested observations."""
-    observations = started.get("observations")
-    if not isinstance(observations, dict):
-        return False
+    observations = started.get("observations", {})
     return config.matches(started, request.spec.key()) and observations == observations | request.observations()
 
 
@@ -257,6 +260,7 @@ def _disk_space(requests: Iterable[Request]) -> int:
     """Bytes that the trainings may write: weights, and old and new checkpoints of five times what is trained."""
     from pipeline.nn.models import require_trainable, trained_part
 
+    make_whole = functools.cache(require_trainable)
     sizes, frozen, losses, texts = [], 0, 0, 0
     for request in requests:
         if isinstance(request.spec, GanSpec):
@@ -264,7 +268,7 @@ def _disk_space(requests: Iterable[Request]) -> int:
 
             sizes.append(checkpoint_size(request.spec.gan) // 5)  # checkpoints count five times below
             continue
-        whole = require_trainable(request.spec.model, request.spec.train.batch_size)
+        whole = make_whole(request.spec.model, request.spec.train.batch_size)
         network = trained_part(whole)
         sizes.append(4 * sum(parameter.numel() for parameter in network.parameters()))
         frozen += 4 * sum(parameter.numel() for parameter in whole.parameters()) - sizes[-1]
@@ -299,11 +303,11 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
     from pipeline.training_task import TrainingTask
 
-    spec, staging, started = request.spec, store.staging_dir(folder), _read_started(folder)
+    spec, staging, started = request.spec, publishing.staging_dir(folder), _read_started(folder)
     if context.workflow.force or not _can_resume(started, request):
         if started:
             context.say(f"{request}: the interrupted training is not continued (--force, new code, or less recorded)")
-        store.create_staging_dir(folder)
+        publishing.create_staging_dir(folder)
         started = request.started()
         store.write_json(staging / store.STARTED, started)
     arrays = request.arrays.by_name()
@@ -346,7 +350,7 @@ def _publish(context: StageContext, folder: Path, request: Request, outcome: Tra
     """Write a trained network into its folder and publish it, unless its inputs have changed."""
     from pipeline.training_task import LOG
 
-    staging = store.staging_dir(folder)
+    staging = publishing.staging_dir(folder)
     for name, content in outcome.files.items():
         store.write(staging / name, content)
     context.check_inputs()
@@ -354,17 +358,17 @@ def _publish(context: StageContext, folder: Path, request: Request, outcome: Tra
     numbers = {**outcome.numbers, "observations": request.observations()}
     outputs = sorted(outcome.files.keys() - {LOG})
     store.write_manifest(staging, request.spec.key(), outputs, numbers, environment)
-    store.publish(folder, also_kept=(LOG,))
+    publishing.publish(folder, also_kept=(LOG,))
 
 
 def _publish_if_complete(network: TrainedNetwork) -> None:
     """Publish a network if a run was interrupted after it had written everything."""
     from pipeline.training_task import LOG
 
-    staging = store.staging_dir(network.folder)
+    staging = publishing.staging_dir(network.folder)
     manifest = _read_manifest(staging, network.spec)
     if manifest and not store.changed_outputs(staging, manifest):
-        store.publish(network.folder, also_kept=(LOG,))
+        publishing.publish(network.folder, also_kept=(LOG,))
 
 
 def network_summary(networks: Sequence[TrainedNetwork]) -> list[dict[str, Any]]:

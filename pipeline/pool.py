@@ -20,6 +20,7 @@ import filelock
 
 from pipeline.devices import choose_device, release_memory, usable_gpus
 from pipeline.errors import StageError
+from pipeline.locks import acquire_lock
 
 IDLE_TIMEOUT = 5  # seconds after which a process without work ends
 DASK_TIMEOUT = 10  # seconds to wait for a Dask scheduler
@@ -145,9 +146,9 @@ def _take_gpu(locks: str, gpus: tuple[int, ...], n_workers: int) -> filelock.Bas
 
     while True:
         for number in sorted(range(n_workers), key=lambda number: gpus[number % len(gpus)] not in _own_gpus):
-            lock = filelock.FileLock(os.path.join(locks, str(number)), timeout=0)
+            path = os.path.join(locks, str(number))
             with contextlib.suppress(filelock.Timeout):
-                lock.acquire()
+                lock = acquire_lock(path, advice="set TMPDIR to a folder on a local disk")
                 with warnings.catch_warnings(action="ignore"):  # of unsupported GPUs, while CUDA starts
                     torch.cuda.set_device(gpus[number % len(gpus)])
                 _own_gpus.add(gpus[number % len(gpus)])

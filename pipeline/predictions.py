@@ -6,17 +6,16 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.arrays import load_training_rows
 from pipeline.declarations import StageContext, StageInputs
-from pipeline.features import load_inputs
-from pipeline.settings import Predict
+from pipeline.features import ensure_features
+from pipeline.settings import Model, Predict
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.nn.held_out import HeldOutPredictions
     from pipeline.nn.models import LoadedNetwork
-    from pipeline.shapes import Float32
+    from pipeline.shapes import Float32, Shaped
 
 
 def predict_test_rows(
@@ -42,7 +41,22 @@ def predict_training_rows(
     context: StageContext, part: StageInputs, networks: Sequence[LoadedNetwork], predict: Predict
 ) -> HeldOutPredictions:
     """The mean probabilities for each row of train.csv, by the networks that were not trained on it."""
-    from pipeline.nn.held_out import predict_held_out
+    from pipeline.nn.held_out import load_training_rows, predict_held_out
 
     inputs = functools.partial(load_inputs, context, part, table="train")
-    return predict_held_out(networks, load_training_rows(part), predict, context.workflow.device, inputs)
+    return predict_held_out(networks, load_training_rows(part.files), predict, context.workflow.device, inputs)
+
+
+def load_inputs(
+    context: StageContext, part: StageInputs, loaded: LoadedNetwork, table: str
+) -> tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]:
+    """A network and the images of a table; of a network with a frozen extractor, its head and their features."""
+    from pipeline.dataset.training_arrays import read_images
+    from pipeline.nn.models import Head, LoadedNetwork, TransferNetwork
+
+    model = Model(**loaded.metadata["model"])
+    if not model.has_frozen_extractor:
+        return loaded, read_images(part.files, f"prepare/{table}_images.npy")
+    assert isinstance(loaded.network, TransferNetwork)
+    features = ensure_features(context, part, loaded.network, model, loaded.metadata["precision"], table)
+    return LoadedNetwork(Head(loaded.network), loaded.metadata), features

@@ -20,6 +20,8 @@ LAYER = (
 # Kaggle forms the address of a notebook from its title: lower case, with dashes for spaces.
 TITLE = r"^[A-Za-z0-9]+([ -][A-Za-z0-9]+)*$"
 
+MAX_NETWORKS = 10_000  # of a recipe, and of a comparison
+
 S = TypeVar("S", bound="Section")  # typing.Self is not supported by beartype in undecorated classes
 T = TypeVar("T")
 U = TypeVar("U")
@@ -60,11 +62,11 @@ class Augment(Section):
     """Offline augmentation: each entry adds one transformed copy of all training rows."""
 
     # [right, down] in pixels.
-    shifts: TupleOf[Pair[Pixels, Pixels]] = ()
+    shifts: TupleOf[Pair[Pixels, Pixels]] = Field(default=(), max_length=100)
     # Degrees, with the sign convention of scipy.ndimage.rotate.
-    angles: TupleOf[Annotated[float, Field(ge=-360, le=360)]] = ()
+    angles: TupleOf[Annotated[float, Field(ge=-360, le=360)]] = Field(default=(), max_length=100)
     # Factors about the centre; 1.1 enlarges by 10%.
-    zooms: TupleOf[Annotated[float, Field(ge=0.1, le=10)]] = ()
+    zooms: TupleOf[Annotated[float, Field(ge=0.1, le=10)]] = Field(default=(), max_length=100)
 
 
 class Affine(Section):
@@ -81,7 +83,7 @@ class Model(Section):
     name: ModelName = "dropout_cnn"
     dropout: float = Field(default=0.5, ge=0, lt=1)
     # The layers of the model "layers", in order; a dense layer with 10 outputs is added at the end.
-    layers: TupleOf[Annotated[str, Field(pattern=LAYER)]] = ()
+    layers: TupleOf[Annotated[str, Field(pattern=LAYER)]] = Field(default=(), max_length=500)
     # Pixel scaling: to [0, 1], to [-1, 1], or to mean 0 and standard deviation 1 over all training pixels.
     pixels: Literal["unit", "centred", "standardised"] = "unit"
     # Fixed transformation of every image before the network, for example deskewing.
@@ -110,7 +112,7 @@ class Ensemble(Section):
     # Empty means `model.view` alone.
     views: TupleOf[ViewName] = ()
     # Number of consecutive seeds, starting with `train.seed`.
-    seeds: int = Field(default=1, ge=1, le=10**6)
+    seeds: int = Field(default=1, ge=1, le=MAX_NETWORKS)
     # CPU threads per network. 0 means automatic: all cores for a recipe of one network, 1 thread for each of several
     # networks that are trained side by side. Weights trained on a CPU depend on the number of threads.
     threads: int = Field(default=0, ge=0, le=1024)
@@ -121,7 +123,7 @@ class Ensemble(Section):
 
 class Train(Section):
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    epochs: int = Field(default=150, ge=1, le=10**6)
+    epochs: int = Field(default=150, ge=1, le=10**5)
     batch_size: int = Field(default=4096, ge=1, le=10**6)
     # "muon" updates the weights of all convolutions except the first with `muon_learning_rate`, and the other
     # parameters with AdamW. A network with fewer than two convolutions is updated by AdamW alone.
@@ -138,7 +140,9 @@ class Train(Section):
     # Factor of the learning rate after each epoch of the schedule "exponential".
     lr_gamma: float = Field(default=1.0, gt=0)
     # Used by the schedule "steps": [epoch, factor] multiplies the learning rate from that epoch on, counted from 1.
-    steps: TupleOf[Pair[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]]] = ()
+    steps: TupleOf[Pair[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]]] = Field(
+        default=(), max_length=1000
+    )
     # Fraction of all steps over which the learning rate rises linearly from 0.
     warmup: float = Field(default=0.0, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -172,7 +176,7 @@ class Gan(Section):
     # "none": the recipe has no GAN. "dense" networks, or "convolutional" ones with batch norm in the generator.
     architecture: Literal["none", "dense", "convolutional"] = "none"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    epochs: int = Field(default=200, ge=1, le=10**6)
+    epochs: int = Field(default=200, ge=1, le=10**5)
     batch_size: int = Field(default=128, ge=2, le=10**6)
     # Learning rates of Adam for the generator and for the discriminator; 0 means the same as for the generator.
     learning_rate: float = Field(default=0.0002, gt=0)
@@ -208,7 +212,7 @@ class Generate(Section):
 
 class Predict(Section):
     # Probabilities are averaged over copies of each image, shifted by [right, down] whole pixels.
-    shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1)
+    shifts: TupleOf[Pair[WholePixels, WholePixels]] = Field(default=((0, 0),), min_length=1, max_length=55 * 55)
     # Only images with at most this margin in the first copy are shifted; 1 means all images. The margin is the
     # difference between the two largest probabilities.
     shift_margin: float = Field(default=1.0, ge=0, le=1)
@@ -323,6 +327,13 @@ class RecipeTable(Section):
 class Recipe(RecipeTable):
     name: str
     file: str = ""  # absolute path; empty for a built-in recipe
+
+    @property
+    def n_networks(self) -> int:
+        """The number of networks that are trained with every seed of `compare`."""
+        ensemble = self.ensemble
+        n_models = max(1, len(ensemble.models)) * max(1, len(ensemble.views))
+        return n_models * ensemble.seeds * max(1, self.split.folds)
 
     @property
     def has_gan(self) -> bool:

@@ -11,30 +11,52 @@ from pipeline.settings import Affine, Gan, Model, Recipe, Train
 from pipeline.source_code import module_hashes
 from pipeline.store import FORMAT
 
-# The modules whose code determines the weights of every network, and those of each model.
+# The modules whose code determines every network, its history and its figures, and those of each model. A test compares
+# all such lists with the imports.
 TRAINING_CODE = (
     "dataset.affine",
     "dataset.training_arrays",
     "dataset.views",
     "nn.averaging",
+    "nn.classifier",
     "nn.cuda_graph",
     "nn.epochs",
     "nn.inference",
     "nn.initialization",
+    "nn.models.__init__",
     "nn.models.pixels",
     "nn.optimizers",
     "nn.precision",
     "nn.training_loop",
 )
+_INFERENCE_CODE = (
+    "dataset.training_arrays",
+    "dataset.views",
+    "nn.inference",
+    "nn.models.__init__",
+    "nn.models.pixels",
+    "nn.precision",
+)
 # The modules whose code determines the weights of a GAN.
 GAN_CODE = (*TRAINING_CODE, "nn.gan_training", "nn.generators")
+# That of a network that can start from ImageNet's weights, in addition.
+_TRANSFER_CODE = (
+    "dataset.training_arrays",
+    "features",
+    "nn.extraction",
+    "nn.imagenet_weights",
+    "nn.initialization",
+    "nn.models.dropout",
+    "nn.models.transfer",
+    "nn.saved_tensors",
+)
 MODEL_CODE = {
     "dropout_cnn": ("nn.models.dropout_cnn", "nn.models.dropout"),
     "small_cnn": ("nn.models.small_cnn", "nn.models.blocks", "nn.models.dropout"),
     "medium_cnn": ("nn.models.medium_cnn", "nn.models.blocks", "nn.models.dropout"),
     "layers": ("nn.models.layers", "nn.models.dropout"),
-    "vgg16": ("nn.extraction", "nn.models.vgg16", "nn.models.transfer", "nn.models.dropout"),
-    "alexnet": ("nn.extraction", "nn.models.alexnet", "nn.models.transfer", "nn.models.dropout"),
+    "vgg16": ("nn.models.vgg16", *_TRANSFER_CODE),
+    "alexnet": ("nn.models.alexnet", *_TRANSFER_CODE),
 }
 
 
@@ -109,27 +131,30 @@ class GanSpec:
 Spec = NetworkSpec | GanSpec
 
 
+def models(recipe: Recipe) -> list[Model]:
+    """The models of a recipe, each on each view."""
+    names, views = recipe.ensemble.models or (recipe.model.name,), recipe.ensemble.views or (recipe.model.view,)
+    return [recipe.model.replace(name=name, view=view) for name, view in product(names, views)]
+
+
 def variants(recipe: Recipe) -> list[tuple[Model, int, int | None]]:
     """The networks of a recipe as (model, seed, fold): each model on each view with each seed and fold."""
-    ensemble, folds = recipe.ensemble, recipe.split.folds
-    models = [
-        recipe.model.replace(name=name, view=view)
-        for name, view in product(ensemble.models or (recipe.model.name,), ensemble.views or (recipe.model.view,))
-    ]
-    seeds = range(recipe.train.seed, recipe.train.seed + ensemble.seeds)
-    return list(product(models, seeds, range(folds) if folds else (None,)))
+    seeds, folds = range(recipe.train.seed, recipe.train.seed + recipe.ensemble.seeds), recipe.split.folds
+    return list(product(models(recipe), seeds, range(folds) if folds else (None,)))
 
 
 def training_code(recipe: Recipe) -> tuple[str, ...]:
-    """The modules whose code determines the weights of a recipe's networks."""
-    return (*TRAINING_CODE, *_model_code(recipe))
+    """The modules whose code determines which networks a recipe has, and each of them.
+
+    An edit of the first two makes a stage stale, but no network: those with the same specs are used again.
+    """
+    return ("networks", "specs", *TRAINING_CODE, *_model_code(recipe))
 
 
 def inference_code(recipe: Recipe) -> tuple[str, ...]:
     """The modules whose code determines the predictions of a recipe's networks, given their weights."""
-    return ("dataset.views", "nn.inference", "nn.models.pixels", "nn.precision", *_model_code(recipe))
+    return (*_INFERENCE_CODE, *_model_code(recipe))
 
 
 def _model_code(recipe: Recipe) -> tuple[str, ...]:
-    models = {model.name for model, _, _ in variants(recipe)}
-    return tuple(sorted({module for model in models for module in MODEL_CODE[model]}))
+    return tuple(sorted({module for model in models(recipe) for module in MODEL_CODE[model.name]}))

@@ -1,8 +1,8 @@
-"""Files on disk: hashes, atomic writes, publishing a folder, manifests and locks.
+"""Files on disk: hashes, atomic writes, which files are the pipeline's, manifests and locks.
 
-The result of a stage is one folder X. It is written to `X.partial`, flushed, and gets its `manifest.json` last. Then
-the old folder is renamed to `X.previous`, the new one to X, and `X.previous` is deleted. A folder without a valid
-manifest does not count as a result. `manifest.json` holds what is deterministic, `context.json` what is not.
+A folder without a valid manifest does not count as a result. `manifest.json` holds what is deterministic,
+`context.json` what is not. Folders of the pipeline have a list of the files that it wrote there: only these are deleted
+or overwritten, since all others are the user's.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import filelock
-
+from pipeline import schemas
 from pipeline.errors import PipelineError, StageError
 
 if TYPE_CHECKING:
@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 
 MANIFEST, CONTEXT, STARTED = "manifest.json", "context.json", "started.json"
 REFERENCES = "networks.json"  # in the staging folder of a stage that trains: the names of its networks' folders
+STAGED = ".staged-by-pipeline"  # the list in X.partial and X.previous; without it, such a folder is the user's
+WRITTEN = ".written-by-pipeline"  # the list in a published folder
+LISTS = (STAGED, WRITTEN)  # paths below the folder, each followed by NUL
+MAX_KEPT_NAME = 240  # bytes of a name before ".kept" is added; most file systems allow 255
+TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\.tmp", re.DOTALL)  # the name of a file while `write` writes it
 FORMAT = 2  # of manifests and of the workspace; manifests of earlier versions have no entry "format"
 SEAL = "seal"  # the manifest's checksum of its other entries
-LOCK_HOLDER = "data/.lock-holder.json"  # below the workspace
 CHUNK = 1 << 22  # bytes read at a time
 MAX_JSON = 1 << 24  # bytes; context.json of an ensemble of 25 networks has 20,000
 
@@ -42,10 +46,6 @@ Manifest = dict[str, Any]
 
 class DiskFull(PipelineError):
     """The disk has less room than a result may need."""
-
-
-class LockHeld(PipelineError):
-    """Another process holds the workspace's lock."""
 
 
 def sha256(path: str | Path) -> str:
@@ -60,12 +60,13 @@ def write(path: str | Path, content: bytes | Iterable[Any]) -> None:
     """Write bytes, or an iterable of buffers, to `path` and flush them to the disk.
 
     All files of the pipeline except logs are written here. The content goes to a temporary file, which is then renamed:
-    `path` holds either the old content or the new.
+    `path` holds either the old content or the new. In a folder with a list, a file of the user's moves aside.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _filename_in_errors(path):
+            _add_to_list(path, temporary)
             with open(temporary, "wb", buffering=0) as file:
                 for chunk in [content] if isinstance(content, bytes) else content:
                     _write_all(file, chunk)
@@ -78,8 +79,10 @@ def write(path: str | Path, content: bytes | Iterable[Any]) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a log. It is not flushed: after a power failure, the last lines may be missing."""
-    with _filename_in_errors(path), open(path, "ab", buffering=0) as file:
-        _write_all(file, f"{line}\n".encode(errors="backslashreplace"))
+    with _filename_in_errors(path):
+        _add_to_list(path)
+        with open(path, "ab", buffering=0) as file:
+            _write_all(file, f"{line}\n".encode())
 
 
 def _write_all(file: Any, chunk: Any) -> None:
@@ -101,7 +104,9 @@ def _filename_in_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON. Raises ValueError for NaN and infinity."""
-    write(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A byte of a file name that is not UTF-8 becomes "\\udce9", which is also JSON's escape: it is read back as it was.
+    write(path, text.encode(errors="backslashreplace"))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
@@ -147,15 +152,57 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if the file is missing, too large or does not contain an object."""
+def read_json(path: str | Path, schema: Any, max_bytes: int = MAX_JSON) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if the file is missing, too large or not what its schema says.
+
+    schema: of `pipeline.schemas`. Optional entries may be missing.
+    """
     try:
-        if not os.path.isfile(path) or os.path.getsize(path) > MAX_JSON:
+        if not os.path.isfile(path) or os.path.getsize(path) > max_bytes:
             return None
-        value = json.loads(Path(path).read_bytes())
+        value: dict[str, Any] = json.loads(Path(path).read_bytes())
+        schemas.check(value, schema)
     except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value
+
+
+def require_json(path: Path, schema: Any, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file. Raises StageError if it is not what its schema says."""
+    value = read_json(path, schema, max_bytes)
+    if value is None:
+        raise damaged(path)
+    return value
+
+
+def damaged(path: Path, why: str = "") -> StageError:
+    """The error that a file of the workspace is not what the pipeline writes."""
+    return StageError(f"{path} is damaged{why and f' ({why})'}: repeat the stage that made it with --force")
+
+
+def read_array(
+    path: Path, dtype: str, shape: tuple[int | None, ...], mmap_mode: Literal["r", "c"] | None = None, below: int = 0
+) -> NDArray[Any]:
+    """The array in an `.npy` file of the workspace. Raises StageError if it has another type, shape or values.
+
+    shape: None for any size.
+    below: of integers: all values must be from 0 to `below` - 1; 0 means that any value is valid.
+    """
+    import numpy as np
+
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode=mmap_mode)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # NumPy raises many kinds
+        raise damaged(path, str(error).partition("\n")[0][:100]) from None
+    sizes = getattr(array, "shape", ())  # of an archive of arrays: none
+    fits = len(sizes) == len(shape) and all(size in (None, actual) for size, actual in zip(shape, sizes, strict=True))
+    if not fits or not array.size or array.dtype != dtype:
+        raise damaged(path, f"expected {dtype} ({', '.join('n' if size is None else str(size) for size in shape)})")
+    if below and not 0 <= array.min() <= array.max() < below:
+        raise damaged(path, f"expected values from 0 to {below - 1}")
+    return array
 
 
 def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
@@ -163,17 +210,17 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
     path = folder / MANIFEST
     if not os.path.exists(path):  # also false if the folder cannot be accessed
         return None, ""
-    manifest = read_json(path)
+    manifest = read_json(path, schemas.Manifest)
     if manifest is None or manifest.pop(SEAL, None) != _seal(manifest):
         return None, f"{MANIFEST} is damaged"
     return manifest, ""
 
 
 def require_manifest(folder: Path) -> Manifest:
-    """The folder's manifest. Raises OSError if there is none, or if it is damaged."""
-    manifest, damage = read_manifest(folder)
+    """The folder's manifest. Raises StageError if there is none, or if it is damaged."""
+    manifest, _ = read_manifest(folder)
     if manifest is None:
-        raise OSError(f"{folder / MANIFEST}: {damage or 'the file is missing'}")
+        raise damaged(folder / MANIFEST)
     return manifest
 
 
@@ -209,12 +256,12 @@ def changed_outputs(folder: Path, manifest: Manifest) -> dict[str, str]:
 
     A file is hashed again only if its size, time or inode differs from what `context.json` recorded.
     """
-    files = (read_json(folder / CONTEXT) or {}).get("files")
+    files = (read_json(folder / CONTEXT, schemas.Context) or {}).get("files", {})
     faults = {}
     for name, digest in manifest["outputs"].items():
         path, basename = folder / name, os.path.basename(name)
         try:
-            if isinstance(files, dict) and files.get(name) == [*_fingerprint(path), digest]:
+            if files.get(name) == [*_fingerprint(path), digest]:
                 continue
             if sha256(path) != digest:
                 faults[name] = f"{basename} was changed after it was written"
@@ -240,100 +287,103 @@ def require_disk_space(workspace: Path, needed: int, what: str) -> None:
         )
 
 
-def staging_dir(folder: Path) -> Path:
-    """Where a result is written before it is published."""
-    return folder.with_name(folder.name + ".partial")
+def own_names(folder: Path) -> set[str]:
+    """The files that the pipeline wrote in a folder, as paths below it; without a list, those of the manifest."""
+    if file := _list_of(folder):
+        return {*os.fsdecode(file.read_bytes()).split("\0")} - {""}
+    manifest, _ = read_manifest(folder)
+    return {*manifest["outputs"], MANIFEST, CONTEXT} if manifest else set()
 
 
-def previous_dir(folder: Path) -> Path:
-    """Where the old result is while the new one is published."""
-    return folder.with_name(folder.name + ".previous")
+def _list_of(folder: Path) -> Path | None:
+    """The file with the list of a folder."""
+    files = (folder / name for name in LISTS)
+    return next((file for file in files if os.path.isfile(file) and os.path.getsize(file) <= MAX_JSON), None)
 
 
-def create_staging_dir(folder: Path, kept: Sequence[str] = ()) -> Path:
-    """Create a staging folder; what an earlier attempt left there is deleted, except the files `kept`."""
-    staging = staging_dir(folder)
-    for path in staging.iterdir() if kept and staging.exists() else ():
-        if path.name not in kept:
-            path.unlink()
-    if staging.exists() and not kept:
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    return staging
+def own_files(folder: Path) -> list[Path]:
+    """The files in a folder that the pipeline wrote, including lists and temporary files; what names them comes last.
 
-
-def publish(folder: Path, also_kept: Sequence[str] = ()) -> None:
-    """Move the staging folder, whose manifest is written, to `folder`; the old result is deleted.
-
-    Files that the manifest does not list, which only the run needed, are deleted first, except those in `also_kept`.
+    Links are not followed: no file outside the folder is among them, whatever a manifest lists.
     """
-    manifest, _ = read_manifest(staging_dir(folder))
-    if manifest:
-        kept = {*manifest["outputs"], *also_kept, MANIFEST, CONTEXT}
-        for path in staging_dir(folder).iterdir():
-            if path.name not in kept:
-                path.unlink()
-    restore(folder)
-    try:
-        if folder.exists():
-            os.rename(folder, previous_dir(folder))
-        os.rename(staging_dir(folder), folder)
-    except OSError:
-        restore(folder)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(previous_dir(folder), ignore_errors=True)
+    names = own_names(folder)
+    paths = [Path(parent, name) for parent, _, files in os.walk(folder) for name in files]
+    paths = [
+        path
+        for path in paths
+        if path.relative_to(folder).as_posix() in names or (path.parent == folder and final_name(path.name) in LISTS)
+    ]
+    return sorted(paths, key=lambda path: (path.name in (MANIFEST, *LISTS), path))
 
 
-def restore(folder: Path) -> None:
-    """Undo an interrupted publish: bring back or delete `X.previous`, and delete half-written JSON files."""
-    for temporary in folder.glob(".*.json.*.tmp"):  # only JSON files are written to in a published folder
-        temporary.unlink()
-    previous = previous_dir(folder)
-    if previous.exists():
-        if folder.exists():
-            shutil.rmtree(previous)
-        else:
-            os.rename(previous, folder)
+def temporary_files(folder: Path) -> list[Path]:
+    """The files in a folder of the pipeline that a process which was killed has not written completely."""
+    return [path for path in own_files(folder) if path.name != final_name(path.name)]
 
 
-def published_dir(folder: Path) -> Path:
-    """`folder`, or `X.previous` if a publish was interrupted between its two renames."""
-    previous = previous_dir(folder)
-    return previous if previous.exists() and not folder.exists() else folder
+def final_name(name: str) -> str:
+    """The name that a temporary file of `write` gets when it is complete; that of another file is its own."""
+    match = TEMPORARY.fullmatch(name)
+    return match[1] if match else name
 
 
-@contextlib.contextmanager
-def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[None]:
-    """Hold the workspace's lock, which the operating system releases when the process dies.
-
-    Raises LockHeld, which says what stage the other process runs, if it is held, unless `wait` is set.
-    """
-    if workspace.exists() and not workspace.is_dir():
-        raise StageError(f"--workspace {workspace}: not a folder")
-    path, holder_file = workspace / "data/.lock", workspace / LOCK_HOLDER
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        current = read_json(holder_file) or {}
-        pid, other_stage, since = (current.get(name, "(unknown)") for name in ("pid", "stage", "since"))
-        message = f"{workspace} is in use by process {pid}, stage {other_stage}, since {since}"
-        if not wait:
-            raise LockHeld(f"{message}; wait until it has finished, or use --wait") from None
-        print(f"{message}; waiting", flush=True)
-        lock.acquire(poll_interval=0.2)
-    try:
-        for temporary in path.parent.glob(f".{holder_file.name}.*.tmp"):  # of a process that was killed
-            temporary.unlink()
-        record_lock_holder(workspace, stage)
-        yield
-    finally:
-        lock.release()
+def delete_own(folder: Path, kept: Container[str] = ()) -> None:
+    """Delete what the pipeline wrote in a folder, except `kept`, and the folders below that become empty."""
+    for path in own_files(folder):
+        if path.relative_to(folder).as_posix() not in kept:
+            path.unlink(missing_ok=True)
+            parent = path.parent
+            while parent != folder and not any(parent.iterdir()):
+                parent.rmdir()
+                parent = parent.parent
 
 
-def record_lock_holder(workspace: Path, stage: str) -> None:
-    """Record, for other processes, that this process holds the workspace's lock and runs a stage."""
-    holder = {"pid": os.getpid(), "stage": stage, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(workspace / LOCK_HOLDER, holder)
+def write_list(folder: Path, names: Iterable[str], file: str = WRITTEN) -> None:
+    """Declare that, of the files in a folder, the pipeline wrote those in `names`; later ones are added by `write`."""
+    write(folder / file, os.fsencode("".join(f"{name}\0" for name in sorted(names))))
+
+
+def _add_to_list(*paths: Path) -> None:
+    """Add files to the list of their folder, or of one above. What the user has at these paths is moved aside."""
+    file = next(filter(None, map(_list_of, paths[0].parents)), None)
+    if file is None or paths[0].name in LISTS:
+        return
+    listed = own_names(file.parent)
+    for path in paths:
+        name = path.relative_to(file.parent).as_posix()
+        if name not in listed or path.is_dir():
+            move_aside(path)
+        if name not in listed:
+            with open(file, "ab", buffering=0) as opened:
+                _write_all(opened, os.fsencode(f"{name}\0"))
+
+
+def numbered(path: Path, ending: str) -> Iterator[Path]:
+    """Paths beside `path`: NAME.ending, NAME.ending2, ..."""
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.name}{ending}{number if number > 1 else ''}")
+
+
+def free_name(path: Path) -> Path:
+    """`path` if nothing is there, otherwise the first of NAME.kept, NAME.kept2, ... that is free."""
+    short = path.name
+    while len(os.fsencode(short)) > MAX_KEPT_NAME:
+        short = short[:-1]
+    names = itertools.chain([path], numbered(path.with_name(short), ".kept"))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def move_aside(path: Path) -> None:
+    """Rename what is at `path`, if anything, to the first free name of NAME.kept, NAME.kept2, ..."""
+    if os.path.lexists(path):
+        os.rename(path, free_name(path))
+
+
+def resolve(path: Path) -> Path:
+    """The path with its links resolved. Raises StageError for a link to what does not exist, as an unmounted disk."""
+    for part in (*reversed(path.parents), path):
+        if part.is_symlink() and not part.exists():
+            raise StageError(
+                f"{part} is a link to {os.readlink(part)}, which does not exist: mount its disk, or change the link"
+            )
+    return path.resolve()

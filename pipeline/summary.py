@@ -1,11 +1,12 @@
 """The last lines of a run: accuracy, expected score, submission, and what to do next."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, store
-from pipeline.dataset import sources
+from pipeline import config, schemas, store
+from pipeline.dataset import competition, sources
 from pipeline.dataset.competition import TEST_ROWS
 from pipeline.dataset.kaggle_client import submit_command
 from pipeline.workflow import Workflow
@@ -26,7 +27,7 @@ For the competition's data, {sources.HOW_TO_GET_REAL_DATA}
 def show_result(workflow: Workflow) -> None:
     """Show the accuracy, the expected score, the submission and how to send it."""
     folder = workflow.published_dir("predict")
-    receipt = store.read_json(folder / "submission.json") or {}
+    receipt = store.require_json(folder / "submission.json", schemas.Receipt)
     for line in [*_accuracy_lines(receipt), *_submission_lines(receipt, display_path(folder / "submission.csv"))]:
         workflow.say(line)
     # On the sample, the warning that follows says how to get the competition's data.
@@ -49,8 +50,9 @@ def _next_steps(workflow: Workflow, receipt: dict[str, Any]) -> Iterator[str]:
 
 def _accuracy_lines(receipt: dict[str, Any]) -> list[str]:
     validation, expected = receipt["validation"], receipt["expected_score"]
-    lines = [f"validation accuracy: none, {validation['why_none']}"]
-    if validation["rows"]:
+    if not validation["rows"]:
+        lines = [f"validation accuracy: none, {validation['why_none']}"]
+    else:
         low, high = validation["interval_95"]
         chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
         left_out = validation["rows_left_out"]
@@ -75,7 +77,7 @@ def _submission_lines(receipt: dict[str, Any], path: str) -> list[str]:
     source = receipt["source"]
     if receipt["can_be_submitted"]:
         lines.append(f"send it: {submit_command(path, receipt)}")
-    elif source in sources.COMPETITION_SOURCES:
+    elif source in competition.SOURCES:
         lines.append(f"it cannot be sent: the competition's test set has {TEST_ROWS:,} rows")
     elif source != "sample":
         lines.append(f"it was made from {source} data, not from the competition's, and cannot be sent to Kaggle")
@@ -86,12 +88,14 @@ def warn_about_sample(workflow: Workflow) -> None:
     """Show a warning if the data are the sample."""
     manifest = workflow.manifest("download")
     if manifest and manifest["numbers"].get("source") == "sample":
-        workflow.say(SAMPLE_WARNING)
+        for line in SAMPLE_WARNING.splitlines():
+            workflow.say(line)
 
 
 def display_path(path: Path) -> str:
     """A path as the user would type it in the current folder."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        shown = str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+    return os.path.join(".", shown) if shown.startswith("-") else shown  # not an option of a command

@@ -15,33 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import store
+from pipeline import locks, schemas, store
 from pipeline.dataset.training_arrays import TrainingArrays
-from pipeline.dataset.views import apply_view
 from pipeline.devices import choose_device, is_out_of_memory, out_of_memory, usable_gpus
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError
-from pipeline.imagenet import input_name, read_weights
+from pipeline.imagenet import input_name
+from pipeline.nn.classifier import History, fit_classifier, history_from_csv, history_to_csv
 from pipeline.nn.extraction import hash_weights
-from pipeline.nn.initialization import make_initial_network
 from pipeline.nn.models import TransferNetwork, serialize_network, trained_part
 from pipeline.nn.precision import LARGE_BATCH, choose_precision, describe_settings, keeps_gpu_busy
-from pipeline.nn.training_loop import (
-    Checkpoint,
-    FitOptions,
-    LabelledImages,
-    fit,
-    selected_row,
-)
+from pipeline.nn.saved_tensors import load_tensors
+from pipeline.nn.training_loop import Checkpoint, FitOptions
 from pipeline.pool import require_parent, worker
-from pipeline.shapes import Float16, UInt8
 from pipeline.specs import GanSpec, NetworkSpec, Spec
 
 WEIGHTS, HISTORY, LOG, RECORD = "weights.safetensors", "history.csv", "log.txt", "record.json"
@@ -52,8 +43,6 @@ DIGEST_SIZE = 32  # bytes: a checkpoint file begins with the SHA-256 of the rest
 # of the time, but not beyond this number of seconds.
 SAVE_SHARE = 0.008
 MAX_SAVE_INTERVAL = 4.0
-
-History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -117,9 +106,9 @@ def train_network(
     folder = Path(task.staging_dir)
     with contextlib.ExitStack() as stack:
         device = stack.enter_context(worker(task.parent, task.device, task.spec.threads or 1))
-        if store.read_json(folder / store.STARTED) == task.started:
+        if store.read_json(folder / store.STARTED, schemas.Started) == task.started:
             # A process whose parent was killed may still be saving its checkpoint.
-            stack.enter_context(filelock.FileLock(folder.with_suffix(".lock")))
+            stack.callback(locks.acquire_lock(folder.with_suffix(".lock"), wait=True).release)
         else:  # a machine that does not share the parent's disk
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         session = _Session(task, folder, device, on_epoch, log, progress_bar)
@@ -174,19 +163,6 @@ class _Session:
                 self.checkpoints.save(checkpoint)
             raise
 
-    def on_device(
-        self,
-        images: UInt8[np.ndarray, "n 28 28"] | Float16[np.ndarray, "n ..."],
-        labels: UInt8[np.ndarray, " n"],
-        view: str = "plain",
-    ) -> LabelledImages:
-        """Images, with the view, or features, and labels as tensors on the device."""
-        tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
-        labelled = LabelledImages(*(tensor.to(self.device) for tensor in tensors))
-        if labelled.images.is_floating_point():
-            return labelled
-        return labelled._replace(images=apply_view(labelled.images, view))
-
     def outcome(
         self,
         state_dict: Mapping[str, Tensor],
@@ -196,9 +172,8 @@ class _Session:
         settings: dict[str, Any],
     ) -> TrainingOutcome:
         """The outcome of a finished training. settings: those of the libraries."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in state_dict.items()}
         files = {
-            WEIGHTS: serialize_network(weights, metadata),
+            WEIGHTS: serialize_network(state_dict, metadata),
             HISTORY: history_to_csv(history),
             LOG: (self.folder / LOG).read_bytes(),
         }
@@ -210,47 +185,20 @@ class _Session:
 
 def _fit_classifier(session: _Session, spec: NetworkSpec, arrays: TrainingArrays) -> TrainingOutcome:
     """Train a network that classifies digits."""
-    data, train, view = arrays.split(spec.fold), spec.train, spec.model.view
-    checkpoint = session.load_checkpoint()
+    train, checkpoint = spec.train, session.load_checkpoint()
     path = Path(session.task.initial_weights) if session.task.initial_weights else None
     if path and path.exists() and store.sha256(path) != dict(spec.data).get(input_name(spec.model)):  # on a cluster
         raise StageError(f"{path}: the file differs from that of the machine that started this training")
-    images = None if spec.model.has_frozen_extractor else torch.from_numpy(data.images)
-    weights = read_weights(path, spec.model) if path else None
-    network = make_initial_network(spec.model, train.seed, weights, images)
-    del weights  # 500 MB of VGG16
-    validation = test = None
-    if data.validation_images is not None and data.validation_labels is not None:
-        validation = session.on_device(data.validation_images, data.validation_labels, view)
-    if data.test_images is not None and data.test_labels is not None:
-        test = session.on_device(data.test_images, data.test_labels, view)
     options = FitOptions(train, spec.affine, session.device, session.progress_bar)
-    training = session.on_device(data.images, data.labels, view)
-    # The head shares its parameters with the network.
-    result = fit(trained_part(network), training, validation, options, test, checkpoint, session.after_epoch)
-    kept = selected_row(result.history, train.checkpoint_selection)
-    metadata = {
-        "model": spec.model.model_dump(mode="json", exclude={"weights_file"}),
-        "precision": train.precision,
-        "epoch": int(kept["epoch"]),
-        "checkpoint_selection": train.checkpoint_selection,
-        "fit_all": train.fit_all,
-        "fold": spec.fold,
-        "seed": train.seed,
-    }
-    numbers: dict[str, Any] = {
-        "precision": train.precision,
-        "kept_epoch": int(kept["epoch"]),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    } | {name: value for name, value in kept.items() if name.startswith("validation")}
-    if isinstance(network, TransferNetwork) and spec.model.has_frozen_extractor:
-        numbers["extractor"] = hash_weights(network.extractor)  # of the features in data/features/
-    is_large = keeps_gpu_busy(trained_part(network), train.batch_size)
+    trained = fit_classifier(spec.model, arrays, options, spec.fold, path, checkpoint, session.after_epoch)
+    numbers, record = trained.numbers, trained.result.record
+    if isinstance(trained.network, TransferNetwork) and spec.model.has_frozen_extractor:
+        numbers["extractor"] = hash_weights(trained.network.extractor)  # of the features in data/features/
+    is_large = keeps_gpu_busy(trained_part(trained.network), train.batch_size)
     settings = describe_settings(session.device, train.precision, is_large, train.deterministic)
-    state_dict = network.state_dict() | result.state_dict
-    outcome = session.outcome(state_dict, metadata, result.history, numbers, settings)
-    if result.record:
-        outcome.files[RECORD] = json.dumps({"rows": result.record}).encode()
+    outcome = session.outcome(trained.state_dict, trained.metadata, trained.result.history, numbers, settings)
+    if record:
+        outcome.files[RECORD] = json.dumps({"rows": record}).encode()
     return outcome
 
 
@@ -258,10 +206,8 @@ def _fit_gan(session: _Session, spec: GanSpec, arrays: TrainingArrays) -> Traini
     """Train a conditional GAN; its generator is kept, with the images of each epoch."""
     from pipeline.nn.gan_training import fit_gan
 
-    gan, training = spec.gan, session.on_device(arrays.images, arrays.labels)
-    result = fit_gan(
-        training, gan, session.device, session.load_checkpoint(), session.after_epoch, session.progress_bar
-    )
+    gan = spec.gan
+    result = fit_gan(arrays, gan, session.device, session.load_checkpoint(), session.after_epoch, session.progress_bar)
     numbers = {
         "precision": gan.precision,
         "parameters": sum(tensor.numel() for tensor in result.state_dict.values() if tensor.is_floating_point()),
@@ -297,15 +243,14 @@ class _Checkpoints:
             digest, content = content[:DIGEST_SIZE], content[DIGEST_SIZE:]
             if hashlib.sha256(content).digest() != digest:
                 raise ValueError("its content does not match its checksum")
-            checkpoint: Checkpoint = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            checkpoint: Checkpoint = load_tensors(io.BytesIO(content))
+            is_same = checkpoint.get("key") == self.key
+            self.start -= checkpoint["seconds"] if is_same else 0
         except Exception as error:  # torch.load raises many kinds
             raise StageError(
                 f"{self.path}: the checkpoint cannot be read ({error}); delete it to train this network from the start"
             ) from None
-        if checkpoint.get("key") != self.key:
-            return None
-        self.start -= checkpoint["seconds"]
-        return checkpoint
+        return checkpoint if is_same else None
 
     def update(self, checkpoint: Checkpoint) -> bool:
         """Save a checkpoint if enough time has passed since the last one; returns whether it was saved."""
@@ -326,13 +271,18 @@ class _Checkpoints:
         self.save_seconds = self.last_save - start
 
 
-def history_to_csv(history: History) -> bytes:
-    """The rows of a history as a CSV file."""
-    text: str = pd.DataFrame(history).to_csv(index=False, lineterminator="\n")
-    return text.encode()
-
-
-def history_from_csv(content: bytes) -> History:
-    """The rows of a CSV file that `history_to_csv` wrote."""
-    rows = csv.DictReader(io.StringIO(content.decode()))  # pandas.read_csv before version 3 loses the last digit
-    return [{name: int(text) if text.isdigit() else float(text) for name, text in row.items() if text} for row in rows]
+def read_history(path: Path, spec: Spec) -> History:
+    """The rows of `history.csv` of a network. Raises StageError if they are not those of the spec's training."""
+    settings = spec.gan if isinstance(spec, GanSpec) else spec.train
+    schema: Any = schemas.GanEpoch if isinstance(spec, GanSpec) else schemas.Epoch
+    try:
+        history: History = history_from_csv(path.read_bytes())
+        schemas.check(history, list[schema])
+        if [row["epoch"] for row in history] != list(range(1, settings.epochs + 1)):
+            raise ValueError("other epochs than those of the training")
+        if isinstance(spec, NetworkSpec) and not spec.train.fit_all:
+            is_best = spec.train.checkpoint_selection == "best"
+            schemas.check(history if is_best else [history[0], history[-1]], list[schemas.ValidatedEpoch])
+    except (ValueError, TypeError, AttributeError, csv.Error):
+        raise store.damaged(path) from None
+    return history

@@ -11,13 +11,13 @@ import fnmatch
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, store
-from pipeline.declarations import InputFile, Stage, StageContext, StageInputs, State
+from pipeline import config, locks, publishing, schemas, store
+from pipeline.declarations import InputDict, InputFile, Stage, StageContext, StageInputs, State
 from pipeline.environment import describe_environment
 from pipeline.errors import StageError, UserError
 from pipeline.run_log import RunLog
@@ -74,25 +74,20 @@ class Workflow:
     def folder(self, stage: Stage) -> Path:
         """Where the stage's result is or will be, with links resolved: publishing renames the folder itself."""
         assert stage.folder, f"{stage.name} has no folder"
-        return (self.workspace / stage.folder(self)).resolve()
+        return store.resolve(self.workspace / stage.folder(self))
 
     def published_dir(self, name: str) -> Path:
         """Where the published result of a stage is."""
-        return store.published_dir(self.folder(self.stages[name]))
+        return publishing.published_dir(self.folder(self.stages[name]))
 
     def manifest(self, name: str) -> Manifest | None:
         """The manifest of a stage's published result, or None."""
         return store.read_manifest(self.published_dir(name))[0]
 
     def settings(self, stage: Stage) -> dict[str, Any]:
-        """The settings that a stage reads, by name; for several recipes, the recipe's name is part of it."""
-        if len(self.recipes) == 1:
-            return config.flatten(self.recipe, stage.settings)
-        return {
-            f"{recipe.name}: {name}": value
-            for recipe in self.recipes
-            for name, value in config.flatten(recipe, stage.settings).items()
-        }
+        """The settings that a stage reads, by name; for several recipes, a dict of these for each."""
+        settings = {recipe.name: config.flatten(recipe, stage.settings) for recipe in self.recipes}
+        return settings if len(self.recipes) > 1 else settings[self.recipe.name]
 
     def code_hashes(self, stage: Stage) -> dict[str, str]:
         """The hashes of the code that determines a stage's result, by file."""
@@ -111,15 +106,15 @@ class Workflow:
         if cache_key not in known:
             try:
                 state = self._state(stage, known)
+                if not state.fresh and stage.resumes and self._can_resume(stage, known):
+                    state = State(state.status, f"{state.reason}; an interrupted run can continue".removeprefix("; "))
             except (UserError, OSError) as error:  # something could not be read
                 state = State("stale", str(error))
-            if not state.fresh and stage.resumes and self._can_resume(stage, known):
-                state = State(state.status, f"{state.reason}; an interrupted run can continue".removeprefix("; "))
             known[cache_key] = state
         return known[cache_key]
 
     def _state(self, stage: Stage, known: dict[tuple[str, str], State]) -> State:
-        folder = store.published_dir(self.folder(stage))
+        folder = publishing.published_dir(self.folder(stage))
         manifest, damage = store.read_manifest(folder)
         if manifest is None:
             return State("missing", damage)
@@ -135,35 +130,35 @@ class Workflow:
             return State("stale", reason)
         if not stage.publishes_itself:
             for kind, current in (
-                ("inputs", {name: file.sha256 for name, file in self._input_files(stage, known)}),
+                ("inputs", {file.full_name: file.sha256 for file in self._input_files(stage, known)}),
                 ("code", self.code_hashes(stage)),
             ):
                 if reason := _first_difference(manifest.get(kind, {}), current):
                     return State("stale", reason)
+        if missing := set(stage.outputs) - manifest["outputs"].keys():
+            return State("stale", f"{store.MANIFEST} does not list {min(missing)}")
         if faults := store.changed_outputs(folder, manifest):
             return State("stale", next(iter(faults.values())))
-        if stage.receipt and not store.read_json(folder / stage.receipt):
+        if stage.receipt and not store.read_json(folder / stage.receipt, schemas.Receipt):
             return State("stale", f"{stage.receipt} was deleted or is damaged")
         return State("fresh")
 
     def _can_resume(self, stage: Stage, known: dict[tuple[str, str], State]) -> bool:
-        started = store.read_json(store.staging_dir(self.folder(stage)) / store.STARTED)
-        return started is not None and config.matches(started, self._key(stage, dict(self._input_files(stage, known))))
+        started = store.read_json(publishing.staging_dir(self.folder(stage)) / store.STARTED, schemas.Started)
+        return started is not None and config.matches(started, self._key(stage, self._input_files(stage, known)))
 
-    def _key(self, stage: Stage, files: Mapping[str, InputFile]) -> dict[str, Any]:
+    def _key(self, stage: Stage, files: Iterable[InputFile]) -> dict[str, Any]:
         """What determines a stage's result."""
         return {
             "format": FORMAT,
             "stage": stage.name,
             "settings": self.settings(stage),
-            "inputs": {name: file.sha256 for name, file in files.items()},
+            "inputs": {file.full_name: file.sha256 for file in files},
             "code": self.code_hashes(stage),
         }
 
-    def _input_files(
-        self, stage: Stage, known: dict[tuple[str, str], State] | None = None
-    ) -> Iterator[tuple[str, InputFile]]:
-        """The input files of a stage: "prepare/folds.npy", or "quick: prepare/folds.npy" for several recipes."""
+    def _input_files(self, stage: Stage, known: dict[tuple[str, str], State] | None = None) -> Iterator[InputFile]:
+        """The outputs of earlier stages that a stage reads."""
         wanted = dict(stage.inputs)
         for name, patterns in stage.extra_inputs.items():
             if self.state(self.stages[name], known).fresh:
@@ -176,8 +171,7 @@ class Workflow:
                 for output, digest in (manifest or {"outputs": {}})["outputs"].items():
                     basename = os.path.basename(output)
                     if any(fnmatch.fnmatch(basename, pattern) for pattern in patterns):
-                        prefix = f"{workflow.name}: " if separate else ""
-                        yield f"{prefix}{name}/{basename}", InputFile(folder / output, digest)
+                        yield InputFile(folder / output, digest, name, workflow.name if separate else "")
 
     # Running
 
@@ -209,7 +203,7 @@ class Workflow:
             self.say(f"{stage.name}: fresh")
             return
         self.say(f"{stage.name}: running" + (f", {state.reason}" if state.reason else ""))
-        store.record_lock_holder(self.workspace, stage.name)
+        locks.record_lock_holder(self.workspace, stage.name)
         start = time.monotonic()
         self.run_stage(stage)
         self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")
@@ -225,12 +219,12 @@ class Workflow:
             return
         folder, staging = context.published_dir, context.output_dir
         if self.force or not store.read_intact_manifest(staging, context.key):
-            started = store.read_json(staging / store.STARTED)
+            started = store.read_json(staging / store.STARTED, schemas.Started)
             if stage.resumes and started and not config.matches(started, context.key):
                 changes = config.changed_settings(started.get("settings", {}), context.key["settings"])
                 context.say(f"an interrupted run is not continued ({', '.join(changes) or 'other inputs or code'})")
             # The references to networks of an interrupted run stay until the stage replaces them: see `cleanup`.
-            store.create_staging_dir(folder, kept=(store.REFERENCES,) if stage.resumes else ())
+            publishing.create_staging_dir(folder, kept=(store.REFERENCES,) if stage.resumes else ())
             store.write_json(staging / store.CONTEXT, context.environment)
             store.write_json(staging / store.STARTED, context.key)
             numbers = stage.run(context) or {}
@@ -238,17 +232,16 @@ class Workflow:
             context.environment["seconds"] = round(time.time() - start, 3)
             outputs = [*stage.outputs, *(name for name in stage.optional_outputs if (staging / name).exists())]
             store.write_manifest(staging, context.key, outputs, numbers, context.environment)
-        store.publish(folder, also_kept=[stage.receipt] if stage.receipt else [])
+        publishing.publish(folder, also_kept=[stage.receipt] if stage.receipt else [])
 
     def _stage_context(self, stage: Stage) -> StageContext:
-        files = dict(self._input_files(stage))
-        for name, file in files.items():
+        files = list(self._input_files(stage))
+        for file in files:
             if store.sha256(file.path) != file.sha256:  # although its size, time and inode are those recorded
-                producer = name.rpartition(": ")[2].split("/")[0]
-                command = f"--stage {producer}{self.arguments} --force"
+                command = f"--stage {file.stage}{self.arguments} --force"
                 raise StageError(f"{file.path} is damaged: run `{command}` to make it again")
         folder = self.folder(stage) if stage.folder else self.workspace
-        staging = folder if stage.publishes_itself else store.staging_dir(folder)
+        staging = folder if stage.publishes_itself else publishing.staging_dir(folder)
         parts = [self._stage_inputs(stage, recipe, files) for recipe in self.recipes]
         environment = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -259,19 +252,14 @@ class Workflow:
         }
         return StageContext(self, stage, staging, folder, self._key(stage, files), parts, environment)
 
-    def _stage_inputs(self, stage: Stage, recipe: Recipe, files: Mapping[str, InputFile]) -> StageInputs:
-        workflow, prefix = self.for_recipe(recipe), f"{recipe.name}: "
-        own = {
-            name.removeprefix(prefix): file
-            for name, file in files.items()
-            if ": " not in name or name.startswith(prefix)
-        }
+    def _stage_inputs(self, stage: Stage, recipe: Recipe, files: Iterable[InputFile]) -> StageInputs:
+        workflow, own = self.for_recipe(recipe), [file for file in files if file.recipe in ("", recipe.name)]
         manifests = {name: (workflow if self.stages[name].per_recipe else self).manifest(name) for name in stage.inputs}
         return StageInputs(
             recipe,
             config.select_settings(recipe, stage.settings),
-            {name: file.path for name, file in own.items()},
-            {name: file.sha256 for name, file in own.items()},
+            InputDict({file.name: file.path for file in own}),
+            InputDict({file.name: file.sha256 for file in own}),
             {name: manifest for name, manifest in manifests.items() if manifest},
         )
 
@@ -281,7 +269,7 @@ class Workflow:
             if stage.folder:
                 for recipe in self.recipes if stage.per_recipe else self.recipes[:1]:
                     workflow = self.for_recipe(recipe) if stage.per_recipe else self
-                    store.restore(workflow.folder(stage))
+                    publishing.restore(workflow.folder(stage))
 
 
 def _first_difference(recorded: Mapping[str, str], current: Mapping[str, str]) -> str:

@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The networks of an ensemble train one after another in this process; tests of several processes override this.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+# A notebook's terminal exports a backend that this environment may lack; the tests import matplotlib themselves.
+os.environ.pop("MPLBACKEND", None)
 
 import csv
 import functools
@@ -143,7 +145,7 @@ def no_credentials(monkeypatch, tmp_path_factory):
     """Hide a developer's own Kaggle account, and the network beyond this machine, from all tests."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
-        if name.startswith("KAGGLE_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+        if name.startswith("KAGGLE_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "xdg_config_home"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("USERPROFILE", str(home))
@@ -348,11 +350,12 @@ def sendable(tiny, command, monkeypatch):
 
 @pytest.fixture
 def kaggle(monkeypatch, tables):
-    """A fake Kaggle server that the client in the processes of this test talks to; waiting is short."""
+    """A fake Kaggle server that the client in the processes of this test talks to; waiting for silence is short."""
     server = KaggleServer(as_zip(tables))
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(kaggle_client, "TIMEOUT", 4)
+    # Only then: a server that answers is waited for, however slowly this machine starts the client.
+    server.on_silence = lambda: monkeypatch.setattr(kaggle_client, "TIMEOUT", 4)
     monkeypatch.setattr(kaggle_client, "RETRY_PAUSE", 0.1)
     yield server
     server.close()
@@ -361,6 +364,7 @@ def kaggle(monkeypatch, tables):
 @pytest.fixture
 def requests_in_process(kaggle, monkeypatch):
     """Run requests to Kaggle in this process, in a tenth of the time that a child process takes."""
+    from kaggle.api.kaggle_api_extended import KaggleApi
 
     def run(request, download_folder, timeout_factor):
         try:
@@ -369,3 +373,5 @@ def requests_in_process(kaggle, monkeypatch):
             return kaggle_process.describe_error(error)
 
     monkeypatch.setattr(kaggle_client, "_run_child", run)
+    # The client decides when it is imported whether it talks to this server.
+    monkeypatch.setattr(KaggleApi, "args", ["--local"])

@@ -28,6 +28,7 @@ class KaggleServer:
         self.fail = {}
         self.fail_times = {}  # number of times that a call fails; without an entry, always
         self.calls = []  # names, in order
+        self.on_silence = lambda: None  # called before a client waits for bytes that do not come
         self.elsewhere = "http://localhost/elsewhere"
         self.seen_elsewhere = []  # headers of the requests there
         self.submissions = []  # in the form of Kaggle's list, newest first
@@ -72,7 +73,10 @@ class KaggleServer:
             self.fail_times[name] -= 1
             if self.fail_times[name] < 0:
                 return None
-        return self.fail.get(name)
+        fault = self.fail.get(name)
+        if str(fault).startswith(("hang", "cut")):
+            self.on_silence()
+        return fault
 
 
 def _handler(server):

@@ -1,12 +1,13 @@
 """Blends (`--recipe a,b`): the mean of several recipes' networks, evaluated on the rows that no network of them saw."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
 import pytest
 
-from pipeline import cli, config
+from pipeline import cli, config, store
 from tests import oracles
 from tests.conftest import TINY, digits_28, write_tables
 
@@ -35,8 +36,13 @@ def _blend(tables, tmp_path_factory):
 @pytest.fixture
 def blend(_blend, tmp_path):
     """A copy of the workspace and of the recipe file, for tests that change them."""
-    workspace, recipe = _blend
-    return shutil.copytree(workspace, tmp_path / "blend"), shutil.copy(recipe, tmp_path / recipe.name)
+    workspace, recipe = (
+        shutil.copytree(_blend[0], tmp_path / "blend"),
+        shutil.copy(_blend[1], tmp_path / _blend[1].name),
+    )
+    for path in workspace.rglob(store.CONTEXT):  # as if it had been made with the copy of the recipe
+        path.write_text(path.read_text().replace(str(_blend[1]), str(recipe)))
+    return workspace, recipe
 
 
 def test_the_submission_is_the_mean_over_recipes_of_the_mean_over_networks(_blend):
@@ -94,7 +100,7 @@ def test_a_changed_recipe_makes_the_blend_stale_and_the_reason_names_the_recipe(
     assert "train     stale    train.seed 0 -> 1" in status and "predict   stale" in status
     refused = command("--stage", "predict", *blend_options)
     assert refused.code == 2 and "predict requires train, which is stale (train.seed 0 -> 1)" in refused.err
-    assert f"--stage train --recipe quick,{recipe}" in refused.err
+    assert f"--stage train --recipe {shlex.quote(f'quick,{recipe}')}" in refused.err
     run = command("--stage", "all", *blend_options)
     assert run.code == 0, run.err
     assert "2 of 2 networks exist" not in run.out and "train: fresh" in run.out
@@ -106,6 +112,16 @@ def test_a_blend_with_a_recipe_that_is_trained_on_all_rows_has_no_estimate(blend
     run = command("--stage", "all", "--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
     assert run.code == 0, run.err
     assert "folded was trained on all rows" in run.out
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_an_epoch_chosen_on_these_rows_by_one_of_the_recipes_is_mentioned(blend, command):
+    workspace, recipe = blend
+    recipe.write_text(recipe.read_text().replace('checkpoint_selection = "last"', 'checkpoint_selection = "best"'))
+    run = command("--stage", "all", "--recipe", f"quick,{recipe}", *SETTINGS, "--workspace", workspace)
+    assert run.code == 0, run.err
+    metrics = json.loads((workspace / "data/runs/quick+folded/evaluate/metrics.json").read_text())
+    assert metrics["chosen_on_these_rows"] is True and "the epoch was chosen on these rows" in run.out
 
 
 def test_a_path_with_a_comma_is_one_recipe(command, tmp_path):

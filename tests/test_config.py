@@ -74,10 +74,10 @@ class TestChangedSettings:
     def test_a_removed_setting_is_named(self):
         assert config.changed_settings(QUICK | {"train.focus": 0.3}, QUICK) == ["train.focus 0.3 -> (removed)"]
 
-    def test_names_may_follow_the_name_of_a_recipe(self):
-        recorded = {"quick: train.epochs": 12}
-        assert config.changed_settings(recorded, {"quick: train.epochs": 12, "quick: train.seed": 0}) == []
-        assert config.changed_settings(recorded, {"quick: train.epochs": 9, "a/b: train.seed": 7}) == [
+    def test_the_settings_of_several_recipes(self):
+        recorded = {"quick": {"train.epochs": 12}}
+        assert config.changed_settings(recorded, {"quick": {"train.epochs": 12, "train.seed": 0}}) == []
+        assert config.changed_settings(recorded, {"quick": {"train.epochs": 9}, "a/b": {"train.seed": 7}}) == [
             "a/b: train.seed 0 -> 7",
             "quick: train.epochs 12 -> 9",
         ]
@@ -87,9 +87,9 @@ class TestChangedSettings:
         assert change == 'model.layers [] -> ["conv 32 3x3", "conv 32 3x3", "conv ...'
 
     @given(JSON | st.dictionaries(st.sampled_from([*QUICK, "train.x"]), JSON))
-    def test_any_recorded_value_gives_printable_lines(self, recorded):
+    def test_any_recorded_value_gives_short_lines(self, recorded):
         changes = config.changed_settings(recorded, QUICK)
-        assert all(change.isprintable() and len(change) < 250 for change in changes)
+        assert all(len(change) < 250 for change in changes)
         named = {change.split(" ")[0] for change in changes}
         for name, value in recorded.items() if isinstance(recorded, dict) else ():
             if name in QUICK:
@@ -112,11 +112,6 @@ class TestDigest:
         assert config.digest(dict(reversed(QUICK.items()))) == config.digest(QUICK)
         assert config.digest(DEFAULTS) == config.digest({})
         assert config.digest(QUICK | {"train.epochs": 13}) != config.digest(QUICK)
-
-    def test_a_prefix_counts(self):
-        digests = {config.digest({f"{prefix}train.epochs": 12}) for prefix in ("", "quick: ", "best: ")}
-        assert len(digests) == 3 and all(len(digest) == 12 and int(digest, 16) >= 0 for digest in digests)
-        assert config.digest({"quick: train.epochs": DEFAULTS["train.epochs"]}) == config.digest({})
 
 
 class TestEstimates:

@@ -203,7 +203,8 @@ class TestUserFiles:
         write_tables(raw, tables)
         assert download().code == 0
         assert read_source(raw) == "files"
-        assert {path.name for path in raw.iterdir()} == {*tables, "manifest.json", "context.json"}  # no test_labels.csv
+        names = {*tables, "manifest.json", "context.json", store.WRITTEN}
+        assert {path.name for path in raw.iterdir()} == names  # no test_labels.csv
         require_error(download("--data", "sample"), "your own files")
         assert {name: (raw / name).read_bytes() for name in tables} == tables
 

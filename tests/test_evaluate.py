@@ -156,7 +156,7 @@ class TestEnsembles:
 def test_a_record_requires_as_many_training_rows_in_each_fold(tmp_path, n_folds, reason):
     arrays = {
         "folds": (np.arange(competition.TRAIN_ROWS) % n_folds).astype(np.uint8),
-        "train_images": np.full(1000, competition.MEAN_PIXEL),
+        "train_images": np.resize(np.array([33, 33, 34], np.uint8), (1, 28, 28)),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,4 +64,4 @@ def test_events_survive_a_killed_process(tmp_path):
 def test_a_missing_tensorboard_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StageError, match=r"pip install -r requirements/tensorboard.txt"):
-        require_tensorboard()
+        require_tensorboard(Path("workspace"))

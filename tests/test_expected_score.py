@@ -162,8 +162,8 @@ def why_no_record(tmp_path):
     recipe = load_recipe("quick")
 
     def call(estimate=None, sizes=(), fit_all=False, mean=competition.MEAN_PIXEL):
-        images = np.full((1, 1000), int(mean), np.uint8)
-        images[0, : round(mean % 1 * 1000)] += 1
+        images = np.full((1000, 28, 28), int(mean), np.uint8)
+        images[: round(mean % 1 * 1000)] += 1
         np.save(tmp_path / "images.npy", images)
         fields = {"seeds": 5, "training_rows": 31_500, "settings": accuracy_settings(recipe)} | (estimate or {})
         changed = recipe.replace(estimate=Estimate(**fields))

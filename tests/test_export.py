@@ -1,7 +1,12 @@
 """export: the ONNX graph against plain computations, the model card against the metrics, and what is left out."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -17,6 +22,7 @@ from pipeline.settings import Model, Predict
 from tests import oracles
 from tests.conftest import ENSEMBLE, SHORT, digits_28
 
+ROOT = Path(__file__).parent.parent
 IMAGES, _ = digits_28(60)
 SHIFTS = ((0, 0), (2, -1), (-3, 0))
 
@@ -105,8 +111,6 @@ def test_networks_that_the_page_cannot_run_are_refused():
 @pytest.fixture(scope="module")
 def exported(_finished, tmp_path_factory):
     """The finished run of quick, exported."""
-    import shutil
-
     import run_pipeline
 
     workspace = shutil.copytree(_finished, tmp_path_factory.mktemp("exported") / "workspace")
@@ -135,6 +139,69 @@ def test_the_card_has_the_figures_of_the_evaluation(exported):
         assert f"| {row['digit']} | {row['rows']:,} | {row['precision']:.4f} | {row['recall']:.4f} |" in card
     assert "](errors.png)" in card and f"{metrics['rows'] - metrics['n_correct']:,} of the" in card
     assert "CC BY-SA 3.0" in card and f"| temperature | {metrics['temperature']:.3f}" in card
+
+
+def test_the_graph_has_the_lowest_versions_and_no_trace_of_this_machine(exported):
+    content = (exported / "data/runs/quick/export/model.onnx").read_bytes()
+    model = onnx.load_from_string(content)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert model.ir_version == onnx.helper.find_min_ir_version_for(model.opset_import) == 8
+    for trace in (str(ROOT), str(exported), str(Path(sys.prefix)), ".py", "pipeline", "2.13", "site-packages"):
+        assert trace.encode() not in content, trace
+
+
+EXPORT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import pipeline, torch
+from pipeline.nn import export
+from pipeline.nn.models import LoadedNetwork, make_network
+from pipeline.settings import Model, Predict
+assert Path(pipeline.__file__).parent.parent == Path(sys.argv[1])
+torch.manual_seed(0)
+network = make_network(Model(name="layers", layers=("conv 4 5x5 stride 3", "batch_norm", "relu"))).eval()
+loaded = [LoadedNetwork(network, {"model": {"view": view}}) for view in ("plain", "even")]
+sys.stdout.buffer.write(export.to_onnx(loaded, Predict(shifts=((0, 0), (1, -2)))))
+"""
+
+
+@pytest.mark.slow
+def test_equal_networks_give_equal_bytes_in_every_folder(tmp_path):
+    """In two processes with other hashes of texts, from two checkouts and two working folders."""
+    copy = tmp_path / "another checkout"
+    shutil.copytree(ROOT / "pipeline", copy / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    contents = []
+    for seed, (checkout, folder) in enumerate(((ROOT, ROOT), (copy, tmp_path))):
+        command = [sys.executable, "-c", EXPORT, str(checkout)]
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+        contents.append(run.stdout)
+    assert contents[0] == contents[1]
+    onnx.checker.check_model(onnx.load_from_string(contents[0]), full_check=True)
+
+
+@pytest.mark.slow
+def test_the_oldest_onnxruntime_runs_the_graphs(mixed_graph, tmp_path):
+    """`.ci/oldest` names an interpreter with the version that docs/recognition.md states."""
+    python = os.environ.get("DIGIT_RECOGNIZER_ONNXRUNTIME_PYTHON")
+    if not python:
+        pytest.skip("DIGIT_RECOGNIZER_ONNXRUNTIME_PYTHON names no interpreter")
+    networks, graph = mixed_graph
+    graphs = {"mixed": graph, "plain": export.to_onnx(networks[:1], Predict())}
+    np.save(tmp_path / "images.npy", IMAGES)
+    for name, content in graphs.items():
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        code = (
+            "import numpy, onnxruntime\n"
+            f"session = onnxruntime.InferenceSession('{name}.onnx', providers=['CPUExecutionProvider'])\n"
+            f"numpy.save('{name}.npy', session.run(None, {{'images': numpy.load('images.npy')}})[0])\n"
+            "print(onnxruntime.__version__)"
+        )
+        version = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        stated = re.search(r"onnxruntime (\d+\.\d+) or newer", (ROOT / "docs/recognition.md").read_text())
+        assert version.startswith(f"{stated[1]}.")
+        assert np.load(tmp_path / f"{name}.npy") == pytest.approx(run_graph(content, IMAGES), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def fail_at(disturbance, at, cause):
     run, workspace = disturbance.run(fail=(at, cause)), disturbance.workspace
     point = disturbance.points[at] if isinstance(at, int) else at
     if run.code:
-        assert run.code == 1, f"{point}: {run.err}"
+        assert run.code == (2 if cause == errno.EACCES else 1), f"{point}: {run.err}"
         assert run.err.startswith("error: ") and run.err.count("\n") == 1
         assert str(workspace) in run.err and os.strerror(cause) in run.err, run.err
     else:  # something that was to be deleted is left

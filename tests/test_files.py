@@ -85,7 +85,8 @@ def test_error_while_a_table_is_read(tmp_path, name, content, message):
 @pytest.mark.parametrize("separator", ["-", "."])
 def test_names_of_idx_files(tmp_path, separator, suffix):
     paths = [tmp_path / (name.replace("-idx", f"{separator}idx") + suffix) for name in files.IDX_FILES]
-    assert files.find_idx_files([*paths, tmp_path / "train.csv"]) == dict(zip(files.IDX_FILES, paths, strict=True))
-    assert files.find_idx_files([tmp_path / "train.csv"]) == {}
+    expected = dict(zip(files.IDX_FILES, map(TableFile, paths), strict=True))
+    assert files.find_mnist([*paths, tmp_path / "train.csv"]) == expected
+    assert files.find_mnist([tmp_path / "train.csv"]) == {}
     with pytest.raises(SourceError, match=r"t10k-labels-idx1-ubyte \(or \.gz\) is missing"):
-        files.find_idx_files(paths[:3])
+        files.find_mnist(paths[:3])

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from tqdm import tqdm
 
+from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.nn import gan_training
 from pipeline.nn.gan_training import GanTrainer, fit_gan
 from pipeline.nn.generators import Discriminator, make_generator
@@ -35,9 +36,8 @@ def few_statistics(monkeypatch):
 def fit(gan, checkpoint=None):
     """The result of a training, and its checkpoints."""
     checkpoints = []
-    result = fit_gan(
-        TRAINING, gan, "cpu", checkpoint, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
-    )
+    arrays, on_epoch = TrainingArrays(IMAGES, LABELS), lambda state: checkpoints.append(copy.deepcopy(state))
+    result = fit_gan(arrays, gan, "cpu", checkpoint, on_epoch, progress_bar=False)
     return result, checkpoints
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import devices, store
+from pipeline import devices
 from pipeline.config import load_recipe
 from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.footprint import measure_footprint
@@ -171,11 +172,11 @@ def train_epoch_without_waiting(trainer, n_steps):
 @pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
 def test_a_deterministic_gan_continues_with_the_same_weights(recipe):
     gan = load_recipe(recipe).gan.replace(epochs=3, precision="fp32", deterministic=True)
-    checkpoints = []
+    arrays, checkpoints = TrainingArrays(IMAGES[:300], LABELS[:300]), []
     expected = fit_gan(
-        on_device("cuda"), gan, "cuda", None, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
+        arrays, gan, "cuda", None, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
     )
-    resumed = fit_gan(on_device("cuda"), gan, "cuda", checkpoints[0], progress_bar=False)
+    resumed = fit_gan(arrays, gan, "cuda", checkpoints[0], progress_bar=False)
     assert resumed.history == expected.history and equal(resumed.state_dict, expected.state_dict)
     assert torch.equal(resumed.frames, expected.frames)
 
@@ -213,7 +214,7 @@ def run(workspace, *arguments):
 
 
 def read_context(workspace, recipe):
-    return store.read_json(workspace / f"data/runs/{recipe}/train/context.json")
+    return json.loads((workspace / f"data/runs/{recipe}/train/context.json").read_bytes())
 
 
 def test_two_processes_on_one_card(tmp_path):
@@ -243,7 +244,7 @@ def test_a_full_quick_run(tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     names = {torch.cuda.get_device_name(number) for number in devices.usable_gpus()}
     assert f"device: {', '.join(sorted(names))}" in outcome.stdout
-    metrics = store.read_json(tmp_path / "data/runs/quick/evaluate/metrics.json")
+    metrics = json.loads((tmp_path / "data/runs/quick/evaluate/metrics.json").read_bytes())
     assert metrics["accuracy"] > 0.97
 
 

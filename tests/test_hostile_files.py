@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 
-from pipeline import store
+from pipeline import config, store
 from pipeline.dataset import tables
 from pipeline.dataset.files import TableFile
 from tests import mutants
@@ -100,10 +100,28 @@ class TestObstacles:
         try:
             options = {"digits.zip": ("--data", path), "mine.toml": ("--recipe", path)}.get(name, ())
             run = runs("--stage", "download", *options, "--workspace", tmp_path)
-            assert run.code == (1 if name == "data" else 2), run.err
+            assert run.code == 2, run.err
             assert run.err.count("\n") == 1 and path.name in run.err and "ermission denied" in run.err
         finally:
             path.chmod(0o700)
+
+
+def test_every_stage_runs_in_a_folder_whose_name_is_not_utf8(_tiny, command, tmp_path):
+    workspace = tmp_path / os.fsdecode(b"-caf\xe9: \"'\n$(x)\x1b[31m")
+    try:
+        shutil.copytree(_tiny, workspace)
+    except (OSError, shutil.Error):
+        pytest.skip("the file system accepts only UTF-8")
+    recipe = workspace / "mine.toml"
+    recipe.write_text((config.RECIPES / "quick.toml").read_text().split("[estimate]")[0])
+    options = (*TINY[2:], f"--workspace={workspace}", "--device", "cpu", "--recipe", recipe)
+    for arguments in (["--stage", "all"], ["--stage", "predict"], ["--stage", "notebook"], ["--status"]):
+        run = command(*arguments, *options)
+        assert run.code == 0, run.err
+        assert all(line.isprintable() for line in run.lines())
+    assert "stale" not in run.out and "missing" not in run.out
+    run = command("--stage", "train", *options, "--tracker", "tensorboard")
+    assert run.code == 2 and "tensorboard" in run.err and run.err.count("\n") == 1
 
 
 @pytest.mark.slow

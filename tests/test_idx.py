@@ -26,7 +26,7 @@ FILES = {
 
 
 def read(folder):
-    return idx.read_mnist(files.find_idx_files(files.list_folder(folder)))
+    return idx.read_mnist(files.find_mnist(files.list_folder(folder)))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -1,10 +1,17 @@
 """imagenet: ImageNet's weights from a file or a server, and one line about everything that can be wrong with them."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import json
+import pickle
+import re
+import resource
 import threading
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +19,9 @@ import torch
 from pipeline import imagenet, store
 from pipeline.errors import StageError
 from pipeline.nn import models
+from pipeline.nn.imagenet_weights import read_weights
 from pipeline.nn.initialization import make_initial_network
+from pipeline.nn.saved_tensors import load_tensors
 from tests.conftest import write_tables
 from tests.transfer import MODEL, QUICK, SmallNetwork, as_file, imagenet_state
 
@@ -68,7 +77,7 @@ class TestLoading:
     def test_all_layers_except_the_last_get_the_weights(self, tmp_path, legacy):
         path = tmp_path / "weights.pth"
         path.write_bytes(as_file(STATE, legacy))
-        network = make_initial_network(MODEL, 3, imagenet.read_weights(path, MODEL))
+        network = make_initial_network(MODEL, 3, path)
         random = make_initial_network(MODEL, 3)
         for name, value in network.state_dict().items():
             expected = random.state_dict()[name] if name.startswith("classifier.6.") else STATE[name]
@@ -94,21 +103,21 @@ class TestLoading:
         path = tmp_path / "weights.pth"
         path.write_bytes(content)
         with pytest.raises(StageError) as error:
-            imagenet.read_weights(path, MODEL)
+            read_weights(path, MODEL)
         assert f"{path}: " in one_line(error) and message in str(error.value)
 
 
 class TestFinding:
-    def test_a_file_is_checked_by_the_hash_in_its_name(self, tmp_path):
-        for name in (f"x-{hashlib.sha256(FILE).hexdigest()[:8]}.pth", "no-hash.pth"):
+    def test_only_the_name_of_a_published_file_is_its_hash(self, tmp_path, published_name):
+        for name in (published_name, "no-hash.pth", "backup-20240131.pth", "x: -00000000.pth"):
             path = tmp_path / name
             path.write_bytes(FILE)
             weights = imagenet.find_weights(MODEL.replace(pretrained="imagenet", weights_file=str(path)), tmp_path)
             assert (weights.path, weights.sha256) == (path, hashlib.sha256(FILE).hexdigest())
-        (tmp_path / "x-00000000.pth").write_bytes(FILE)
+        (tmp_path / published_name).write_bytes(FILE[:-1])
         with pytest.raises(StageError) as error:
-            imagenet.find_weights(MODEL.replace(weights_file=str(tmp_path / "x-00000000.pth")), tmp_path)
-        assert "its SHA-256 begins with" in one_line(error) and "but its name says 00000000" in str(error.value)
+            imagenet.find_weights(MODEL.replace(weights_file=str(tmp_path / published_name)), tmp_path)
+        assert "its SHA-256 begins with" in one_line(error) and "rename it if that is intended" in str(error.value)
 
     def test_a_file_that_does_not_exist(self, tmp_path):
         with pytest.raises(imagenet.MissingWeights, match=r"nothing\.pth is not a file"):
@@ -227,3 +236,100 @@ class TestComparison:
         for recipes in (["ladder/lenet", "transfer/alexnet"], ["transfer"]):
             run = self.call(command, tables, tmp_path, *recipes)
             assert run.code == 2 and "are missing, and https://download.pytorch.org/models/" in run.err
+
+
+# Files that expand to more than a network has
+
+
+def as_zip(entries, compression=zipfile.ZIP_DEFLATED):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def compressed(state):
+    """A file of torch.save with compressed entries."""
+    with zipfile.ZipFile(io.BytesIO(as_file(state))) as archive:
+        return as_zip({name: archive.read(name) for name in archive.namelist()})
+
+
+def as_pickle(function, *arguments):
+    """A pickle, in protocol 2, that calls a function when it is loaded."""
+
+    class Call:
+        def __reduce__(self):
+            return function, arguments
+
+    return pickle.dumps(Call(), protocol=2)
+
+
+BIG = 1 << 27  # bytes
+BOMBS = {
+    "compressed zeros": lambda: compressed(STATE | {"features.0.bias": torch.zeros(BIG // 4)}),
+    "a compressed last layer": lambda: compressed(STATE | {"classifier.6.weight": torch.zeros(BIG // 4)}),
+    "a compressed pickle": lambda: as_zip({"archive/data.pkl": b"\x80\x02" + b"0" * BIG, "archive/version": b"3\n"}),
+    "a large array of bytes": lambda: as_zip(
+        {"archive/data.pkl": as_pickle(bytearray, BIG), "archive/version": b"3\n"}, zipfile.ZIP_STORED
+    ),
+    "a large array of bytes in the old format": lambda: as_file({}, legacy=True)[:15] + as_pickle(bytearray, BIG),
+    "a large tensor in the old format": lambda: as_file({"weight": torch.zeros(BIG // 4)}, legacy=True),
+    "an expanded tensor": lambda: as_file(STATE | {"features.0.bias": torch.zeros(1).expand(BIG)}),
+}
+
+
+class TestSizes:
+    @pytest.mark.parametrize("name", BOMBS)
+    def test_a_file_that_takes_more_memory_than_the_network_is_refused(self, tmp_path, name):
+        """In a process with room for less than a quarter of what the file would take."""
+        path = tmp_path / "weights.pth"
+        path.write_bytes(FILE)
+        read_weights(path, MODEL)  # imports what it uses
+        path.write_bytes(BOMBS[name]())
+        with limited_memory(BIG // 4), pytest.raises(StageError) as error:
+            read_weights(path, MODEL)
+        assert f"{path}: " in one_line(error)
+        if name != "an expanded tensor":  # which takes no memory
+            assert re.search(
+                r"its contents take [0-9,]+ bytes, more than the [0-9,]+ that|it contains", str(error.value)
+            )
+
+    def test_the_command_line_answers_in_one_line(self, command, tables, tmp_path):
+        write_tables(tmp_path / "data/raw", tables)
+        path = tmp_path / "weights.pth"
+        path.write_bytes(BOMBS["compressed zeros"]())
+        assert path.stat().st_size < 1 << 20
+        run = command("--stage", "all", *QUICK, "--set", f"model.weights_file={path}", "--workspace", tmp_path)
+        assert run.code == 2 and run.err.count("\n") == 1
+        assert re.match(rf"error: {re.escape(str(path))}: .*\(its contents take [0-9,]+ bytes, more than the ", run.err)
+
+    def test_a_compressed_file_that_fits_is_read(self, tmp_path):
+        path = tmp_path / "weights.pth"
+        path.write_bytes(compressed(STATE))
+        weights = read_weights(path, MODEL)
+        assert all(torch.equal(weights[name], STATE[name]) for name in weights) and len(weights) == len(STATE) - 2
+        path.write_bytes(as_file({name: value.double() for name, value in STATE.items()}))
+        assert torch.equal(read_weights(path, MODEL)["features.0.weight"].float(), STATE["features.0.weight"])
+
+    def test_a_compressed_checkpoint_is_refused(self):
+        state = {"epoch": 3, "network": STATE, "history": [{"epoch": 1, "train_loss": 0.5}]}
+        assert load_tensors(io.BytesIO(as_file(state)))["history"] == state["history"]
+        with pytest.raises(ValueError, match="its contents take"):
+            load_tensors(io.BytesIO(compressed(state | {"row_losses": torch.zeros(100_000)})))
+
+
+@contextlib.contextmanager
+def limited_memory(n_bytes):
+    """Allow this process only `n_bytes` of additional memory, on Linux."""
+    if not Path("/proc/self/statm").exists():
+        yield
+        return
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

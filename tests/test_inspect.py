@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -102,7 +103,7 @@ def inspect(command, workspace, *options):
 def test_without_a_record_and_pictures_of_the_data_it_says_how_to_make_them(command, finished, quick_study):
     run = inspect(command, finished)
     assert run.code == 0 and "were not recorded" in run.out
-    assert f"--workspace {finished}" in run.out and "--recipe quick" in run.out  # the command that records them
+    assert f"--workspace {shlex.quote(str(finished))}" in run.out and "--recipe quick" in run.out  # the command
     folder = finished / "data/runs/quick/inspect"
     html = (folder / "report.html").read_text()
     assert "--stage explore makes them" in html and "train.record=true" in html

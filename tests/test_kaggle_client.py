@@ -34,7 +34,7 @@ def test_official_command_line_downloads_and_submits(kaggle, tmp_path):
 
 
 def test_download_publishes_the_zip_and_its_source(kaggle, command, tmp_path):
-    assert kaggle_client.has_credentials()
+    assert kaggle_client.find_credentials() == (True, "")
     run = command("--stage", "download", "--workspace", tmp_path)  # --data auto: Kaggle, because of the credentials
     assert run.code == 0, run.err
     raw = tmp_path / "data/raw"
@@ -43,30 +43,23 @@ def test_download_publishes_the_zip_and_its_source(kaggle, command, tmp_path):
     assert command("--stage", "prepare", "--recipe", "quick", "--workspace", tmp_path).code == 0
 
 
-@pytest.mark.parametrize("kind", ["KAGGLE_API_TOKEN", "access_token", "kaggle.json"])
+@pytest.mark.parametrize("kind", ["KAGGLE_API_TOKEN", "access_token", "kaggle.json", "XDG_CONFIG_HOME"])
 def test_each_kind_of_credentials(kaggle, monkeypatch, kind):
     monkeypatch.delenv("KAGGLE_USERNAME")
     monkeypatch.delenv("KAGGLE_KEY")
-    assert not kaggle_client.has_credentials()
-    folder = Path.home() / ".kaggle"
-    folder.mkdir(exist_ok=True)
+    assert kaggle_client.find_credentials() == (False, "")
+    folder = Path.home() / ("xdg/kaggle" if kind == "XDG_CONFIG_HOME" else ".kaggle")
+    folder.mkdir(parents=True)
     if kind == "KAGGLE_API_TOKEN":
         monkeypatch.setenv(kind, TOKEN)
     elif kind == "access_token":
         (folder / kind).write_text(TOKEN)
     else:
-        (folder / kind).write_text(json.dumps({"username": "demo", "key": KEY}))
-        (folder / kind).chmod(0o600)
-    assert kaggle_client.has_credentials()
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(Path.home() / "xdg"))
+        (folder / "kaggle.json").write_text(json.dumps({"username": "demo", "key": KEY}))
+        (folder / "kaggle.json").chmod(0o600)
+    assert kaggle_client.find_credentials() == (True, "")
     assert kaggle_client.count_submissions_left() == 5
-
-
-@pytest.mark.parametrize("name", ["access_token.txt", "credentials.json"])  # the latter is from `kaggle auth login`
-def test_other_files_that_the_client_reads(name):
-    assert not kaggle_client.has_credentials()
-    (Path.home() / ".kaggle").mkdir(exist_ok=True)
-    (Path.home() / ".kaggle" / name).write_text("{}")
-    assert kaggle_client.has_credentials()
 
 
 def require_failure(kaggle, command, workspace, code, message):

@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def read_state(folder):
-    return store.read_json(folder / "push.json")
+    return json.loads((folder / "push.json").read_bytes())
 
 
 def test_from_push_to_fetched_output(kaggle, results, command, tmp_path, folder, monkeypatch, sendable):
@@ -120,6 +120,23 @@ def test_deleted_results_are_fetched_again(push, kaggle, folder):
     (folder / "output").rmdir()
     assert push().code == 0
     assert (folder / "output/submission.csv").exists() and len(kaggle.notebooks[SLUG]) == 1
+
+
+def test_files_of_the_user_among_the_results_stay(push, folder, tmp_path):
+    push()
+    notes = [folder / "output" / name for name in ("note.txt", "submissions/quick/note.txt", "mine/note.txt")]
+    for note in notes:
+        note.parent.mkdir(exist_ok=True)
+        note.write_text("mine")
+    (folder / "output.partial").mkdir()
+    (folder / "output.partial" / store.STAGED).touch()  # of an interrupted download
+    (folder / "output.partial/submissions").symlink_to(tmp_path)
+    before = (folder / "output/submission.csv").stat().st_ino
+    assert push("--force").code == 0
+    assert (folder / "output/submission.csv").stat().st_ino != before
+    assert all(note.read_text() == "mine" for note in notes)
+    assert not (tmp_path / "quick").exists() and (folder / "output/submissions.kept").is_symlink()
+    assert not list((folder / "output").rglob("*.csv.kept"))
 
 
 def test_without_waiting_a_later_run_fetches(push, kaggle, folder):

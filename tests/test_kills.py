@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline import locks, publishing, store
 from tests.conftest import TINY, write_tables
 
 ALL = ("--stage", "all", *TINY, "--device", "cpu")
@@ -111,7 +111,7 @@ class Disturbance:
         assert status.code == 0, status.err
         for path in self.workspace.rglob(store.MANIFEST):
             folder = path.parent
-            if folder.suffix == ".partial" or folder != store.published_dir(folder.with_suffix("")):
+            if folder.suffix == ".partial" or folder != publishing.published_dir(folder.with_suffix("")):
                 continue  # not published yet; or replaced and about to be deleted
             manifest, reason = store.read_manifest(folder)
             assert manifest, f"{folder}: {reason}"
@@ -121,8 +121,8 @@ class Disturbance:
             assert content in (self.old.get(path), self.new.get(path)), f"{path} is neither the old nor the new one"
         for path in self.old:  # replaced, but never lost; after an interrupted publish it is in the folder beside
             path = self.workspace / path
-            assert path.exists() or (store.previous_dir(path.parent) / path.name).exists(), f"{path} is lost"
-        with store.lock_workspace(self.workspace, "test"):
+            assert path.exists() or (publishing.previous_dir(path.parent) / path.name).exists(), f"{path} is lost"
+        with locks.lock_workspace(self.workspace, "test"):
             pass
 
     def continue_run(self):

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline import config
 from pipeline.config import ConfigError
 from pipeline.dataset.views import apply_view
+from pipeline.errors import StageError
 from pipeline.nn.inference import as_input
 from pipeline.nn.initialization import make_initial_network
 from pipeline.nn.models import (
@@ -180,7 +181,7 @@ class TestPixels:
     def test_are_saved_with_the_weights(self, tmp_path):
         model = Model(name="layers", layers=("relu",), pixels="standardised")
         network = make_network(model, X).eval()
-        metadata = {"model": model.model_dump(mode="json"), "precision": "fp32", "epoch": 1}
+        metadata = METADATA | {"model": model.model_dump(mode="json")}
         (tmp_path / "w.safetensors").write_bytes(serialize_network(network.state_dict(), metadata))
         (loaded,) = load_networks(tmp_path / "w.safetensors", "cpu")
         images = torch.rand(3, 1, 28, 28)
@@ -224,6 +225,7 @@ class TestDropout:
 
 
 METADATA = {"model": {"name": "small_cnn", "dropout": 0.2}, "precision": "fp32", "epoch": 3}
+METADATA |= {"checkpoint_selection": "last", "fit_all": False, "fold": None, "seed": 0}
 
 
 class TestWeightsFile:
@@ -254,3 +256,12 @@ class TestWeightsFile:
             self.assert_equal(item, network)
         with safetensors.safe_open(path, "pt") as file:
             assert list(json.loads(file.metadata()["metadata"])["networks"]) == ["seed0", "seed1"]
+
+    def test_a_file_that_describes_another_network_is_refused(self, tmp_path):
+        """Before memory is allocated for it: this one has 24 GB of weights."""
+        metadata = METADATA | {"model": {"name": "layers", "layers": ["dense 9999"] * 60}}
+        path = tmp_path / "w.safetensors"
+        for weights in (MODELS["small_cnn"](Model()).state_dict(), {}):
+            path.write_bytes(serialize_network(weights, metadata))
+            with pytest.raises(StageError, match="does not contain the weights of layers"):
+                load_networks(path, "cpu")

@@ -180,6 +180,7 @@ class TestReuse:
     def test_a_network_whose_publication_was_interrupted_is_restored(self, ensemble, train):
         networks_before = trained(ensemble)
         folder = ensemble / "data/networks" / next(iter(networks_before))
+        store.write_list(folder, store.own_names(folder), store.STAGED)
         folder.rename(f"{folder}.previous")
         run = train()
         assert run.code == 0 and "train: 4 of 4 networks exist already" in run.out
@@ -259,7 +260,9 @@ class TestClean:
         (seed_1, fold_1), folders = NAMES[2:], sorted(trained(ensemble))
         assert train("--set", "ensemble.seeds=1").code == 0
         network = ensemble / "data/networks" / next(name for name in folders if name.startswith(seed_1))
-        shutil.copytree(network, f"{network}.partial")
+        interrupted = network.with_name(f"{network.name}.partial")
+        shutil.copytree(network, interrupted)
+        (interrupted / store.WRITTEN).rename(interrupted / store.STAGED)
         partial = ensemble / "data/runs/quick/train.partial"
         partial.mkdir()
         store.write_json(partial / store.REFERENCES, {"folders": [network.name]})

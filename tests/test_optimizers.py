@@ -1,5 +1,7 @@
 """Optimizers: steps equal to PyTorch's, and Muon against the formulas of its source."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,74 @@ def test_weights_are_those_of_a_plain_loop(settings, make_plain):
     state_dict = fit(TRAIN.replace(**settings))
     for name, weight in network.state_dict().items():
         assert torch.allclose(state_dict[name], weight, atol=1e-4), name
+
+
+class TestSkippedSteps:
+    """Steps without finite gradients in fp16, against a plain loop that calls the optimizer in the other steps only."""
+
+    MODEL = Model(name="layers", layers=("conv 4 5x5 stride 2", "batch_norm", "relu", "conv 6 3x3", "relu", "dense 8"))
+
+    def train(self, settings, skipped, skip_in_loop):
+        """Weights and state of the optimizers after steps with random gradients, of which some are not finite."""
+        torch.manual_seed(0)
+        network = make_network(self.MODEL)
+        made = optimizers.make_optimizers(network, TRAIN.replace(**settings))
+        generator = torch.Generator().manual_seed(1)
+        for is_skipped in skipped:
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            if is_skipped:
+                network.layers[0].weight.grad[0, 0, 1, 1] = float("nan")
+            if skip_in_loop:
+                if is_skipped:
+                    continue
+                training_loop.unscale_gradients(network.parameters(), 4.0)
+                for optimizer in made:
+                    optimizer.step()
+            else:
+                skip = training_loop.unscale_gradients(network.parameters(), 4.0).float()
+                for optimizer in made:
+                    optimizers.step_unless(skip, optimizer)
+        states = [state for optimizer in made for state in optimizer.state_dict()["state"].values()]
+        return list(network.parameters()), states
+
+    @pytest.mark.parametrize("skipped", [(0, 1, 0, 0, 1), (1, 0, 0), (1, 1)])
+    @pytest.mark.parametrize("name", get_args(Train.model_fields["optimizer"].annotation))
+    def test_neither_weights_nor_state_change(self, name, skipped):
+        settings = {"optimizer": name, "momentum": 0.9} if name == "sgd" else {"optimizer": name}
+        weights, states = self.train(settings, skipped, skip_in_loop=False)
+        expected_weights, expected_states = self.train(settings, skipped, skip_in_loop=True)
+        for weight, expected in zip(weights, expected_weights, strict=True):
+            assert torch.equal(weight, expected)
+        for number, state in enumerate(states):
+            expected = expected_states[number] if expected_states else {}  # before the first step, there is no state
+            for key, value in state.items():
+                zero = torch.zeros(()) if value is not None else None
+                assert value is None or torch.equal(value, expected.get(key, zero).expand_as(value)), key
+
+    def test_a_training_in_fp16_skips_whole_steps(self, monkeypatch):
+        """The second of three steps: also momentum, weight decay, and the steps that Adam counts."""
+        unscale, step_unless = training_loop.unscale_gradients, training_loop.step_unless
+
+        def fit_with_overflow(**settings):
+            def overflow(parameters, scale):
+                parameters = list(parameters)
+                calls.append(scale)
+                if len(calls) == 2:
+                    parameters[0].grad.fill_(float("inf"))
+                return unscale(parameters, scale)
+
+            calls = []
+            monkeypatch.setattr(training_loop, "unscale_gradients", overflow)
+            return fit(TRAIN.replace(precision="fp16", batch_size=40, epochs=1, **settings), self.MODEL)
+
+        for settings in ({"optimizer": "muon"}, {"optimizer": "adamw"}, {"optimizer": "sgd", "momentum": 0.9}):
+            weights = fit_with_overflow(**settings)
+            with monkeypatch.context() as patch:
+                patch.setattr(training_loop, "step_unless", lambda skip, optimizer: skip.item() or optimizer.step())
+                expected = fit_with_overflow(**settings)
+            assert training_loop.step_unless is step_unless
+            assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 class TestMuon:

@@ -1,6 +1,7 @@
 """Where networks are trained: processes that are killed, GPUs, a real Dask cluster, and engines that do not exist."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, pool, store
+from pipeline import cli, pool
 from pipeline.errors import StageError
 from pipeline.pool import ParentGone, Pool
 from tests.conftest import ENSEMBLE, TINY, write_tables
@@ -217,7 +218,7 @@ def is_worker(pid):
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(tmp_path, monkeypatch):
     """The address of a real Dask scheduler on 127.0.0.1, and its two worker processes."""
     pytest.importorskip("distributed")
     file = tmp_path / "scheduler.json"
@@ -225,10 +226,10 @@ def cluster(tmp_path):
     processes = [start("-m", "dask", "scheduler", "--host", "127.0.0.1", "--port", "0", *options)]
     try:
         wait_until(file.exists, processes[0])
-        address = store.read_json(file)["address"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        address = json.loads(file.read_bytes())["address"]
+        monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         options = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
-        processes += [start("-m", "dask", "worker", address, *options, env=environment) for _ in range(2)]
+        processes += [start("-m", "dask", "worker", address, *options) for _ in range(2)]
         yield address, processes[1:]
     finally:
         for process in processes:

@@ -144,3 +144,24 @@ def test_a_source_with_test_labels_is_scored_by_predict_alone(command, tmp_path,
     assert [line for line in run.lines() if "running" in line] == ["predict: running, download/test_labels.csv changed"]
     assert (tmp_path / "submissions/quick/submission.csv").read_bytes() == before
     assert read_receipt(tmp_path)["test_score"] == np.mean(predictions == 0)
+
+
+def test_a_submission_that_is_read_back_differently_is_not_published(single, command, monkeypatch):
+    """A disk that returns other bytes than were written."""
+    before, write = read_receipt(single), store.write
+
+    def write_differently(path, content):
+        write(path, content.replace(b"\n1,", b"\n1,9", 1)[:-2] + b"\n" if path.name == "submission.csv" else content)
+
+    def write_other_labels(path, content):
+        if path.name == "submission.csv":
+            lines = content.split(b"\n")
+            lines[1] = b"1,%d" % ((int(lines[1][2:]) + 1) % 10)
+            content = b"\n".join(lines)
+        write(path, content)
+
+    for replacement in (write_differently, write_other_labels):
+        monkeypatch.setattr(store, "write", replacement)
+        run = command("--stage", "predict", *SINGLE, "--workspace", single, "--device", "cpu")
+        assert run.code and run.err.count("\n") == 1 and "submission.csv" in run.err
+        assert read_receipt(single) == before

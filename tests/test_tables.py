@@ -212,3 +212,59 @@ def test_written_tables_are_read_back(tmp_path):
     test_labels = tables.read_submission_table(TableFile(tmp_path / "test_labels.csv"), 10)
     assert np.array_equal(test_labels, labels[50:])
     assert not tables.read_submission_table(TableFile(tmp_path / "sample_submission.csv"), 10).any()
+
+
+def test_every_value_above_255_is_refused_and_every_other_is_read(tmp_path):
+    """Sums of hundreds, tens and ones above 255 wrap around in the reader's arrays."""
+    header, row, _ = SMALL.split(b"\n", 2)
+    for value in range(1000):
+        content = b"%s\n%s\n" % (header, b",".join([b"7", b"%d" % value, *row.split(b",")[2:]]))
+        if value <= 255:
+            assert read(tmp_path, "train.csv", content)[0][0, 0, 0] == value
+        else:
+            with pytest.raises(tables.DataError, match=f"column pixel0 is '{value}', expected a whole number 0-255"):
+                read(tmp_path, "train.csv", content)
+
+
+@pytest.mark.parametrize("cell", [b"1005", b"0005", b"00000", b"12345678901234567890"])
+def test_more_than_three_digits_are_refused(tmp_path, cell):
+    """Only the last three are looked at, one after another."""
+    with pytest.raises(tables.DataError, match=f"column pixel300 is '{cell.decode()}'"):
+        read(tmp_path, "train.csv", replace_cell(SMALL, 1, 301, cell))
+
+
+def test_reading_a_row_without_an_end_stops(tmp_path, monkeypatch):
+    class Endless(io.RawIOBase):
+        n_read = 0
+
+        def read(self, size=-1):
+            self.n_read += size
+            assert self.n_read < 1 << 22, "so much of a row was read"
+            return b"1," * (size // 2)
+
+    monkeypatch.setattr(tables, "CHUNK_BYTES", 1 << 12)
+    (text,) = tables._split_rows(Endless(), b"")
+    assert tables._parse(text, 785) is None
+
+
+def test_a_submission_with_much_behind_its_last_row_is_refused(tmp_path):
+    """Only as much is read as such a file can have."""
+    content = tables.encode_submission(LABELS[:100])
+    assert len(read(tmp_path, "sample_submission.csv", content + b"\n" * 99)) == 100
+    with pytest.raises(tables.DataError, match="expected 100"):
+        read(tmp_path, "sample_submission.csv", content + b"\n" * (tables.MAX_ROW_BYTES + 16 * 100))
+
+
+def test_the_reader_keeps_few_texts_in_memory(monkeypatch):
+    monkeypatch.setattr(tables, "N_THREADS", 3)
+    n_read = 0
+
+    def texts():
+        nonlocal n_read
+        for number in range(50):
+            n_read += 1
+            yield b"%d\n" % number
+
+    for number, (text, values) in enumerate(tables._parse_in_threads(texts(), 1)):
+        assert text == b"%d\n" % number and values.tolist() == [[number]]
+        assert n_read <= number + 1 + 2 * 3

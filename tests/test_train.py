@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pipeline import store, training_task
+from pipeline.nn import classifier
 from pipeline.nn.models import load_networks
 from pipeline.reports import training_figures
 from pipeline.stages import train as stage
@@ -29,7 +30,7 @@ def train_files(workspace):
 
 def stop_after(monkeypatch, epoch):
     """Interrupt trainings after an epoch, like Ctrl-C."""
-    fit = training_task.fit
+    fit = classifier.fit
 
     def fit_and_stop(network, training, validation, options, test, checkpoint, on_epoch):
         def stop(checkpoint):
@@ -39,13 +40,13 @@ def stop_after(monkeypatch, epoch):
 
         return fit(network, training, validation, options, test, checkpoint, stop)
 
-    monkeypatch.setattr(training_task, "fit", fit_and_stop)
+    monkeypatch.setattr(classifier, "fit", fit_and_stop)
 
 
 def test_files(tiny):
     folder = tiny / "data/runs/quick/train"
     assert {path.name for path in folder.iterdir()} == {
-        "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json",
+        "weights.safetensors", "history.csv", "curves.png", "manifest.json", "context.json", store.WRITTEN,
     }  # fmt: skip
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -108,7 +109,7 @@ class TestFitAll:
         assert np.array_equal(np.load(augmented / "labels.npy"), labels[:400])
         folder = workspace / "data/runs/quick"
         assert {path.name for path in (folder / "evaluate").iterdir()} == {
-            "metrics.json", "manifest.json", "context.json",
+            "metrics.json", "manifest.json", "context.json", store.WRITTEN,
         }  # fmt: skip
         metrics = json.loads((folder / "evaluate/metrics.json").read_text())
         assert metrics["rows"] == 0 and metrics["accuracy"] is None and metrics["record"] is None

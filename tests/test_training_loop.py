@@ -109,11 +109,11 @@ class TestSelection:
         assert best < 7
         assert equal(run.state_dict, run.checkpoints[best]["network"])
         assert not equal(run.state_dict, run.checkpoints[-1]["network"])
-        assert training_loop.selected_row(run.history, "best") == run.history[best]
+        assert epochs.selected_row(run.history, "best") == run.history[best]
 
     def test_the_last_state_is_kept(self, base_run):
         assert equal(base_run.state_dict, base_run.checkpoints[-1]["network"])
-        assert training_loop.selected_row(base_run.history, "last") == base_run.history[-1]
+        assert epochs.selected_row(base_run.history, "last") == base_run.history[-1]
 
     def test_validation_images_do_not_influence_the_weights(self, base_run):
         noise = torch.randint(0, 256, VALIDATION.images.shape, dtype=torch.uint8)
@@ -299,3 +299,15 @@ def test_every_recipe_trains_for_an_epoch(name):
     assert len(result.history) == 1 and 0 <= result.history[0]["test_accuracy"] <= 1
     assert any(not torch.equal(*pair) for pair in zip(before, network.parameters(), strict=True))
     assert result.state_dict.keys() == network.state_dict().keys()
+
+
+def test_of_equal_validation_losses_the_first_epoch_is_kept():
+    history = [{"epoch": epoch, "validation_loss": loss} for epoch, loss in enumerate([0.5, 0.2, 0.3, 0.2], 1)]
+    assert epochs.selected_row(history, "best") == history[1]
+
+
+def test_the_learning_rate_of_a_step_is_that_of_its_middle():
+    """Three epochs of three steps, at 1/18, 3/18, ..., 17/18 of the schedule; the history has each epoch's last."""
+    history = fit(BASE.replace(schedule="linear")).history
+    expected = [BASE.learning_rate * (1 - middle / 18) for middle in (5, 11, 17)]
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected, rel=1e-12)

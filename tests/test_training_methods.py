@@ -52,6 +52,8 @@ class TestHardExamples:
             hardest = before.argsort(descending=True)[: round(60 * epochs.HARD_SHARE)].tolist()
             assert set(hardest) <= set(used)
             assert used[:30] != hardest  # shuffled
+            ranking = before.argsort(descending=True).tolist()
+            assert set(used) != set(ranking[: len(used)])  # the others are chosen at random
         assert set(used_rows[2]) != set(used_rows[3])
 
     @pytest.mark.usefixtures("as_on_many_rows")
@@ -84,7 +86,7 @@ class TestHardExamples:
     def test_every_epoch_is_validated_if_the_best_is_kept(self):
         run = fit(self.TRAIN.replace(checkpoint_selection="best"), validation=WRONG_LABELS)
         assert all("validation_loss" in row for row in run.history)
-        assert run.history.index(training_loop.selected_row(run.history, "best")) < 4
+        assert run.history.index(epochs.selected_row(run.history, "best")) < 4
 
 
 def assert_statistics_fit_the_weights(state_dict, is_close=True):

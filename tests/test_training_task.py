@@ -14,6 +14,7 @@ from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.errors import StageError
 from pipeline.footprint import measure_footprint
 from pipeline.nn import training_loop
+from pipeline.nn.classifier import history_to_csv
 from pipeline.nn.models import make_network
 from pipeline.pool import worker
 from pipeline.specs import NetworkSpec
@@ -24,8 +25,7 @@ from pipeline.training_task import (
     RECORD,
     WEIGHTS,
     TrainingTask,
-    history_from_csv,
-    history_to_csv,
+    read_history,
     resolve_precision,
     train_network,
 )
@@ -120,9 +120,9 @@ def test_a_checkpoint_of_other_settings_or_inputs_is_not_used(tmp_path, expected
     """A worker that was given up may leave one at the last moment."""
     folder = tmp_path / "network.partial"
     with pytest.raises(KeyboardInterrupt):
-        train(make_task(folder, {"inputs": "others"}), on_epoch=stop_after(2))
+        train(make_task(folder, {"inputs": {"a": "0" * 64}}), on_epoch=stop_after(2))
     (folder / LOG).unlink()
-    outcome = train(make_task(folder, {"inputs": "these"}))
+    outcome = train(make_task(folder, {"inputs": {"a": "1" * 64}}))
     assert_equal(outcome, expected)
     assert "continuing" not in outcome.files[LOG].decode()
 
@@ -183,10 +183,25 @@ def test_the_number_of_threads_is_restored(tmp_path):
     assert torch.get_num_threads() == n_threads
 
 
-def test_a_history_is_the_same_after_it_was_written():
-    history = [{"epoch": 1, "train_loss": 0.1 + 0.2, "validation_accuracy": 1 / 3}, {"epoch": 2, "train_loss": 1e-30}]
-    history.append({"epoch": 3, "train_loss": 1.0, "validation_accuracy": 1.0})
-    assert history_from_csv(history_to_csv(history)) == history
+def test_a_history_is_the_same_after_it_was_written(tmp_path):
+    path, spec = tmp_path / "history.csv", make_task(tmp_path).spec
+    history = [
+        {
+            "epoch": 1,
+            "learning_rate": 0.1,
+            "train_loss": 0.1 + 0.2,
+            "validation_loss": 2.0,
+            "validation_accuracy": 1 / 3,
+        },
+        {"epoch": 2, "learning_rate": 1.0, "train_loss": 1e-30},
+        {"epoch": 3, "learning_rate": 0.0, "train_loss": 1.0, "validation_loss": 0.0, "validation_accuracy": 1.0},
+    ]
+    path.write_bytes(history_to_csv(history))
+    assert read_history(path, spec) == history
+    for damaged in (history[:2], history[1:], [*history[:2], history[1] | {"epoch": 3}], history[:2] * 2, []):
+        path.write_bytes(history_to_csv(damaged))
+        with pytest.raises(StageError, match=r"history\.csv is damaged"):
+            read_history(path, spec)
 
 
 class TestErrorsOfTheGpu:
@@ -225,7 +240,7 @@ class TestErrorsOfTheGpu:
         def fail(*arguments):
             raise error
 
-        monkeypatch.setattr("pipeline.training_task.fit", fail)
+        monkeypatch.setattr("pipeline.nn.classifier.fit", fail)
         with pytest.raises(StageError, match=r"memory of the GPU is too small: .*networks_per_gpu=1"):
             train(make_task(tmp_path / "network.partial", {"stage": "network"}))
 

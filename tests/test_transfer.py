@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import imagenet
+from pipeline.nn.imagenet_weights import LAST_LAYER
 from pipeline.nn.models import Head, load_networks, make_network
 from pipeline.settings import Model
 from tests import oracles
@@ -152,7 +152,7 @@ class TestAlexNet:
         assert manifest["numbers"]["initial_weights"] == {"imagenet/alexnet": hashlib.sha256(content).hexdigest()}
         (loaded,) = load_networks(workspace / "data/runs/transfer/alexnet/train/weights.safetensors", "cpu")
         for name, value in loaded.network.state_dict().items():
-            assert torch.equal(value, state[name]) != name.startswith(imagenet.LAST_LAYER)
+            assert torch.equal(value, state[name]) != name.startswith(LAST_LAYER)
 
     def test_pictures(self, alexnet):
         run = call(alexnet, "--stage", "inspect", "--set", "inspect.rows=50")

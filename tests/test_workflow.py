@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from pipeline import source_code, store, training_task
+from pipeline import locks, publishing, source_code, store
+from pipeline.nn import classifier
 from pipeline.reports import style
 from pipeline.stages import STAGES, augment
 from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran, stop_after_epoch
@@ -87,7 +88,7 @@ def test_an_input_that_changes_while_a_stage_runs_prevents_publishing(stage, tin
 def test_a_complete_result_is_published_by_the_next_run_without_running(stage, monkeypatch):
     options = ("evaluate", "--set", "predict.shifts=[[1, 1]]")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "publish", interrupt)
+        patch.setattr(publishing, "publish", interrupt)
         assert stage(*options).code == 130
     with monkeypatch.context() as patch:
         patch.setitem(STAGES, "evaluate", dataclasses.replace(STAGES["evaluate"], run=interrupt))
@@ -97,16 +98,46 @@ def test_a_complete_result_is_published_by_the_next_run_without_running(stage, m
 
 def test_a_complete_network_is_published_by_the_next_run_without_training(stage, status, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(store, "publish", interrupt)
+        patch.setattr(publishing, "publish", interrupt)
         assert stage("train", "--set", "train.seed=3").code == 130
-    monkeypatch.setattr("pipeline.training_task.fit", interrupt)
+    monkeypatch.setattr("pipeline.nn.classifier.fit", interrupt)
     assert stage("train", "--set", "train.seed=3").code == 0
     assert stage("train", "--set", "train.seed=4").code == 130
+
+
+def test_an_input_that_changed_without_a_trace_is_named_and_nothing_is_published(stage, tiny):
+    """A byte of another value at the same place, with the same size, time and inode, as after a fault of the disk."""
+    weights, metrics = (
+        tiny / "data/runs/quick" / name for name in ("train/weights.safetensors", "evaluate/metrics.json")
+    )
+    assert stage("train").code == 0  # records the fingerprint of this copy
+    times, before = weights.stat(), metrics.read_bytes()
+    with open(weights, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run = stage("evaluate")
+    assert run.code == 2 and f"{weights} is damaged: run `--stage train" in run.err and run.err.count("\n") == 1
+    assert metrics.read_bytes() == before
 
 
 def test_force_runs_every_stage_again(stage):
     run = stage("all", "--force")
     assert run.code == 0 and ran(run) == [*NAMES]
+
+
+def test_force_does_not_publish_what_an_interrupted_run_completed(stage, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.publishing.publish", interrupt)
+        assert stage("evaluate").code == 130
+    runs = []
+    run_evaluate = STAGES["evaluate"].run
+    monkeypatch.setitem(
+        STAGES, "evaluate", dataclasses.replace(STAGES["evaluate"], run=lambda c: runs.append(c) or run_evaluate(c))
+    )
+    assert stage("evaluate", "--force").code == 0 and len(runs) == 1
 
 
 def test_a_repeated_run_writes_the_same_manifest(stage, tiny, monkeypatch):
@@ -127,9 +158,9 @@ def test_a_repeated_run_writes_the_same_manifest(stage, tiny, monkeypatch):
 def test_existing_networks_are_collected_without_training_unless_forced(stage, tiny, monkeypatch):
     before = content(tiny / "data/networks")
     trainings = []
-    make = training_task.make_initial_network
+    make = classifier.make_initial_network
     monkeypatch.setattr(
-        training_task, "make_initial_network", lambda *arguments: trainings.append(arguments[1]) or make(*arguments)
+        classifier, "make_initial_network", lambda *arguments: trainings.append(arguments[1]) or make(*arguments)
     )
     assert stage("train").code == 0
     assert stage("train", "--set", "train.epochs=1").code == 0 and trainings == [0]
@@ -171,7 +202,7 @@ def test_an_interrupted_training_does_not_continue_with_edited_code(stage, statu
 def test_an_interrupted_first_training_of_a_recipe_file_is_shown(command, tiny, tmp_path, monkeypatch):
     file = tmp_path / "mine.toml"
     file.write_text('[model]\nname = "small_cnn"\n[augment]\nangles = [7]\n')
-    monkeypatch.setattr("pipeline.training_task.fit", interrupt)
+    monkeypatch.setattr("pipeline.nn.classifier.fit", interrupt)
     assert command("--stage", "all", "--recipe", file, "--workspace", tiny).code == 130
     run = command("--status", "--workspace", tiny)
     assert "recipe mine" in run.out and "  train     missing  an interrupted run can continue" in run.out
@@ -225,7 +256,7 @@ def test_a_signal_stops_a_training_and_the_next_run_continues(tiny, look, comman
 
 
 def test_a_second_run_is_refused_and_the_message_names_the_first(stage, tiny):
-    with store.lock_workspace(tiny, "train"):
+    with locks.lock_workspace(tiny, "train"):
         run = stage("evaluate")
     assert run.code == 1 and run.err.count("\n") == 1
     assert re.search(rf"process {os.getpid()}, stage train, since \d{{4}}-\d\d-\d\d ", run.err)
@@ -240,7 +271,7 @@ def test_status_and_list_need_no_lock_and_import_no_large_library(_tiny):
         "print('large:', sorted(large)); sys.exit(max(codes))"
     )
     command = [sys.executable, "-c", code, str(_tiny)]
-    with store.lock_workspace(_tiny, "train"):
+    with locks.lock_workspace(_tiny, "train"):
         run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 0 and "large: []" in run.stdout, run.stdout + run.stderr
 
@@ -285,14 +316,17 @@ def test_clean_lists_and_deletes_what_no_recipe_uses(command, stage, tiny):
     stage("augment", "--set", "augment.angles=[5]")
     stage("train", "--set", "train.epochs=1")
     stage("train")  # nothing refers to the network of one epoch any more
-    (tiny / "data/augmented/.images.npy.1.tmp").write_bytes(b"half")
-    used = content(tiny / "data/runs", tiny / "submissions")
+    (tiny / "data/runs/quick/train/.manifest.json.1.tmp").write_bytes(b"half")
+    with open(tiny / "data/runs/quick/train" / store.WRITTEN, "ab") as names:
+        names.write(b".manifest.json.1.tmp\0")
+    used = content(tiny / "data/runs/quick/evaluate", tiny / "submissions")
     clean = ("--clean", "--workspace", tiny)
     run = command(*clean)
     unused = [line.removeprefix(f"unused: {tiny}/data/") for line in run.lines() if line.startswith("unused: ")]
-    assert run.code == 0 and [name.split("/")[0] for name in unused] == [*2 * ["augmented"], *2 * ["networks"]]
+    assert run.code == 0 and [name.split("/")[0] for name in unused] == ["augmented", *2 * ["networks"], "runs"]
     assert run.lines()[-1] == "--clean --yes deletes them"
     assert command(*clean, "--yes").code == 0
     assert command(*clean).out == "nothing is unused\n"
-    assert content(tiny / "data/runs", tiny / "submissions") == used
+    assert content(tiny / "data/runs/quick/evaluate", tiny / "submissions") == used
+    assert not (tiny / "data/runs/quick/train/.manifest.json.1.tmp").exists()
     assert ran(stage("all")) == []

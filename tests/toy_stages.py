@@ -4,7 +4,7 @@
 the content of the files alone says whether a result is fresh: an oracle that knows nothing about manifests.
 """
 
-from pipeline import config, store
+from pipeline import config, publishing, store
 from pipeline.declarations import Stage
 from pipeline.run_log import RunLog
 from pipeline.store import FORMAT
@@ -27,10 +27,10 @@ def _stale_reason(workflow, manifest):
 def _take(context):
     source = context.workflow.workspace / "in.txt"
     key = {"format": FORMAT, "stage": "take", "inputs": {"in.txt": store.sha256(source)}}
-    staging = store.create_staging_dir(context.published_dir)
+    staging = publishing.create_staging_dir(context.published_dir)
     store.write(staging / "copy.txt", source.read_bytes())
     store.write_manifest(staging, key, ["copy.txt"], {}, context.environment)
-    store.publish(context.published_dir)
+    publishing.publish(context.published_dir)
     return {}
 
 
@@ -101,7 +101,7 @@ def contents(workspace):
     for name, output in OUTPUTS.items():
         path = workspace / output
         try:
-            texts[name] = (store.published_dir(path.parent) / path.name).read_text()
+            texts[name] = (publishing.published_dir(path.parent) / path.name).read_text()
         except OSError:
             texts[name] = None
     return texts

@@ -5,7 +5,7 @@ import io
 import torch
 from torch import nn
 
-from pipeline import imagenet
+from pipeline.nn.imagenet_weights import LAST_LAYER
 from pipeline.nn.models.dropout import Dropout
 from pipeline.nn.models.transfer import TransferNetwork
 from pipeline.settings import Model
@@ -36,10 +36,10 @@ def imagenet_state(network):
         name: torch.randn(value.shape, generator=generator) / max(4, value[0].numel() ** 0.5)
         for name, value in network.state_dict().items()
     }
-    columns = state[f"{imagenet.LAST_LAYER}.weight"].shape[1]
+    columns = state[f"{LAST_LAYER}.weight"].shape[1]
     return state | {
-        f"{imagenet.LAST_LAYER}.weight": torch.zeros(1000, columns),
-        f"{imagenet.LAST_LAYER}.bias": torch.zeros(1000),
+        f"{LAST_LAYER}.weight": torch.zeros(1000, columns),
+        f"{LAST_LAYER}.bias": torch.zeros(1000),
     }
 
 

@@ -1,4 +1,4 @@
-"""Locate and open the competition's tables and MNIST's idx files, and refuse damaged or malicious ones."""
+"""Locate and open the competition's tables and MNIST's files, and refuse damaged or malicious ones."""
 
 import gzip
 import io
@@ -7,7 +7,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,26 @@ TABLES = ("train", "test", "sample_submission")
 TABLE_FILES = {f"{table}.csv{suffix}": table for table in TABLES for suffix in ("", ".gz", ".zip")}
 TEST_LABELS = "test_labels.csv"  # next to the tables if the source knows the labels of the test rows
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST_TABLES = ("mnist_train.csv", "mnist_test.csv")  # label first, with or without a header
+# MNIST's files by the names under which they are distributed, in lower case.
+MNIST_FILES = {
+    **{
+        name.replace("-idx", f"{separator}idx") + suffix: name
+        for name in IDX_FILES
+        for separator in "-."
+        for suffix in ("", ".gz")
+    },
+    **{f"{name}{suffix}": name for name in MNIST_TABLES for suffix in ("", ".gz")},
+    "mnist_train_small.csv": "mnist_train.csv",  # among the samples of Google Colab
+}
+# The names that browsers give to a second download, and the right ones.
+SECOND_DOWNLOADS = {
+    name.replace(".", f"{space}({number}).", 1): name
+    for name in (*TABLE_FILES, *MNIST_FILES)
+    for space in ("", " ")
+    for number in range(1, 10)
+}
+OTHER_ARCHIVES = (".7z", ".bz2", ".lzma", ".rar", ".tar", ".tar.gz", ".tgz", ".xz", ".zip", ".zst")
 MAX_BYTES = 1 << 29  # of a file, and of an uncompressed table; all of MNIST as one CSV has 130 MB
 MAX_COMPRESSION = 100  # of a zipped table larger than MIN_SUSPECT_BYTES; the competition's tables shrink 10 times
 MIN_SUSPECT_BYTES = 1 << 23
@@ -32,7 +52,7 @@ class SourceError(UserError):
 
 @dataclass(frozen=True)
 class TableFile:
-    """The location of a table: a CSV file, a gzip-compressed CSV file, or a member of a zip file."""
+    """The location of a table or an idx file: a file, or a member of a zip; compressed if its name ends in .gz."""
 
     path: Path
     member: str | None = None
@@ -40,29 +60,38 @@ class TableFile:
     def __str__(self) -> str:
         return f"{self.path} ({self.member})" if self.member else f"{self.path}"
 
+    @property
+    def name(self) -> str:
+        """The name without folders."""
+        return _base_name(self.member) if self.member else self.path.name
+
+    @property
+    def is_gzip(self) -> bool:
+        return self.name.lower().endswith(".gz")
+
     def estimate_bytes(self) -> int:
         """Approximate uncompressed size; 0 if the file cannot be read, which `open` reports."""
         try:
             if self.member:
                 with zipfile.ZipFile(self.path) as archive:
-                    return archive.getinfo(self.member).file_size
-            return self.path.stat().st_size * (GZIP_FACTOR if self.path.suffix == ".gz" else 1)
+                    size = archive.getinfo(self.member).file_size
+            else:
+                size = self.path.stat().st_size
         except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):
             return 0
+        return size * (GZIP_FACTOR if self.is_gzip else 1)
 
     @contextmanager
     def open(self) -> Iterator[ByteStream]:
         """The uncompressed bytes as a stream. Raises SourceError, also for errors while the stream is read."""
         try:
-            if self.member:
-                with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
-                    yield cast(ByteStream, stream)
-            elif self.path.suffix == ".gz":
-                with gzip.open(self.path) as stream:
-                    yield stream
-            else:
-                with open(self.path, "rb", buffering=0) as stream:
-                    yield stream
+            with ExitStack() as stack:
+                if self.member:
+                    archive = stack.enter_context(zipfile.ZipFile(self.path))
+                    stream = cast(ByteStream, stack.enter_context(archive.open(self.member)))
+                else:
+                    stream = stack.enter_context(open(self.path, "rb", buffering=0))
+                yield stack.enter_context(gzip.open(stream)) if self.is_gzip else stream
         except FileNotFoundError:
             raise SourceError(f"{self}: the file does not exist") from None
         except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
@@ -83,7 +112,7 @@ def find_tables(files: Iterable[Path]) -> dict[str, TableFile]:
     zipped: dict[str, TableFile] = {}
     for path in sorted(files):
         table = TABLE_FILES.get(path.name)
-        if path.suffix == ".zip":
+        if is_zip(path):
             contained = {name: TableFile(path, member) for name, member in _find_members(path).items()}
         else:
             contained = {table: TableFile(path)} if table else {}
@@ -99,28 +128,60 @@ def find_tables(files: Iterable[Path]) -> dict[str, TableFile]:
     return zipped | separate
 
 
-def require_tables(location: Path | str, tables: Iterable[str]) -> None:
-    """Raise SourceError unless `tables` names all three tables."""
+def require_tables(location: Path | str, tables: Iterable[str], files: Iterable[Path] = ()) -> None:
+    """Raise SourceError unless `tables` names all three tables; `files` are those among which they were searched."""
     missing = [f"{table}.csv" for table in TABLES if table not in tables]
     if missing:
         raise SourceError(
             f"{location}: {' and '.join(missing)} not found (plain, .gz, .zip, or in the competition's zip)"
+            + advise(files)
         )
 
 
-def find_idx_files(files: Iterable[Path]) -> dict[str, Path]:
-    """MNIST's four idx files among `files`, by their names in IDX_FILES; empty if none is among them.
+def advise(files: Iterable[Path]) -> str:
+    """What to do about the first file whose name or format is not known, for the end of an error; "" if all are."""
+    for path in files:
+        names = [_base_name(member.filename) for member in _list_members(path)] if is_zip(path) else [path.name]
+        for name in names:
+            if known := SECOND_DOWNLOADS.get(name.lower()):
+                return f"; rename {name} to {known}"
+            if name.lower().endswith(OTHER_ARCHIVES):
+                return f"; {name} is an archive that is not read here: extract it first"
+    return ""
 
-    The distributed names vary: "train-images.idx3-ubyte", with or without ".gz". Raises SourceError if only some of
-    the four are there.
+
+def find_mnist(files: Iterable[Path]) -> dict[str, TableFile]:
+    """MNIST's files among `files` and in zips: the four in IDX_FILES, else those in MNIST_TABLES; empty if none.
+
+    Plain files take precedence over compressed ones and those over zips. Raises SourceError if files are missing, other
+    than mnist_test.csv.
     """
-    by_name = {path.name.removesuffix(".gz").replace(".idx", "-idx"): path for path in files}
-    paths = {name: by_name[name] for name in IDX_FILES if name in by_name}
-    missing = [name for name in IDX_FILES if name not in paths]
-    if paths and missing:
-        present = next(iter(paths.values()))
-        raise SourceError(f"{present.parent}: {present.name} exists, but {missing[0]} (or .gz) is missing")
-    return paths
+    candidates = []
+    for path in sorted(files, reverse=True):
+        if is_zip(path):
+            members = _list_members(path)
+            # Of several members with the same name, zipfile opens the last.
+            chosen = {m.filename: m for m in members if _base_name(m.filename).lower() in MNIST_FILES}
+            if chosen:
+                _refuse_malicious(path, members, chosen.values())
+            candidates += [TableFile(path, name) for name in chosen]
+        elif path.name.lower() in MNIST_FILES:
+            candidates.append(TableFile(path))
+    candidates.sort(key=lambda file: (file.path.is_file(), not file.member, not file.is_gzip))
+    by_name = {MNIST_FILES[file.name.lower()]: file for file in candidates}  # the last takes precedence
+    for names, required in ((IDX_FILES, IDX_FILES), (MNIST_TABLES, MNIST_TABLES[:1])):
+        chosen_files = {name: by_name[name] for name in names if name in by_name}
+        missing = [name for name in required if name not in chosen_files]
+        if chosen_files and missing:
+            raise SourceError(f"{next(iter(chosen_files.values()))} exists, but {missing[0]} (or .gz) is missing")
+        if chosen_files:
+            return chosen_files
+    return {}
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a path has the name of a zip and is a file; opening a pipe would block."""
+    return path.name.lower().endswith(".zip") and path.is_file()
 
 
 def list_table_files(folder: Path) -> list[Path]:
@@ -128,7 +189,7 @@ def list_table_files(folder: Path) -> list[Path]:
     return [
         require_readable(path)
         for path in list_folder(folder)
-        if path.name in TABLE_FILES or (path.suffix == ".zip" and path.is_file() and _find_members(path))
+        if path.name in TABLE_FILES or (is_zip(path) and _find_members(path))
     ]
 
 
@@ -156,23 +217,34 @@ def require_readable(path: Path) -> Path:
 
 def _find_members(path: Path) -> dict[str, str]:
     """The names of a zip's members that are tables, by table name. Raises SourceError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that cannot be decoded
-        raise SourceError(f"{path}: not a zip file, or damaged ({error}); get it again") from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    members = _list_members(path)
     tables: dict[str, zipfile.ZipInfo] = {}
     for member in members:
-        table = TABLE_FILES.get(member.filename.rsplit("/", 1)[-1])
-        if table and member.filename.endswith(".csv") and "__MACOSX" not in member.filename:
+        table = TABLE_FILES.get(_base_name(member.filename))
+        if table and member.filename.endswith(".csv"):
             if table in tables:
                 raise SourceError(f"{path}: contains {table}.csv more than once")
             tables[table] = member
     if tables:
         _refuse_malicious(path, members, tables.values())
     return {table: member.filename for table, member in tables.items()}
+
+
+def _list_members(path: Path) -> list[zipfile.ZipInfo]:
+    """A zip's members. Raises SourceError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # ValueError: names that cannot be decoded
+        raise SourceError(f"{path}: not a zip file, or damaged ({error}); get it again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _base_name(member: str) -> str:
+    """The name of a zip's member without folders; "" for what macOS adds."""
+    *folders, name = member.split("/")
+    return "" if "__MACOSX" in folders else name
 
 
 def _refuse_malicious(path: Path, members: Iterable[zipfile.ZipInfo], tables: Iterable[zipfile.ZipInfo]) -> None:

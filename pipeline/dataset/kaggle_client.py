@@ -63,15 +63,10 @@ class KaggleError(PipelineError):
             self.exit_code = 2
 
 
-def has_credentials() -> bool:
-    """Whether the client would find credentials, which may be invalid."""
-    if os.environ.get("KAGGLE_API_TOKEN") or (os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")):
-        return True
-    names = ("access_token", "access_token.txt", "credentials.json", "kaggle.json")
-    files = [*(Path.home() / ".kaggle" / name for name in names), Path.home() / ".config/kaggle/kaggle.json"]
-    if os.environ.get("KAGGLE_CONFIG_DIR"):
-        files.append(Path(os.environ["KAGGLE_CONFIG_DIR"]) / "kaggle.json")
-    return any(file.is_file() for file in files)
+def find_credentials() -> tuple[bool, str]:
+    """Whether the client has credentials, which may be invalid; if not, also what prevents it from reading them."""
+    reply = send_request("find_credentials", retry=False)
+    return "error" not in reply, "" if reply.get("error") in (None, "credentials") else str(explain(reply))
 
 
 def download_archive(folder: Path) -> Path:
@@ -135,6 +130,8 @@ def send_request(
 def explain(reply: dict[str, Any], advice: str = "") -> KaggleError:
     """The error that a failed reply describes, with advice at the end."""
     kind, detail = reply["error"], reply.get("detail")
+    if kind == "local":  # a cause on this machine, with what to do
+        return KaggleError(f"{detail}{advice}", user_error=True)
     message = USER_ERRORS.get(kind) or FAILURES.get(kind) or f"Kaggle failed ({kind}): try again later"
     return KaggleError(message + (f" ({detail})" if detail else "") + advice, user_error=kind in USER_ERRORS)
 
@@ -144,7 +141,12 @@ def _run_child(request: dict[str, Any], download_folder: Path | None, timeout_fa
 
     timeout_factor: this time, in units of TIMEOUT.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
+    # An empty KAGGLE_KEY, as from a compose file, is no key, but the client would prefer it to kaggle.json.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("VERBOSE") and (value or not name.startswith("KAGGLE_"))
+    }
     # Not pipes: a long reply would fill one, and the child would block.
     with tempfile.TemporaryFile() as request_file, tempfile.TemporaryFile() as reply_file:
         request_file.write(json.dumps(request).encode())

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import socket
+import ssl
 import tempfile
 import warnings
 import zipfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import kaggle_machine, store
-from pipeline.dataset import competition, files, kaggle_client
+from pipeline.dataset import competition, files, kaggle_client, kaggle_process
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.errors import PipelineError
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 MAX_ATTACHED_DEPTH = 4  # folders below /kaggle/input that are searched for the competition's tables
 OPENML_TRAIN_ROWS = 60_000  # the first rows are MNIST's training set
 OPENML_TIMEOUT = 30  # seconds without a reply; scikit-learn sets no limit
-# Sources whose predictions can be submitted: the competition's own files, however they were obtained.
-COMPETITION_SOURCES = ("kaggle", "files", "path")
 HOW_TO_GET_REAL_DATA = (
     f"join {competition.PAGE},\n"
     "then put train.csv, test.csv and sample_submission.csv (or the zip) into data/raw,\n"
@@ -66,7 +65,7 @@ def require_user_tables(raw: Path, user_files: list[Path]) -> dict[str, TableFil
             f"{user_files[0]} differs from the downloaded file, but not all of {', '.join(files.TABLES)} are yours: "
             "add the others, or delete it to restore the downloaded one"
         )
-    files.require_tables(raw, tables)
+    files.require_tables(raw, tables, files.list_folder(raw))
     return tables
 
 
@@ -124,37 +123,54 @@ def _has_all_tables(folder: Path) -> bool:
 
 def hash_path(data: str) -> dict[str, str]:
     """The SHA-256 of each file that `--data PATH` reads, by file name. Raises SourceError."""
-    return {path.name: store.sha256(path) for path in _list_path_files(data)}
+    return {path.name: store.sha256(path) for path in _paths(_find_path_files(data))}
 
 
 def estimate_written_bytes(data: str) -> int:
     """Upper limit of the bytes that `fetch_path` writes. Raises SourceError."""
-    paths = _list_path_files(data)
-    factor = 1
-    if files.find_idx_files(paths):  # a pixel takes at most four bytes in a CSV
-        factor = 4 * (files.GZIP_FACTOR if any(path.suffix == ".gz" for path in paths) else 1)
-    return sum(path.stat().st_size for path in paths) * factor
+    path_files = _find_path_files(data)
+    if path_files.keys() == set(files.TABLES):
+        return sum(path.stat().st_size for path in _paths(path_files))
+    # A pixel takes one byte in an idx file, and at most four in a CSV.
+    return sum(file.estimate_bytes() * (4 if name in files.IDX_FILES else 1) for name, file in path_files.items())
 
 
 def fetch_path(data: str, folder: Path) -> dict[str, Any]:
-    """Copy the competition's files in a folder or zip into `folder`, or convert MNIST's idx files to CSVs there.
+    """Copy the competition's files in a folder or zip into `folder`, or convert MNIST's files to CSVs there.
 
-    Returns the source to record; files from another workspace's `data/raw` keep theirs. Raises SourceError.
+    Returns the source to record; files from another workspace's `data/raw` keep theirs. Raises SourceError or
+    DataError.
     """
-    path, paths = Path(data), _list_path_files(data)
-    idx_files = files.find_idx_files(paths)
-    if idx_files:
-        from pipeline.dataset import idx, tables
-
-        tables.write_tables(folder, *idx.read_mnist(idx_files).values())
-        return {"source": "idx"}
-    files.require_tables(path, files.find_tables(paths))
-    for file in paths:
+    path, path_files = Path(data), _find_path_files(data)
+    if path_files.keys() != set(files.TABLES):
+        return _convert_mnist(path_files, folder)
+    for file in _paths(path_files):
         name = f"{competition.SLUG}.zip" if file == path else file.name
         store.write(folder / name, _read_pieces(file))
     manifest, _ = store.read_manifest(path) if path.is_dir() else (None, "")
     source = manifest["numbers"].get("source", "files") if manifest else "files"
     return {"source": "path" if source == "files" else source}
+
+
+def _convert_mnist(mnist: dict[str, TableFile], folder: Path) -> dict[str, Any]:
+    """Write MNIST's files as the competition's tables; without test rows, a quarter of the training rows is used."""
+    import numpy as np
+
+    from pipeline.dataset import idx, tables
+
+    if mnist.keys() == set(files.IDX_FILES):
+        tables.write_tables(folder, *idx.read_mnist(mnist).values())
+        return {"source": "idx"}
+    train, *test = (tables.read_train_table(file, "mnist") for file in mnist.values())
+    if test:
+        tables.write_tables(folder, *train, *test[0])
+        return {"source": "mnist"}
+    images, labels = train
+    rows = np.random.default_rng(0).permutation(len(labels))
+    n_test = len(rows) // 4
+    test_rows, train_rows = np.sort(rows[:n_test]), np.sort(rows[n_test:])
+    tables.write_tables(folder, images[train_rows], labels[train_rows], images[test_rows], labels[test_rows])
+    return {"source": "mnist", "test_rows_from_train": n_test}
 
 
 def fetch_kaggle(folder: Path) -> dict[str, Any]:
@@ -192,6 +208,8 @@ def fetch_openml(folder: Path) -> dict[str, Any]:
             mnist = fetch_openml("mnist_784", version=1, **options)
     # URLError, HTTPError and timeouts are OSErrors
     except (OSError, ValueError, EOFError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            _check_certificates()
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
         raise PipelineError(
             f"the download from OpenML failed ({reason}): check the network and try again, "
@@ -204,6 +222,14 @@ def fetch_openml(folder: Path) -> dict[str, Any]:
     train, test = slice(OPENML_TRAIN_ROWS), slice(OPENML_TRAIN_ROWS, None)
     tables.write_tables(folder, images[train], labels[train], images[test], labels[test])
     return {"source": "openml"}
+
+
+def _check_certificates() -> None:
+    """Raise SourceError if the certificates that urllib is told to use cannot be read; OpenSSL ignores that."""
+    try:
+        kaggle_process.check_certificates(["SSL_CERT_FILE"])
+    except kaggle_process.LocalError as error:
+        raise SourceError(str(error)) from None
 
 
 def load_sample() -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
@@ -241,21 +267,36 @@ def fetch_sample(folder: Path) -> dict[str, Any]:
 FETCHERS = {"kaggle": fetch_kaggle, "openml": fetch_openml, "sample": fetch_sample}  # in addition to "auto" and a path
 
 
-def _list_path_files(data: str) -> list[Path]:
-    """The files that `--data PATH` reads: a zip, or a folder's idx files or tables. Raises SourceError."""
+def _find_path_files(data: str) -> dict[str, TableFile]:
+    """What `--data PATH` reads: the competition's tables by their names in TABLES, else what `find_mnist` returns.
+
+    Raises SourceError.
+    """
     if not data:
         raise SourceError(f"--data is empty: give auto, {', '.join(FETCHERS)}, or a folder or zip")
     path = Path(data)
-    if path.is_dir():
-        idx_files = files.find_idx_files(files.list_folder(path))
-        if idx_files:
-            return sorted(map(files.require_readable, idx_files.values()))
-        return sorted({table.path for table in files.find_tables(files.list_table_files(path)).values()})
     if not path.exists():
         raise SourceError(f"--data {path}: no such file or folder, nor one of auto, {', '.join(FETCHERS)}")
-    if path.suffix != ".zip":
-        raise SourceError(f"--data {path}: expected a folder, or a zip with the competition's CSVs")
-    return [files.require_readable(path)]
+    paths = files.list_folder(path) if path.is_dir() else [files.require_readable(path)]
+    if not (path.is_dir() or files.is_zip(path) or files.MNIST_FILES.get(path.name.lower()) in files.MNIST_TABLES):
+        raise SourceError(
+            f"--data {path}: expected a folder, or a zip with the competition's CSVs, or {files.MNIST_TABLES[0]}"
+            + files.advise(paths)
+        )
+    tables = files.find_tables(files.list_table_files(path) if path.is_dir() else paths)
+    if len(tables) == len(files.TABLES):
+        return tables
+    mnist = files.find_mnist(paths)
+    for file in mnist.values():
+        files.require_readable(file.path)
+    if not mnist:
+        files.require_tables(path, tables, paths)
+    return mnist
+
+
+def _paths(path_files: dict[str, TableFile]) -> list[Path]:
+    """The files on the disk, each once."""
+    return sorted({file.path for file in path_files.values()})
 
 
 def _read_pieces(path: Path) -> Iterator[bytes]:

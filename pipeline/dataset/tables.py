@@ -25,6 +25,12 @@ from pipeline.shapes import UInt8
 SIDE = 28
 PIXELS = [f"pixel{i}" for i in range(SIDE * SIDE)]
 COLUMNS = {"train": ["label", *PIXELS], "test": PIXELS, "sample_submission": ["ImageId", "Label"]}
+# The names of the pixels in CSVs of MNIST that have a header.
+MNIST_PIXELS = (
+    PIXELS,
+    [f"pixel{i}" for i in range(1, SIDE * SIDE + 1)],
+    [f"{row}x{column}" for row in range(1, SIDE + 1) for column in range(1, SIDE + 1)],
+)
 CHUNK_BYTES = 1 << 19  # parsed at a time, so that the intermediate arrays stay in a core's cache
 N_THREADS = min(os.cpu_count() or 1, 8)  # numpy releases the interpreter lock
 MAX_ROW_BYTES = 1 << 16  # a row of 785 values takes at most 3,140
@@ -34,9 +40,14 @@ class DataError(UserError):
     """The content of a table is wrong; the message names file, row, column and the expected value."""
 
 
-def read_train_table(file: TableFile) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
-    """Images and labels in `train.csv`. Raises DataError or SourceError."""
-    chunks = read_chunks(file, "train")
+def read_train_table(
+    file: TableFile, kind: str = "train"
+) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
+    """Images and labels in `train.csv`, or in a CSV of `kind` "mnist", with or without a header.
+
+    Raises DataError or SourceError.
+    """
+    chunks = read_chunks(file, kind)
     images = np.concatenate([chunk[:, 1:] for chunk in chunks])
     return images.reshape(-1, SIDE, SIDE), np.concatenate([chunk[:, 0] for chunk in chunks])
 
@@ -106,19 +117,21 @@ def _encode_rows(columns: list[str], rows: UInt8[np.ndarray, "n columns"]) -> It
 
 
 def read_chunks(file: TableFile, kind: str) -> list[UInt8[np.ndarray, "rows columns"]]:
-    """All values of a table with the columns COLUMNS[kind], as arrays of successive rows.
+    """All values of a table with the columns COLUMNS[kind], or of a kind "mnist", as arrays of successive rows.
 
     Raises DataError or SourceError.
     """
     keep_freed_memory()
-    n_columns = len(COLUMNS[kind])
+    columns = COLUMNS["train" if kind == "mnist" else kind]
+    n_columns = len(columns)
     max_rows = MAX_BYTES // (2 * n_columns)  # a value and its comma take two bytes or more
     chunks: list[np.ndarray] = []
     n_rows = 0
     with file.open() as stream:
-        for text, values in _parse_in_threads(_split_rows(stream, _read_header(file, kind, stream)), n_columns):
-            if values is None or (kind == "train" and values[:, 0].max() > 9):
-                _raise_first_error(file, kind, text, n_rows)
+        n_header_lines, rest = _read_header(file, kind, stream)
+        for text, values in _parse_in_threads(_split_rows(stream, rest), n_columns):
+            if values is None or (columns[0] == "label" and values[:, 0].max() > 9):
+                _raise_first_error(file, columns, text, n_rows, n_header_lines)
             chunks.append(values)
             n_rows += len(values)
             if n_rows > max_rows:
@@ -193,11 +206,12 @@ def _parse(text: bytes, n_columns: int) -> UInt8[np.ndarray, "rows columns"] | N
     return cells.reshape(n_rows, n_columns)
 
 
-def _raise_first_error(file: TableFile, kind: str, text: bytes, n_rows_before: int) -> NoReturn:
+def _raise_first_error(
+    file: TableFile, names: list[str], text: bytes, n_rows_before: int, n_header_lines: int
+) -> NoReturn:
     """Raise the DataError for the first error in rows that `_parse` rejected."""
-    names = COLUMNS[kind]
     for row, line in enumerate(text.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n"), n_rows_before + 1):
-        where = _locate(file, row)
+        where = _locate(file, row, n_header_lines)
         if not line.strip():
             raise DataError(f"{where} is blank, expected {len(names)} values")
         cells = line.split(b",")
@@ -215,14 +229,22 @@ def _raise_first_error(file: TableFile, kind: str, text: bytes, n_rows_before: i
     raise AssertionError(f"{file}: rows after {n_rows_before} were rejected without an error")
 
 
-def _read_header(file: TableFile, kind: str, stream: ByteStream) -> bytes:
-    """Check the first line, and return what was read beyond it."""
+def _read_header(file: TableFile, kind: str, stream: ByteStream) -> tuple[int, bytes]:
+    """Check the first line; returns the number of lines that are a header, and what was read beyond it."""
     start = b""
     while b"\n" not in start and len(start) <= MAX_ROW_BYTES and (new := stream.read(MAX_ROW_BYTES)):
         start += new
     header, _, rest = start.partition(b"\n")
-    _check_header(file, kind, header[:MAX_ROW_BYTES])
-    return rest
+    if kind != "mnist":
+        _check_header(file, kind, header[:MAX_ROW_BYTES])
+    elif re.fullmatch(rb"(\xef\xbb\xbf)?[0-9,]+\r?", header):
+        return 0, start.removeprefix(b"\xef\xbb\xbf")
+    elif _split_names(header[:MAX_ROW_BYTES].lower()) not in (["label", *pixels] for pixels in MNIST_PIXELS):
+        raise DataError(
+            f"{file}: the first line is {_quote(header)}, expected label,1x1,...,28x28 or label,pixel0,...,pixel783, "
+            "or a row of 785 numbers"
+        )
+    return 1, rest
 
 
 def _check_header(file: TableFile, kind: str, line: bytes) -> None:
@@ -232,7 +254,7 @@ def _check_header(file: TableFile, kind: str, line: bytes) -> None:
         raise DataError(f"{file}: the file is empty or begins with an empty line, expected a header and rows")
     expected = COLUMNS[kind]
     header = ",".join(expected if len(expected) < 5 else [*expected[:2], "...", expected[-1]])
-    names = [name.strip().strip('"') for name in line.decode("ascii", "backslashreplace").split(",")]
+    names = _split_names(line)
     if kind == "train" and names == COLUMNS["test"]:
         raise DataError(f"{file}: column label is missing; train.csv and test.csv seem to be swapped")
     if kind == "test" and "label" in names:
@@ -248,8 +270,13 @@ def _check_header(file: TableFile, kind: str, line: bytes) -> None:
             )
 
 
-def _locate(file: TableFile, row: int) -> str:
-    return f"{file}: row {row} (line {row + 1})"
+def _split_names(line: bytes) -> list[str]:
+    text = line.removeprefix(b"\xef\xbb\xbf").decode("ascii", "backslashreplace")
+    return [name.strip().strip('"') for name in text.split(",")]
+
+
+def _locate(file: TableFile, row: int, n_header_lines: int = 1) -> str:
+    return f"{file}: row {row} (line {row + n_header_lines})"
 
 
 def _quote(raw: bytes) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.shapes import Float16, UInt8
+from pipeline import store
+from pipeline.settings import Recipe
+from pipeline.shapes import Float16, Int64, UInt8
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,40 @@ class TrainingArrays:
             test_images=self.test_images,
             test_labels=self.test_labels,
         )
+
+
+def load_arrays(recipe: Recipe, files: Mapping[str, Path]) -> TrainingArrays:
+    """The training arrays of a recipe, mapped from the outputs of prepare and augment where possible."""
+    arrays = TrainingArrays(*read_digits(files, "augment/"))
+    if recipe.train.fit_all:
+        return arrays
+    if recipe.split.folds:
+        path = files["prepare/folds.npy"]
+        folds = store.read_array(path, "uint8", (None,), below=recipe.split.folds)
+        if not len(folds) or len(arrays.labels) % len(folds):
+            raise store.damaged(path, f"{len(folds)} rows")
+        return replace(arrays, folds=folds)
+    images, labels = read_digits(files)
+    rows = read_rows(files, len(labels))
+    return replace(arrays, validation_images=images[rows], validation_labels=labels[rows])
+
+
+def read_images(files: Mapping[str, Path], name: str) -> UInt8[np.ndarray, "n 28 28"]:
+    """The images of an input, such as "prepare/test_images.npy", mapped from the file. Raises StageError."""
+    return store.read_array(files[name], "uint8", (None, 28, 28), "c")
+
+
+def read_digits(
+    files: Mapping[str, Path], prefix: str = "prepare/train_"
+) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
+    """The images, mapped from their file, and labels of train.csv, or with "augment/" of its variants.
+
+    Raises StageError.
+    """
+    images = read_images(files, f"{prefix}images.npy")
+    return images, store.read_array(files[f"{prefix}labels.npy"], "uint8", (len(images),), below=10)
+
+
+def read_rows(files: Mapping[str, Path], n_rows: int, name: str = "validation_rows.npy") -> Int64[np.ndarray, " n"]:
+    """The numbers of the validation rows, or of other rows of train.csv, which has `n_rows`. Raises StageError."""
+    return store.read_array(files[f"prepare/{name}"], "int64", (None,), below=n_rows)

@@ -1,7 +1,6 @@
-"""Which rows an epoch uses, in which batches, and after which epochs the network is validated."""
+"""Which rows an epoch uses, in which batches, after which epochs the network is validated, and which epoch is kept."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -51,23 +50,20 @@ def split_into_batches(n_rows: int, batch_size: int) -> list[int]:
     return [batch_size] * n_full + [rest] * bool(rest)
 
 
-def select_validated_epochs(epoch_rows: Sequence[int], n_rows: int, checkpoint_selection: str) -> set[int]:
-    """The epochs, counted from 1, after which the network is validated: all, if the best epoch is kept.
+def is_validated(epoch: int, n_rows: int, train: Train) -> bool:
+    """Whether the network is validated after an epoch, counted from 1: always, if the best epoch is kept.
 
     If the last epoch is kept, validation only informs: the last epoch is validated, and each after which the network
     has trained on `n_rows` rows since the previous validation. Validating every epoch took an eighth of the time of
     `quick`.
 
-    epoch_rows: the number of rows that each epoch uses.
     n_rows: the number of training rows.
     """
-    n_epochs = len(epoch_rows)
-    if checkpoint_selection == "best":
-        return set(range(1, n_epochs + 1))
-    validated, n_trained = {n_epochs}, 0
-    for epoch, n_used in enumerate(epoch_rows, 1):
-        n_trained += n_used
-        if n_trained >= n_rows:
-            validated.add(epoch)
-            n_trained = 0
-    return validated
+    if train.checkpoint_selection == "best" or epoch <= FULL_EPOCHS or epoch == train.epochs:
+        return True
+    return (epoch - FULL_EPOCHS) % math.ceil(n_rows / rows_per_epoch(epoch, n_rows, train)) == 0
+
+
+def selected_row(history: list[dict[str, float]], checkpoint_selection: str) -> dict[str, float]:
+    """The row of the epoch that is kept: the first with the lowest validation loss ("best"), or the last."""
+    return min(history, key=lambda row: row["validation_loss"]) if checkpoint_selection == "best" else history[-1]

@@ -22,7 +22,8 @@ from pipeline.nn.models.layers import SqueezeExcite
 from pipeline.settings import Predict
 from pipeline.shapes import Float, Float32, UInt8
 
-OPSET = 20  # the first version of ONNX with AffineGrid, which the views use
+# The lowest version of ONNX's operators that PyTorch's exporter writes, and the lowest of the file format for it.
+OPSET, IR_VERSION = 18, 8
 
 
 class Predictor(nn.Module):
@@ -62,6 +63,8 @@ def _apply_view(images: UInt8[Tensor, "n 28 28"], name: str) -> UInt8[Tensor, "n
 def to_onnx(networks: Sequence[LoadedNetwork], predict: Predict) -> bytes:
     """The networks as one ONNX graph, from "images" (n, 28, 28), uint8, to "probabilities" (n, 10), float32.
 
+    Equal networks give equal bytes on every machine with the same versions of the packages.
+
     The networks must be on the CPU.
     """
     predictor = Predictor(networks, predict).eval()
@@ -78,8 +81,22 @@ def to_onnx(networks: Sequence[LoadedNetwork], predict: Predict) -> bytes:
             verbose=False,
         )
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    model.ir_version = IR_VERSION
+    model.ClearField("producer_version")  # differs between builds of the same version of PyTorch
+    _clear_metadata(model)
+    content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def _clear_metadata(message: Any) -> None:
+    """Clear texts that do not affect the graph: PyTorch records in them from which line of which file a node comes."""
+    for field, value in message.ListFields():
+        if field.name in ("doc_string", "metadata_props"):
+            message.ClearField(field.name)
+        elif field.message_type:
+            for item in value if isinstance(value, Sequence) else [value]:
+                _clear_metadata(item)
 
 
 @contextlib.contextmanager

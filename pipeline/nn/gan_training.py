@@ -14,15 +14,19 @@ from torch.nn.functional import relu, softplus
 from tqdm import tqdm
 
 from pipeline.dataset.memory import keep_freed_memory
+from pipeline.dataset.training_arrays import TrainingArrays
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
+from pipeline.nn.classifier import as_labelled_images
 from pipeline.nn.epochs import split_into_batches
 from pipeline.nn.generators import N_CLASSES, Discriminator, as_generator_input, as_pixels, make_generator
+from pipeline.nn.initialization import seed_everything
 from pipeline.nn.precision import LARGE_BATCH, autocast, choose_memory_format, library_settings
-from pipeline.nn.training_loop import BAR_FORMAT, Checkpoint, LabelledImages, seed_everything
+from pipeline.nn.training_loop import BAR_FORMAT, Checkpoint, LabelledImages, load_checkpoint
 from pipeline.settings import Gan
 from pipeline.shapes import Float, Float32, Int64, UInt8
 
 FRAME_ROWS = 5  # images of each class that are kept after every epoch
+FRAME_BYTES = FRAME_ROWS * N_CLASSES * 28 * 28
 GENERATE_BATCH = 500  # images generated at a time
 BATCH_NORM_BATCHES = 20  # of GENERATE_BATCH, for the batch-norm statistics of averaged weights
 
@@ -37,14 +41,14 @@ class GanResult:
 
 
 def fit_gan(
-    training: LabelledImages,
+    arrays: TrainingArrays,
     gan: Gan,
     device: str,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] = lambda checkpoint: None,
     progress_bar: bool = True,
 ) -> GanResult:
-    """Train a generator and its discriminator.
+    """Train a generator and its discriminator on the images of all rows.
 
     gan: with "fp32" or "bf16" as precision.
     checkpoint: of an earlier call of `on_epoch`, from which the training continues.
@@ -54,9 +58,9 @@ def fit_gan(
     """
     if device == "cpu":
         keep_freed_memory()
-    trainer = GanTrainer(training, gan, device)
+    trainer = GanTrainer(as_labelled_images(arrays.images, arrays.labels, device), gan, device)
     if checkpoint:
-        trainer.load_state_dict(checkpoint)
+        load_checkpoint(trainer, checkpoint)
     n_steps = len(trainer.batch_sizes) * gan.epochs
     initial = len(trainer.batch_sizes) * trainer.epoch
     with (
@@ -208,10 +212,19 @@ def generator_loss(fake_logits: Float32[Tensor, " n"], loss: str) -> Float32[Ten
 
 def checkpoint_size(gan: Gan) -> int:
     """Bytes of a checkpoint after the last epoch."""
+    return 4 * 4 * _count_parameters(gan) + gan.epochs * (FRAME_BYTES + 1024)
+
+
+def least_bytes(gan: Gan, n_samples: int) -> int:
+    """Bytes of memory that a training and the generation of digits need at least."""
+    generated = n_samples * (4 * (gan.latent_size + N_CLASSES) + 28 * 28)
+    return max(2 * 4 * _count_parameters(gan), gan.epochs * FRAME_BYTES, generated)
+
+
+def _count_parameters(gan: Gan) -> int:
     with torch.device("meta"):
         networks = make_generator(gan), Discriminator(gan)
-    n_parameters = sum(parameter.numel() for network in networks for parameter in network.parameters())
-    return 4 * 4 * n_parameters + gan.epochs * (FRAME_ROWS * N_CLASSES * 28 * 28 + 1024)
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 @torch.inference_mode()

@@ -1,12 +1,15 @@
 """Predictions for training rows by the networks that did not see them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline import store
+from pipeline.dataset.training_arrays import read_digits, read_rows
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import LoadedNetwork
 from pipeline.settings import Predict
@@ -28,6 +31,14 @@ class TrainingRows:
             return np.zeros(len(self.labels), bool)
         unseen: Bool[np.ndarray, " n"] = np.isin(np.arange(len(self.labels)), self.validation_rows)
         return unseen if self.folds is None else np.asarray(self.folds == metadata["fold"])
+
+
+def load_training_rows(files: Mapping[str, Path]) -> TrainingRows:
+    """The rows of train.csv and which of them a recipe holds out, from the outputs of prepare."""
+    images, labels = read_digits(files)
+    path = files.get("prepare/folds.npy")
+    folds = store.read_array(path, "uint8", (len(labels),), below=100) if path else None
+    return TrainingRows(images, labels, read_rows(files, len(labels)), folds)
 
 
 @dataclass

@@ -39,6 +39,27 @@ def make_optimizers(network: nn.Module, train: Train) -> list[torch.optim.Optimi
     return [OPTIMIZERS[train.optimizer](parameters, lr, weight_decay=decay)]
 
 
+@torch.no_grad()
+def step_unless(is_skipped: Float32[Tensor, ""], optimizer: torch.optim.Optimizer) -> None:
+    """Take a step if `is_skipped` is 0; if it is 1, keep parameters and state, without waiting for the device.
+
+    As torch.amp.GradScaler skips steps, which waits for the value. The gradients must be finite in both cases. What
+    PyTorch keeps on the CPU although the parameters are on a GPU, a number of steps that RMSprop, Adagrad and Adadelta
+    do not use, counts the skipped steps too.
+    """
+
+    def tensors() -> list[Tensor]:
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        state = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]
+        return [item for item in (*weights, *state) if torch.is_tensor(item) and item.device == is_skipped.device]
+
+    before = torch._foreach_mul(tensors(), is_skipped)
+    optimizer.step()
+    after = tensors()  # in the first step with more state, which starts at 0
+    torch._foreach_mul_(after, 1 - is_skipped)
+    torch._foreach_add_(after[: len(before)], before)
+
+
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum with orthogonalized updates and decoupled weight decay.
 

@@ -47,7 +47,7 @@ def find_record(recipe: Recipe, metrics: dict[str, Any]) -> dict[str, Any] | Non
     for name in pretrained_recipes():
         record: dict[str, Any] = read_metadata(weights_file(name))[RECORD]
         is_same = not config.changed_settings(record["settings"], config.accuracy_settings(recipe))
-        if is_same and metrics["measured_with"]["data"] == record["data"]:
+        if is_same and metrics.get("measured_with", {}).get("data") == record["data"]:
             return record
     return None
 

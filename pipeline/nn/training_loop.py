@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -19,11 +18,13 @@ from tqdm import tqdm
 
 from pipeline.dataset.affine import random_affine
 from pipeline.dataset.memory import keep_freed_memory
+from pipeline.errors import StageError
 from pipeline.nn.averaging import WeightAverage, estimate_batch_norm
 from pipeline.nn.cuda_graph import record
-from pipeline.nn.epochs import rows_per_epoch, select_rows, select_validated_epochs, split_into_batches
+from pipeline.nn.epochs import FULL_EPOCHS, is_validated, rows_per_epoch, select_rows, split_into_batches
 from pipeline.nn.inference import as_input, predict_logits
-from pipeline.nn.optimizers import Muon, make_optimizers
+from pipeline.nn.initialization import seed_everything
+from pipeline.nn.optimizers import Muon, make_optimizers, step_unless
 from pipeline.nn.precision import autocast, choose_memory_format, keeps_gpu_busy, library_settings
 from pipeline.nn.recorder import RECORDED_BATCHES, RECORDED_EPOCHS, Recorder
 from pipeline.settings import Affine, Train
@@ -105,7 +106,7 @@ def fit(
         keep_freed_memory()
     train, trainer = options.train, Trainer(network, training, options)
     if checkpoint:
-        trainer.load_state_dict(checkpoint)
+        load_checkpoint(trainer, checkpoint)
     disable = None if options.progress_bar else True
     with (
         library_settings(options.device, benchmark=not trainer.uses_graphs, deterministic=train.deterministic),
@@ -118,6 +119,16 @@ def fit(
             progress.set_postfix_str(_summary(row))
             on_epoch(trainer.state_dict())
     return trainer.result()
+
+
+def load_checkpoint(trainer: Any, checkpoint: Checkpoint) -> None:
+    """Continue from a checkpoint. Raises StageError if it is not one of this training."""
+    try:
+        trainer.load_state_dict(checkpoint)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise StageError(
+            f"the checkpoint is damaged ({type(error).__name__}): --force trains the network from the start"
+        ) from None
 
 
 class Trainer:
@@ -133,23 +144,27 @@ class Trainer:
         for group in self._parameter_groups():
             group["initial_lr"] = group["lr"]
         self.row_losses = torch.zeros(n_rows, device=options.device)  # of each row when it was last used
-        epoch_rows = [rows_per_epoch(epoch, n_rows, train) for epoch in range(1, train.epochs + 1)]
-        self.batch_sizes = [split_into_batches(rows, train.batch_size) for rows in epoch_rows]
-        self.validated_epochs = select_validated_epochs(epoch_rows, n_rows, train.checkpoint_selection)
-        self.n_steps = sum(map(len, self.batch_sizes))
+        n_full, n_part = (len(self._batch_sizes(epoch)) for epoch in (1, FULL_EPOCHS + 1))
+        self.n_steps = min(train.epochs, FULL_EPOCHS) * n_full + max(0, train.epochs - FULL_EPOCHS) * n_part
         self.step = self.epoch = 0  # finished
         self.sums = torch.zeros(2, device=options.device)  # over the epoch: losses, skipped steps
+        self.is_skipped = torch.zeros((), device=options.device)  # 1 if the gradients of this step are not finite
         self.uses_graphs = options.device == "cuda" and not keeps_gpu_busy(network, train.batch_size)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.graph_rows = torch.empty(0)  # of the batch that the graph computes the gradients of
         self.n_full_batches = 0  # in this process
         self.best_state: dict[str, Tensor] | None = None
+        self.best_loss = math.inf
         self.history: list[dict[str, float]] = []
         self.recorder = Recorder(network) if train.record else None
         self.record = [self.recorder.row(0)] if self.recorder else []
         # With batch norm, a batch cannot be divided.
         has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
         self.micro_batch = CPU_MICRO_BATCH if options.device == "cpu" and not has_batch_norm else n_rows
+
+    def _batch_sizes(self, epoch: int) -> list[int]:
+        train = self.options.train
+        return split_into_batches(rows_per_epoch(epoch, len(self.training.images), train), train.batch_size)
 
     def train_epoch(self, progress: tqdm) -> dict[str, float]:
         """Train for an epoch; returns the first columns of its row in the history."""
@@ -158,7 +173,7 @@ class Trainer:
         seed_everything(train.seed, self.epoch)
         self.network.train()
         self.sums.zero_()
-        batch_sizes = self.batch_sizes[self.epoch - 1]
+        batch_sizes = self._batch_sizes(self.epoch)
         n_rows, record_interval = sum(batch_sizes), max(1, len(batch_sizes) // RECORDED_BATCHES)
         for batch in select_rows(self.row_losses, n_rows).split(batch_sizes):
             factor = learning_rate_factor(train, (self.step + 0.5) / self.n_steps, self.epoch)
@@ -168,7 +183,10 @@ class Trainer:
             if self.recorder and self.step % record_interval == 0:
                 self.recorder.add_gradients()
             for optimizer in self.optimizers:
-                optimizer.step()
+                if train.precision == "fp16":
+                    step_unless(self.is_skipped, optimizer)
+                else:
+                    optimizer.step()
             if self.step >= (1 - train.swa_fraction) * self.n_steps:
                 if self.averaged:
                     self.averaged.update(self.network)
@@ -223,7 +241,8 @@ class Trainer:
             self.row_losses[part] = losses.detach()
             self.sums[0].add_(losses.detach().sum())
         if train.precision == "fp16":
-            self.sums[1].add_(unscale_gradients(self.network.parameters(), len(rows)))
+            self.is_skipped.copy_(unscale_gradients(self.network.parameters(), len(rows)))
+            self.sums[1].add_(self.is_skipped)
 
     def validate_epoch(
         self, row: dict[str, float], validation: LabelledImages | None, test: LabelledImages | None
@@ -232,7 +251,7 @@ class Trainer:
         options, train = self.options, self.options.train
         is_last = self.epoch == train.epochs
         network = self.network
-        if self.epoch not in self.validated_epochs:
+        if not is_validated(self.epoch, len(self.training.images), train):
             validation = test = None
         # The batch-norm statistics of averaged weights require a pass over all rows. If the last epoch is kept, this is
         # done after the last epoch only, and the other epochs validate the current weights.
@@ -257,7 +276,8 @@ class Trainer:
                     f"{name} is {value} in epoch {self.epoch}: try a smaller train.learning_rate {advice}".rstrip()
                 )
         self.history.append(row)
-        if train.checkpoint_selection == "best" and selected_row(self.history, "best") is row:
+        if train.checkpoint_selection == "best" and row["validation_loss"] < self.best_loss:
+            self.best_loss = row["validation_loss"]
             self.best_state = copy.deepcopy(network.state_dict())
         if self.recorder and (is_last or self.epoch % math.ceil(train.epochs / RECORDED_EPOCHS) == 0):
             self.record.append(self.recorder.row(self.epoch))
@@ -293,6 +313,8 @@ class Trainer:
             optimizer.load_state_dict(state)
         self.row_losses.copy_(checkpoint["row_losses"])
         self.best_state, self.history = checkpoint["best_state"], list(checkpoint["history"])
+        if self.best_state:
+            self.best_loss = min(row["validation_loss"] for row in self.history)
         if self.recorder:
             self.record = list(checkpoint["record"])  # without the first epochs if they were not recorded
             if checkpoint["recorder"]:
@@ -332,16 +354,6 @@ def unscale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> Bool[
     for gradient in gradients:
         gradient.masked_fill_(is_skipped, 0)
     return is_skipped
-
-
-def seed_everything(*numbers: int) -> None:
-    """Seed PyTorch's random number generators on all devices with a sequence of numbers."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
-
-
-def selected_row(history: list[dict[str, float]], checkpoint_selection: str) -> dict[str, float]:
-    """The row of the epoch that is kept: the first with the lowest validation loss ("best"), or the last."""
-    return min(history, key=lambda row: row["validation_loss"]) if checkpoint_selection == "best" else history[-1]
 
 
 def learning_rate_factor(train: Train, progress: float, epoch: int) -> float:

@@ -19,11 +19,12 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline import cli, config, store
+from pipeline import cli, config, schemas, store
 from pipeline.analysis.dataset_statistics import find_nearest
 from pipeline.analysis.metrics import wilson_interval
 from pipeline.dataset.competition import TRAIN_ROWS
 from pipeline.dataset.sources import load_sample
+from pipeline.errors import show
 from pipeline.nn.export import to_page_network
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.models import load_networks, serialize_network
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workspace = options.workspace or Path(temporary)
         for name in RECIPES:
             _run(name, options.data, workspace, fit_all=False)
-            metrics = store.read_json(workspace / f"data/runs/{name}/evaluate/metrics.json") or {}
+            metrics = store.read_json(workspace / f"data/runs/{name}/evaluate/metrics.json", schemas.Metrics) or {}
             _run(name, options.data, workspace, fit_all=True)
             if name == RECIPES[0]:
                 images = np.load(workspace / "data/prepared/arrays/train_images.npy")
@@ -117,7 +118,7 @@ def _write_weights(name: str, workspace: Path, metrics: dict[str, Any]) -> None:
     }
     content = serialize_network(safetensors.torch.load_file(path), {**network.metadata, RECORD: record})
     store.write(weights_file(name), content)
-    print(
+    show(
         f"{weights_file(name)}: {len(content):,} bytes; temperature {record['temperature']:.3f}; "
         f"{n_correct['n_correct']} of {len(rows)} unseen digits of the sample"
     )

@@ -13,6 +13,7 @@ MARKERS = ("o", "s", "^", "D")
 MIN_ERROR = 0.005  # %; a logarithmic axis cannot show 0, and one of 10,500 rows is 0.01%
 
 
+@style.default_parameters()
 def error_bands(accuracies: Mapping[str, Float64[np.ndarray, "seeds epochs"]]) -> bytes:
     """Error against epochs: for each recipe a line for the mean over seeds and a band from minimum to maximum.
 
@@ -36,6 +37,7 @@ def error_bands(accuracies: Mapping[str, Float64[np.ndarray, "seeds epochs"]]) -
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def costs(rows: Mapping[str, Row]) -> bytes:
     """Error against training time and against the number of parameters, with a point for each recipe."""
     figure = style.new_figure(10, 4.8)

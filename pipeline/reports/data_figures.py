@@ -8,6 +8,7 @@ from pipeline.reports import style
 from pipeline.shapes import Float, Float64, Int64, UInt8
 
 
+@style.default_parameters()
 def samples(
     images: UInt8[np.ndarray, "n 28 28"],
     labels: UInt8[np.ndarray, " n"],
@@ -23,6 +24,7 @@ def samples(
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def counts(rows: Int64[np.ndarray, " 10"]) -> bytes:
     """Bars with the number of rows of each digit."""
     figure = style.new_figure(8, 3.4)
@@ -35,6 +37,7 @@ def counts(rows: Int64[np.ndarray, " 10"]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def means(mean: Float64[np.ndarray, "10 28 28"], std: Float64[np.ndarray, "10 28 28"]) -> bytes:
     """The mean image of each digit above its standard deviation image; NaN for a digit without rows."""
     title = "Mean and standard deviation of each digit's pixels (white: 0, black: the maximum)"
@@ -47,6 +50,7 @@ def means(mean: Float64[np.ndarray, "10 28 28"], std: Float64[np.ndarray, "10 28
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def gray_levels(pixel_counts: Int64[np.ndarray, "10 256"], ink: Float64[np.ndarray, " 10"]) -> bytes:
     """Histograms of the gray levels of each digit, and the mean gray level of each digit."""
     figure = style.new_figure(11, 4.2)
@@ -68,6 +72,7 @@ def gray_levels(pixel_counts: Int64[np.ndarray, "10 256"], ink: Float64[np.ndarr
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def variance(ratios: Float[np.ndarray, " c"]) -> bytes:
     """The fraction of the variance that each principal component explains, and their cumulative sum."""
     figure = style.new_figure(8, 3.6)
@@ -82,6 +87,7 @@ def variance(ratios: Float[np.ndarray, " c"]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def components(directions: Float[np.ndarray, "c 28 28"]) -> bytes:
     """The first 16 principal components as images, blue below zero and red above."""
     title = "The first 16 principal components (red above zero, blue below)"
@@ -94,6 +100,7 @@ def components(directions: Float[np.ndarray, "c 28 28"]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def scatter(points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n"], title: str, axis_name: str) -> bytes:
     """Points in the colours of their digits, with a legend."""
     figure = style.new_figure(9, 7.4)
@@ -105,6 +112,7 @@ def scatter(points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n"], t
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def scatter_3d(points: Float[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]) -> bytes:
     """The first three principal components in perspective, in the colours of the digits, with a legend."""
     figure = style.new_figure(9, 7.4)
@@ -119,6 +127,7 @@ def scatter_3d(points: Float[np.ndarray, "n 3"], labels: UInt8[np.ndarray, " n"]
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def each_digit(
     points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n"], spread: Float64[np.ndarray, " 10"]
 ) -> bytes:
@@ -135,6 +144,7 @@ def each_digit(
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def along_axes(points: Float[np.ndarray, "n 2"], labels: UInt8[np.ndarray, " n"]) -> bytes:
     """The distribution of each digit's points along each axis."""
     figure = style.new_figure(11, 3.8, "Rows of each digit along the axes of t-SNE")
@@ -153,6 +163,7 @@ LabelledImage = tuple[UInt8[np.ndarray, "28 28"], str]  # an image and the text 
 ImagePair = tuple[LabelledImage, LabelledImage]
 
 
+@style.default_parameters()
 def pairs(groups: Mapping[str, Sequence[ImagePair]], title: str) -> bytes:
     """Pairs of images, with a row for each named group."""
     columns = max([1, *(len(group) for group in groups.values())])

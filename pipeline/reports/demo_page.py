@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.analysis.calibration import UNSURE_BELOW
 
 FOLDER = Path(__file__).parent / "demo"
-SCRIPTS = ("prepare.js", "network.js", "page.js")
+SCRIPTS = ("prepare.js", "search.js", "network.js", "page.js")
 
 
 def render(

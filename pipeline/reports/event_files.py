@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def require_tensorboard() -> None:
-    """Raise StageError if TensorBoard is not installed."""
+def require_tensorboard(workspace: Path) -> None:
+    """Raise StageError if TensorBoard is not installed, or cannot write to the workspace."""
+    try:
+        str(workspace).encode()
+    except UnicodeEncodeError:
+        raise StageError(f"--tracker tensorboard: {workspace}: TensorBoard requires a path in UTF-8") from None
     if not importlib.util.find_spec("tensorboard"):
         raise StageError("--tracker tensorboard: install it first: pip install -r requirements/tensorboard.txt")
 

@@ -15,6 +15,7 @@ FILM_MILLISECONDS, FILM_END_MILLISECONDS = 120, 3000  # per frame, and for the l
 GRAY_BITS = 5  # of a film's gray levels: a third of the size of 8 bits
 
 
+@style.default_parameters()
 def random_samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarray, " n"]) -> bytes:
     """A grid of up to 100 generated digits; above each, the class that was requested."""
     columns, rows = 20, -(-min(len(images), 100) // 20)
@@ -27,6 +28,7 @@ def random_samples(images: UInt8[np.ndarray, "n 28 28"], labels: UInt8[np.ndarra
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def film(frames: UInt8[np.ndarray, "epochs rows classes 28 28"]) -> bytes:
     """A GIF with a frame for each epoch: a column for each class, a row for each noise vector."""
     n_epochs, n_rows, n_classes = frames.shape[:3]
@@ -49,6 +51,7 @@ def film(frames: UInt8[np.ndarray, "epochs rows classes 28 28"]) -> bytes:
     return style.to_gif(pictures, FILM_MILLISECONDS, FILM_END_MILLISECONDS)
 
 
+@style.default_parameters()
 def losses(history: Sequence[Mapping[str, float]]) -> bytes:
     """The losses of both networks against epochs."""
     figure = style.new_figure(8, 3.8, "Losses of the two networks, means over an epoch")
@@ -65,6 +68,7 @@ def losses(history: Sequence[Mapping[str, float]]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def nearest(
     generated: UInt8[np.ndarray, "n 28 28"],
     labels: UInt8[np.ndarray, " n"],
@@ -85,6 +89,7 @@ def nearest(
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def embeddings(
     panels: Mapping[int, Embedding],
     labels: Mapping[int, tuple[UInt8[np.ndarray, " n"], UInt8[np.ndarray, " n"]]],

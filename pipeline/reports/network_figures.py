@@ -1,18 +1,19 @@
 """Pictures of a trained network: features, weights, feature maps, saliency and calibration."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.analysis.metrics import Calibration
 from pipeline.analysis.network_internals import LayerHistory, Saliency
 from pipeline.reports import style
 from pipeline.shapes import Float, Float32, Float64, UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_FILTERS = 128
 MAX_FRAMES = 40  # of an animation
@@ -25,6 +26,7 @@ MAX_DENSE_HEIGHT = 1.6  # inches
 MIN_OCCLUSION = 0.05  # the smallest scale of occlusion, so that a fall by a percent is pale
 
 
+@style.default_parameters()
 def features(embeddings: Sequence[tuple[str, Float[np.ndarray, "n 2"]]], labels: UInt8[np.ndarray, " n"]) -> bytes:
     """Scatter plots of (title, points) side by side, in the colours of the digits."""
     figure = style.new_figure(13, 4.7)
@@ -38,6 +40,7 @@ def features(embeddings: Sequence[tuple[str, Float[np.ndarray, "n 2"]]], labels:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def filters(weights: Float32[np.ndarray, "outputs height width ..."]) -> bytes:
     """The weights of each output as an image, with one scale: red above zero and blue below.
 
@@ -62,6 +65,7 @@ def filters(weights: Float32[np.ndarray, "outputs height width ..."]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def last_layer(weights: Float32[np.ndarray, "10 d"]) -> bytes:
     """The weights of the last layer with a row for each digit; features are sorted by the digit they support most."""
     order = np.lexsort((-weights.max(0), weights.argmax(0)))
@@ -78,6 +82,7 @@ def last_layer(weights: Float32[np.ndarray, "10 d"]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def feature_maps(
     image: UInt8[np.ndarray, "28 28"],
     layers: Sequence[tuple[str, Float32[np.ndarray, "..."]]],
@@ -143,6 +148,7 @@ def _shrink(maps: Float32[np.ndarray, "n height width"]) -> Float32[np.ndarray, 
     return means
 
 
+@style.default_parameters()
 def weights(layers: Sequence[tuple[str, Float32[np.ndarray, " _"], Float32[np.ndarray, " _"]]]) -> bytes:
     """Histograms of each layer's weights: (description, untrained, trained)."""
     titles = [f"{description}: {len(trained):,} weights" for description, _, trained in layers]
@@ -157,6 +163,7 @@ def weights(layers: Sequence[tuple[str, Float32[np.ndarray, " _"], Float32[np.nd
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def weights_over_training(epochs: Sequence[int], layers: Sequence[LayerHistory], kept_epoch: int) -> bytes:
     """Bands of each layer's weights against epochs: the median, half of the weights, and 98% of them."""
     titles = [layer.description for layer in layers]
@@ -173,6 +180,7 @@ def weights_over_training(epochs: Sequence[int], layers: Sequence[LayerHistory],
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def weights_animated(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> bytes:
     """A GIF of the density of each layer's weights, with a frame for each epoch (at most MAX_FRAMES)."""
     titles = [layer.description for layer in layers]
@@ -183,20 +191,19 @@ def weights_animated(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> b
         density = layer.counts / layer.counts.sum(1, keepdims=True) * (bins / (2 * layer.limits[:, None]))
         drawn.append((axes.stairs(density[0], np.linspace(-1, 1, bins + 1), color=style.BLUE, fill=True), density))
         axes.set(xlim=(-limit, limit), ylim=(0, 1.05 * density.max()), yticks=[])
-    canvas: Any = FigureCanvasAgg(figure)
     frames = []
     for at in np.unique(np.linspace(0, len(epochs) - 1, min(MAX_FRAMES, len(epochs))).round().astype(int)):
         for (stairs, density), layer in zip(drawn, layers, strict=True):
             edges = np.linspace(-layer.limits[at], layer.limits[at], density.shape[1] + 1)
             stairs.set_data(density[at], edges)
         figure.suptitle(f"Weights of each layer, epoch {epochs[at]} of {epochs[-1]}")
-        canvas.draw()
+        frame = Image.fromarray(style.to_pixels(figure))
         figure.set_layout_engine("none")  # computed once: it would take half of the time
-        frame = Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
         frames.append(frame.quantize(64, Image.Quantize.MEDIANCUT))
     return style.to_gif(frames, 200, 3000)
 
 
+@style.default_parameters()
 def gradients(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> bytes:
     """Mean and maximum absolute gradient of each layer's weights against epochs."""
     figure = style.new_figure(11, 4.2)
@@ -214,6 +221,7 @@ def gradients(epochs: Sequence[int], layers: Sequence[LayerHistory]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def saliency(groups: Mapping[str, Sequence[tuple[int, Saliency]]]) -> bytes:
     """Images with their input gradients and occlusions, by the name of a group: (row of train.csv, saliency)."""
     columns = max(1, *(len(group) for group in groups.values()))
@@ -242,6 +250,7 @@ def saliency(groups: Mapping[str, Sequence[tuple[int, Saliency]]]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def reliability(calibration: Calibration, title: str) -> bytes:
     """Accuracy against confidence, and the number of rows with each confidence."""
     figure = style.new_figure(6.4, 6.0)
@@ -265,7 +274,7 @@ def reliability(calibration: Calibration, title: str) -> bytes:
     return style.to_png(figure)
 
 
-def _layer_panels(title: str, layer_titles: Sequence[str], xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+def _layer_panels(title: str, layer_titles: Sequence[str], xlabel: str, ylabel: str) -> "tuple[Figure, list[Axes]]":
     """A figure with small axes for each layer."""
     count = len(layer_titles)
     rows = -(-count // 4)

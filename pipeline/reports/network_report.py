@@ -104,7 +104,7 @@ def render(
         page.heading("Data"),
         *(show(captions.DATA) or [page.paragraph(why_no_data)]),
         page.heading("Settings"),
-        page.table(("setting", "value"), [(name, str(value)) for name, value in training["settings"].items()]),
+        page.table(("setting", "value"), [(name, str(value)) for name, value in training.get("settings", {}).items()]),
     ]
     return page.render(recipe.name, parts)
 
@@ -122,11 +122,11 @@ def _overview(
         yield "95% interval", f"{low:.4f} to {high:.4f}"
         yield "measured on", evaluation["rests_on"]
         yield "errors", f"{evaluation['rows'] - evaluation['n_correct']:,} of {evaluation['rows']:,}"
-    networks = training["numbers"]["networks"]
+    networks = training["numbers"].get("networks", ())
     if len(networks) == 1:
-        yield "parameters", f"{networks[0]['parameters']:,}"
-        yield "kept epoch", str(networks[0]["kept_epoch"])
-        yield "precision", networks[0]["precision"]
+        yield "parameters", f"{networks[0].get('parameters', 0):,}"
+        yield "kept epoch", str(networks[0].get("kept_epoch", ""))
+        yield "precision", networks[0].get("precision", "")
     if "calibration_error" in numbers:
         yield "expected calibration error", f"{numbers['calibration_error']:.2%}"
     if len(networks) > 1:

@@ -155,11 +155,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-CODE = Path(tempfile.gettempdir()) / "digit-recognizer"
+CODE = Path(tempfile.mkdtemp(prefix="digit-recognizer-"))
 
 
 def unpack(package):
-    shutil.rmtree(CODE, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(package))) as archive:
         archive.extractall(CODE)
         print(f"{{len(archive.namelist())}} files unpacked to {{CODE}}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from pipeline.reports import style
 from pipeline.shapes import UInt8
 
 MAX_COLUMNS = 10
-MAX_NAME = 18  # characters of a file name below an image
+MAX_LABEL = 18  # characters below an image
 
 
+@style.default_parameters()
 def draw(
     images: Sequence[UInt8[np.ndarray, "28 28"]],
     files: Sequence[str],
@@ -37,12 +39,14 @@ def draw(
         text = f"{predictions[number]}?" if unsure[number] else predictions[number]
         style.draw_image(axes, image, (x + 0.08, y + 0.22), (0.84, 0.63))
         axes.text(x + 0.5, y + 0.18, text, ha="center", va="bottom", fontsize=11, color=colour)
-        axes.text(x + 0.5, y + 0.88, _shorten(files[number]), ha="center", va="top", fontsize=6.5, color=style.INK)
+        label = _label(files[number], number + 1)
+        axes.text(x + 0.5, y + 0.88, label, ha="center", va="top", fontsize=6.5, color=style.INK, parse_math=False)
     return style.to_png(figure)
 
 
-def _shorten(file: str) -> str:
-    """The name of a file, printable, and shortened in the middle."""
-    name = file.replace("\\", "/").rpartition("/")[2].replace("$", r"\$")
-    name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 9]}…{name[-8:]}"
+def _label(file: str, row: int) -> str:
+    """The name of a file, shortened in the middle; with its row in recognized.csv if the font lacks characters."""
+    name = Path(file).name
+    drawable = style.drawable(name)
+    label = drawable if drawable == name else f"row {row}: {drawable}"
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 9]}…{label[-8:]}"

@@ -1,20 +1,53 @@
 """What all pictures share: colours, axes, small images, legends, and the conversion to PNG and GIF."""
 
+from __future__ import annotations
+
+import contextlib
 import io
-from collections.abc import Sequence
-from typing import Any
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from pipeline.shapes import Float, Integer, Shaped
+from pipeline.errors import UserError
+from pipeline.shapes import Float, Integer, Shaped, UInt8
+
+
+@contextlib.contextmanager
+def _any_environment() -> Iterator[None]:
+    """Import matplotlib whatever MPLBACKEND says, and without its messages about the user's files and folders."""
+    logger, is_first = logging.getLogger("matplotlib"), "matplotlib" not in sys.modules
+    level, backend = logger.level, os.environ.pop("MPLBACKEND", None)
+    logger.setLevel(logging.ERROR)
+    if os.path.expanduser("~") == "~":  # an account without a home folder, for which matplotlib 3.9 raises an error
+        os.environ.setdefault("MPLCONFIGDIR", os.devnull)  # matplotlib replaces it by a temporary folder
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"matplotlib cannot read its settings: a file matplotlibrc is not UTF-8 ({error})") from None
+    finally:
+        logger.setLevel(level)
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend and is_first:  # for the pictures of a user who calls this module
+        with contextlib.suppress(ValueError):  # a notebook's backend, which this environment lacks
+            rcParams["backend"] = backend
+
+
+with _any_environment():
+    from matplotlib import rc_context, rcParams, rcParamsDefault
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 INK, GRID = "#222222", "#dddddd"
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
@@ -30,9 +63,21 @@ SIGNED, INKED = "RdBu_r", "gray_r"  # colour maps: blue below zero and red above
 POINT_SIZE = 1.2  # points^2, in a scatter plot of tens of thousands of rows
 
 
-def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """A figure of a size in inches that arranges its axes by itself."""
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+@contextlib.contextmanager
+def default_parameters() -> Iterator[None]:
+    """Draw with matplotlib's default parameters instead of the user's, which are restored afterwards."""
+    with rc_context():
+        # Much faster than rcParams.update, which validates all values again. rc_context does not restore the backend.
+        defaults: Any = {key: value for key, value in dict.items(rcParamsDefault) if key != "backend"}
+        dict.update(rcParams, defaults)
+        yield
+
+
+def new_figure(
+    width: float, height: float, title: str = "", layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """A figure of a size in inches that arranges its axes by itself, unless `layout` is None."""
+    figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
     if title:
         figure.suptitle(title, fontsize=12, color=INK)
     return figure
@@ -145,6 +190,19 @@ def to_gif(frames: Sequence[Image.Image], milliseconds: int, last_milliseconds: 
     content, durations = io.BytesIO(), [milliseconds] * (len(frames) - 1) + [last_milliseconds]
     frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return content.getvalue()
+
+
+def drawable(text: str) -> str:
+    """The text with "?" for each character that is not printable, or that the font of the pictures lacks."""
+    font = get_font(findfont(FontProperties()))
+    return "".join(char if char.isprintable() and font.get_char_index(ord(char)) else "?" for char in text)
+
+
+def to_pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """The figure's pixels: red, green and blue."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def to_png(figure: Figure) -> bytes:

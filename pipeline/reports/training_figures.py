@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pipeline.reports import style
 from pipeline.shapes import Float, Int64, UInt8
@@ -12,6 +11,7 @@ from pipeline.shapes import Float, Int64, UInt8
 History = Sequence[Mapping[str, float]]  # a row for each epoch
 
 
+@style.default_parameters()
 def contact_sheet(images: UInt8[np.ndarray, "variants digits 28 28"], variants: Sequence[tuple[str, Any]]) -> bytes:
     """A grid of images with a row for each offline variant (kind, amount) and a column for each digit."""
     n_variants, n_digits = images.shape[:2]
@@ -36,11 +36,12 @@ def _name_variant(kind: str, amount: Any) -> str:
     return {"original": "original", "rotate": f"rotated {amount:+g}°", "zoom": f"zoomed x{amount:g}"}[kind]
 
 
+@style.default_parameters()
 def curves(histories: Sequence[History], checkpoint_selection: str) -> bytes:
     """Loss and error against epochs, with a line for each network; the kept epoch is marked if there is one network."""
     single, validated = len(histories) == 1, "validation_loss" in histories[0][0]
     width = 9 if validated else 5
-    figure = Figure(figsize=(width, 3.8), facecolor="white")
+    figure = style.new_figure(width, 3.8, layout=None)
     # Not a constrained layout: this picture is drawn after each epoch, and measuring its texts would double the time to
     # 0.2 s.
     figure.subplots_adjust(0.75 / width, 0.13, 1 - 0.15 / width, 0.91 if single else 0.85, 0.24)
@@ -86,6 +87,7 @@ def _validation_label(rows: History) -> str:
     return f"validation (averaged from epoch {averaged[0]})" if averaged else "validation (not averaged yet)"
 
 
+@style.default_parameters()
 def confusion(counts: Int64[np.ndarray, "10 10"]) -> bytes:
     """The confusion matrix; only errors are coloured, since the diagonal would outshine them."""
     figure = style.new_figure(6.2, 5.8)
@@ -106,6 +108,7 @@ def confusion(counts: Int64[np.ndarray, "10 10"]) -> bytes:
     return style.to_png(figure)
 
 
+@style.default_parameters()
 def errors(
     images: UInt8[np.ndarray, "n 28 28"],
     labels: UInt8[np.ndarray, " n"],

@@ -21,12 +21,13 @@ def run(context: StageContext) -> dict[str, Any]:
     from tqdm import tqdm
 
     from pipeline.dataset import transforms
+    from pipeline.dataset.training_arrays import read_digits, read_rows
     from pipeline.reports import training_figures
 
-    files = context.files
-    rows = slice(None) if context.settings.train.fit_all else np.load(files["prepare/train_rows.npy"])
-    images = np.load(files["prepare/train_images.npy"], mmap_mode="r")[rows]
-    labels = np.load(files["prepare/train_labels.npy"])[rows]
+    images, labels = read_digits(context.files)
+    if not context.settings.train.fit_all:
+        rows = read_rows(context.files, len(labels), "train_rows.npy")
+        images, labels = images[rows], labels[rows]
     variants = transforms.list_variants(context.settings.augment)
 
     def batches() -> Iterator[UInt8[np.ndarray, "n 28 28"]]:
@@ -46,11 +47,10 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _disk_space(context: StageContext) -> int:
     """A row of each variant: its pixels and its label."""
-    import numpy as np
-
     from pipeline.dataset import transforms
+    from pipeline.dataset.training_arrays import read_digits
 
-    n_rows = len(np.load(context.files["prepare/train_labels.npy"], mmap_mode="r"))
+    n_rows = len(read_digits(context.files)[1])
     return len(transforms.list_variants(context.settings.augment)) * n_rows * (28 * 28 + 1)
 
 
@@ -65,7 +65,7 @@ STAGE = Stage(
     settings=("augment", "train.fit_all"),
     inputs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
     outputs=("images.npy", "labels.npy", "contact_sheet.png"),
-    code=("dataset.transforms", "stages.augment"),
+    code=("dataset.training_arrays", "dataset.transforms", "stages.augment"),
     per_recipe=True,
     disk_space=_disk_space,
     recipes="all",

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import arrays, config, imagenet, networks, specs, store
+from pipeline import config, imagenet, networks, schemas, specs, store
 from pipeline.dataset import files
 from pipeline.dataset.files import TableFile
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.errors import StageError
 from pipeline.networks import Request, TrainedNetwork
 from pipeline.predictions import predict_test_rows, predict_training_rows
-from pipeline.settings import Predict, Published, Recipe
+from pipeline.settings import MAX_NETWORKS, Predict, Published, Recipe
 from pipeline.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -42,19 +43,9 @@ def load_recipes(argument: str, assignments: Sequence[str]) -> list[Recipe]:
             raise StageError(f"--stage compare: {recipe.name}: omit train.record, which is for --stage inspect")
         if names.count(recipe.name) > 1:
             raise StageError(f"--stage compare: two recipes have the name {recipe.name}: rename the file of one")
+    if (n_networks := sum(recipe.n_networks * recipe.compare.seeds for recipe in recipes)) > MAX_NETWORKS:
+        raise StageError(f"--stage compare: {n_networks:,} networks, more than {MAX_NETWORKS:,}: set compare.seeds")
     return recipes
-
-
-def check_networks(recipes: Sequence[Recipe]) -> None:
-    """Raise ConfigError if the layers of a recipe do not fit each other: better now than after hours of training."""
-    from pipeline.nn.models import require_trainable
-
-    for recipe in recipes:
-        for model, _, _ in specs.variants(recipe):
-            try:
-                require_trainable(model, recipe.train.batch_size)
-            except config.ConfigError as error:
-                raise config.ConfigError(f"{recipe.name}: {error}") from None
 
 
 def adapt_to_data(workflow: Workflow) -> tuple[Recipe, ...]:
@@ -74,12 +65,12 @@ def adapt_to_data(workflow: Workflow) -> tuple[Recipe, ...]:
 def make_title(argument: str, assignments: Sequence[str]) -> str:
     """The folder name of a comparison. It does not depend on the number of seeds."""
     assignments = [assignment for assignment in assignments if not assignment.startswith("compare.")]
-    parts = [Path(name).stem if name.endswith(".toml") else name.replace("/", "-") for name in argument.split(",")]
-    title = "+".join(parts)
+    names = config.split_argument(argument)
+    title = "+".join(Path(name).stem if name.endswith(".toml") else name.replace("/", "-") for name in names)
     if not assignments and len(title) <= MAX_TITLE:
         return title
     text = "\n".join([argument, *sorted(assignments)])
-    return f"{title[:MAX_TITLE]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{title[:MAX_TITLE]}-{hashlib.sha256(os.fsencode(text)).hexdigest()[:12]}"
 
 
 # Training and measuring
@@ -111,32 +102,35 @@ class Measurement:
         """The numbers of the rows, from 0."""
         import numpy as np
 
+        from pipeline.dataset import training_arrays as arrays
+
         if self.on_test_rows:
             return np.arange(len(self.labels))
-        return np.asarray(np.load(self.part.files["prepare/validation_rows.npy"]))
+        return arrays.read_rows(self.part.files, len(arrays.read_digits(self.part.files)[1]))
 
     @property
     def images(self) -> UInt8[np.ndarray, "n 28 28"]:
-        import numpy as np
+        from pipeline.dataset import training_arrays as arrays
 
-        table = "test" if self.on_test_rows else "train"
-        images: UInt8[np.ndarray, "n 28 28"] = np.load(self.part.files[f"prepare/{table}_images.npy"], mmap_mode="c")
-        return images if self.on_test_rows else images[self.rows]
+        if self.on_test_rows:
+            return arrays.read_images(self.part.files, "prepare/test_images.npy")
+        images: UInt8[np.ndarray, "n 28 28"] = arrays.read_digits(self.part.files)[0][self.rows]
+        return images
 
     @functools.cached_property
     def labels(self) -> UInt8[np.ndarray, " n"]:
-        import numpy as np
-
+        from pipeline.dataset import training_arrays as arrays
         from pipeline.dataset.tables import read_submission_table
 
         if self.on_test_rows:
             path = self.part.files[f"download/{files.TEST_LABELS}"]
             return read_submission_table(TableFile(path), len(self.images))
-        return np.asarray(np.load(self.part.files["prepare/train_labels.npy"])[self.rows], np.uint8)
+        labels: UInt8[np.ndarray, " n"] = arrays.read_digits(self.part.files)[1][self.rows]
+        return labels
 
     def description(self) -> str:
         """The rows in words."""
-        is_sample = self.part.manifests["download"]["numbers"]["source"] == "sample"
+        is_sample = self.part.manifests["download"]["numbers"].get("source") == "sample"
         sample = " of SAMPLE DATA" if is_sample else ""
         n_rows = len(self.labels)
         if self.on_test_rows:
@@ -148,7 +142,9 @@ class Measurement:
 
     def arrays(self) -> TrainingArrays:
         """The arrays to train with; with the test rows, if these are measured."""
-        training = arrays.load_arrays(self.part.settings, self.part)
+        from pipeline.dataset.training_arrays import load_arrays
+
+        training = load_arrays(self.part.settings, self.part.files)
         if not self.on_test_rows:
             return training
         return replace(training, test_images=self.images, test_labels=self.labels)
@@ -200,7 +196,7 @@ def run(context: StageContext) -> dict[str, Any]:
     remaining = iter(trained)
     for measurement in measurements:
         recipe = measurement.part.settings
-        size = len(specs.variants(recipe))
+        size = recipe.n_networks
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
         measurement.predict(context)
     _write_report(context, measurements)
@@ -272,8 +268,10 @@ def _row(measurement: Measurement, device: str) -> Row:
     if not runs:
         return row
     row.accuracy, row.std = significance.mean_and_std([float(correct.mean()) for correct in measurement.correct])
-    row.parameters = sum(network.numbers()["parameters"] for network in runs[0])
-    contexts = [[store.read_json(network.folder / store.CONTEXT) or {} for network in run] for run in runs]
+    row.parameters = sum(network.numbers().get("parameters", 0) for network in runs[0])
+    contexts = [
+        [store.read_json(network.folder / store.CONTEXT, schemas.Context) or {} for network in run] for run in runs
+    ]
     seconds = [sum(context.get("training_seconds", np.nan) for context in run) for run in contexts]
     row.training_seconds = None if np.isnan(seconds).any() else float(np.mean(seconds))
     if recipe.compare.ensemble and len(runs) > 1:
@@ -293,11 +291,11 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
     from pipeline.dataset.affine import random_affine
     from pipeline.dataset.views import apply_view
     from pipeline.nn.inference import as_input, predict_logits
+    from pipeline.nn.initialization import seed_everything
     from pipeline.nn.models import load_networks
     from pipeline.nn.precision import inference_precision, library_settings
-    from pipeline.nn.training_loop import seed_everything
 
-    model, _, _ = specs.variants(measurement.recipe)[0]
+    model = specs.models(measurement.recipe)[0]
     seed_everything(0)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     batches = [random_affine(as_input(batch), measurement.recipe.affine) for batch in images.split(1000)]
@@ -324,13 +322,12 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
     from pipeline.nn.precision import library_settings
 
     recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
-    path = measurement.part.files.get(imagenet.input_name(model))
-    weights = imagenet.read_weights(path, model) if path else None
+    weights_file = measurement.part.files.get(imagenet.input_name(model))
     training_images = torch.from_numpy(measurement.arrays().split(fold).images)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     accuracies = []
     for run in measurement.runs:
-        network = make_initial_network(model, run[0].spec.seed, weights, training_images).to(device)
+        network = make_initial_network(model, run[0].spec.seed, weights_file, training_images).to(device)
         with library_settings(device):
             predictions = predict_logits(network, images, device, "fp32").argmax(1).cpu().numpy()
         accuracies.append(float(np.mean(predictions == measurement.labels)))
@@ -380,8 +377,11 @@ STAGE = Stage(
     code=lambda recipe: (
         *specs.training_code(recipe),
         "analysis.significance",
+        "dataset.files",
+        "dataset.tables",
         "nn.held_out",
         "predictions",
+        "reports.comparison_table",
         "stages.compare",
     ),
     on_demand=True,

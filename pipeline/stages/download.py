@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
-from pipeline.dataset import kaggle_client, sources
+from pipeline import publishing, schemas, store
+from pipeline.dataset import files, kaggle_client, sources
 from pipeline.dataset.files import SourceError
 from pipeline.declarations import Stage, StageContext
 from pipeline.store import FORMAT, Manifest
@@ -26,7 +26,7 @@ def run(context: StageContext) -> None:
     data = _choose_source(context, raw, earlier)
     if data is None:
         return
-    staging, inputs = store.create_staging_dir(raw), {}
+    staging, inputs = publishing.create_staging_dir(raw), {}
     if data in sources.FETCHERS:
         numbers = sources.FETCHERS[data](staging)
     else:
@@ -35,30 +35,36 @@ def run(context: StageContext) -> None:
         if sources.hash_path(data) != inputs:
             raise SourceError(f"{data} changed while it was read; nothing was published, run the stage again")
         context.environment["path"] = str(Path(data).absolute())
-    names = sorted(path.name for path in staging.iterdir())
+    if "test_rows_from_train" in numbers:
+        context.say(
+            f"no test rows in {data}: {numbers['test_rows_from_train']:,} of the training rows are used instead"
+        )
+    names = sorted({path.name for path in store.own_files(staging)}.difference(store.LISTS))
     store.write_manifest(staging, _key(inputs), names, numbers, context.environment)
-    store.publish(raw)
+    publishing.publish(raw)
 
 
 def _key(inputs: dict[str, str]) -> dict[str, Any]:
     return {"format": FORMAT, "stage": "download", "inputs": inputs}
 
 
-def _register(context: StageContext, raw: Path, files: list[Path]) -> None:
+def _register(context: StageContext, raw: Path, own_files: list[Path]) -> None:
     """Write a manifest for the user's own files. Raises SourceError if --data requests other data."""
     if context.workflow.data != "auto":
-        names = ", ".join(path.name for path in files)
+        names = ", ".join(path.name for path in own_files)
         raise SourceError(
             f"{raw} contains your own files ({names}), which a download does not overwrite: "
             "move them elsewhere, or omit --data"
         )
-    tables = sources.require_user_tables(raw, files)
+    tables = sources.require_user_tables(raw, own_files)
     used = sorted({table.path.name for table in tables.values()})
     manifest, _ = store.read_manifest(raw)
     if manifest and manifest["numbers"].get("source") != "files":
         # The user's files replace those of an earlier download, which are deleted before its manifest is.
-        for name in set(manifest["outputs"]) - {path.name for path in files}:
-            (raw / Path(name).name).unlink(missing_ok=True)
+        changed = store.changed_outputs(raw, manifest)
+        own = {path.name for path in own_files}
+        store.delete_own(raw, {store.MANIFEST, store.CONTEXT, store.WRITTEN, *changed, *own})
+    store.write_list(raw, {store.MANIFEST, store.CONTEXT} & store.own_names(raw))
     store.write_manifest(raw, _key({}), used, {"source": "files"}, context.environment)
 
 
@@ -78,12 +84,15 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
         if attached:
             context.say(f"reading {attached}")
             return str(attached)
-        return "kaggle" if kaggle_client.has_credentials() else "sample"
+        has_credentials, problem = kaggle_client.find_credentials()
+        if problem:
+            context.say(f"no data from Kaggle: {problem}")
+        return "kaggle" if has_credentials else "sample"
     if not (store.changed_outputs(raw, earlier) or context.workflow.force):
         return None
     if source in sources.FETCHERS:
         return str(source)
-    path = (store.read_json(raw / store.CONTEXT) or {}).get("path")
+    path = (store.read_json(raw / store.CONTEXT, schemas.Context) or {}).get("path")
     if not path:
         raise SourceError(f"{raw}: the path of the data is not recorded any more; pass it with --data")
     return str(path)
@@ -92,11 +101,11 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
 def _require_only_downloads(raw: Path, earlier: Manifest | None) -> None:
     """Raise SourceError if `data/raw`, which a download replaces, contains anything but a download's files."""
     known = {*(earlier["outputs"] if earlier else ()), store.MANIFEST, store.CONTEXT}
-    others = sorted(path.name for path in raw.glob("*") if path.name not in known and not path.name.startswith("."))
+    others = sorted(path for path in raw.glob("*") if path.name not in known and not path.name.startswith("."))
     if others:
         raise SourceError(
-            f"{raw} contains {others[0]}, which is not train.csv, test.csv, sample_submission.csv or a zip of them: "
-            "move it elsewhere; if it is the data, pass its path with --data"
+            f"{raw} contains {others[0].name}, which is not train.csv, test.csv, sample_submission.csv or a zip of "
+            f"them: move it elsewhere; if it is the data, pass its path with --data{files.advise(others)}"
         )
 
 

@@ -6,7 +6,6 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, specs, store
-from pipeline.arrays import load_training_rows
 from pipeline.dataset.competition import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.predictions import predict_training_rows
@@ -25,10 +24,11 @@ def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
 
     from pipeline.analysis import calibration, metrics
+    from pipeline.nn.held_out import load_training_rows
     from pipeline.reports import training_figures
 
     parts = [_predict(context, part) for part in context.parts]
-    training_rows = load_training_rows(context.parts[0])
+    training_rows = load_training_rows(context.parts[0].files)
     numbers = _record(context, parts)
     held_out = np.logical_and.reduce([part.n_networks > 0 for part in parts])
     rows = np.flatnonzero(held_out)
@@ -180,22 +180,25 @@ def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     """Why the recipe's recorded accuracy does not apply to this run, or ""."""
     import numpy as np
 
+    from pipeline.dataset.training_arrays import read_images
+
     recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
     if not recipe.estimate.seeds:
         return "the recipe has no recorded accuracy"
     if difference := config.estimate_difference(recipe):
         return f"the recipe's recorded accuracy was measured with different settings ({difference})"
-    if (sizes["train_rows"], sizes["test_rows"]) != (TRAIN_ROWS, TEST_ROWS):
+    n_rows, n_test_rows = sizes.get("train_rows", 0), sizes.get("test_rows", 0)
+    if (n_rows, n_test_rows) != (TRAIN_ROWS, TEST_ROWS):
         return (
             f"the recipe's recorded accuracy applies only to {TRAIN_ROWS:,} training and {TEST_ROWS:,} test rows; "
-            f"this data set has {sizes['train_rows']:,} and {sizes['test_rows']:,}"
+            f"this data set has {n_rows:,} and {n_test_rows:,}"
         )
-    training_rows = sizes["train_rows"] if metadata[0]["fit_all"] else sizes["training_rows"]
+    training_rows = n_rows if metadata[0]["fit_all"] else sizes.get("training_rows", 0)
     if folds := part.files.get("prepare/folds.npy"):
-        training_rows -= int(np.bincount(np.load(folds)).max())
+        training_rows -= int(np.bincount(store.read_array(folds, "uint8", (None,))).max())
     if training_rows < recipe.estimate.training_rows:
         return f"the recipe's recorded accuracy requires at least {recipe.estimate.training_rows:,} training rows"
-    mean = np.load(part.files["prepare/train_images.npy"], mmap_mode="r").mean()
+    mean = read_images(part.files, "prepare/train_images.npy").mean()
     if abs(mean - MEAN_PIXEL) > MEAN_PIXEL_TOLERANCE:
         return f"the images are not MNIST's: their mean pixel is {mean:.2f} instead of {MEAN_PIXEL:.2f}"
     return ""
@@ -217,6 +220,7 @@ STAGE = Stage(
         *specs.inference_code(recipe),
         "analysis.calibration",
         "analysis.metrics",
+        "dataset.competition",
         "nn.held_out",
         "predictions",
         "stages.evaluate",

@@ -14,10 +14,12 @@ def run(context: StageContext) -> dict[str, Any]:
     import pandas as pd
 
     from pipeline.analysis.dataset_study import DatasetStudy
+    from pipeline.dataset.training_arrays import read_digits, read_images
     from pipeline.reports import dataset_report
 
-    images = {table: np.load(context.files[f"prepare/{table}_images.npy"]) for table in ("train", "test")}
-    labels, settings = np.load(context.files["prepare/train_labels.npy"]), context.settings.explore
+    train_images, labels = read_digits(context.files)
+    images = {"train": train_images, "test": read_images(context.files, "prepare/test_images.npy")}
+    settings = context.settings.explore
     with context.show_progress("explore") as on_progress:
         study = DatasetStudy(images, labels, settings.rows or len(labels), settings.seed, on_progress)
     numbers, pictures, folder = study.numbers(), dataset_report.draw(study), context.output_dir
@@ -45,6 +47,7 @@ STAGE = Stage(
         "analysis.dataset_study",
         "analysis.embedding",
         "dataset.copies",
+        "dataset.training_arrays",
         "stages.explore",
     ),
     on_demand=True,

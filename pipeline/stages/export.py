@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import specs, store
+from pipeline import schemas, specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import PipelineError, StageError
 
@@ -28,6 +27,7 @@ PICTURES = ("errors.png", "confusion.png")
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
 
+    from pipeline.dataset.training_arrays import read_images
     from pipeline.nn import pretrained
     from pipeline.nn.models import load_networks
     from pipeline.reports import model_card
@@ -35,9 +35,9 @@ def run(context: StageContext) -> dict[str, Any]:
     _require_packages()
     files, folder, recipe = context.files, context.output_dir, context.only.recipe
     loaded = load_networks(files["train/weights.safetensors"], "cpu")
-    evaluation = json.loads(files["evaluate/metrics.json"].read_bytes())
+    evaluation = store.require_json(files["evaluate/metrics.json"], schemas.Metrics)
     temperature = pretrained.choose_temperature(recipe, evaluation)
-    images = np.load(files["prepare/train_images.npy"], mmap_mode="r")[:CHECKED_ROWS]
+    images = read_images(context.files, "prepare/train_images.npy")[:CHECKED_ROWS]
     difference, n_rows = _export_graph(context, loaded, np.array(images)), len(images)
     page_note = _write_page(context, loaded, temperature)
     for name in PICTURES:
@@ -117,8 +117,8 @@ STAGE = Stage(
     optional_outputs=("demo.html", *PICTURES),
     code=lambda recipe: (
         *specs.inference_code(recipe),
+        "analysis.calibration",
         "nn.export",
-        "nn.models.__init__",
         "nn.pretrained",
         "reports.demo_page",
         "reports.model_card",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config, networks, specs, store
-from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
 from pipeline.reports import captions
 from pipeline.settings import Recipe
@@ -20,8 +19,6 @@ JUDGE = "quick"  # the recipe of the classifier that recognizes the digits, and 
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-
     from pipeline.nn.precision import library_settings
     from pipeline.reports import generated_report
 
@@ -34,7 +31,9 @@ def run(context: StageContext) -> dict[str, Any]:
         study = _study(context, generated, judge)
     store.write_array(folder / "samples.npy", generated.images)
     store.write_array(folder / "labels.npy", generated.labels)
-    pictures = generated_report.draw(study, np.load(gan.folder / "frames.npy"), gan.history())
+    history = gan.history()
+    frames = store.read_array(gan.folder / "frames.npy", "uint8", (len(history), 5, 10, 28, 28))
+    pictures = generated_report.draw(study, frames, history)
     for name, picture in pictures.items():
         store.write(folder / name, picture)
     numbers = study.numbers()
@@ -60,9 +59,11 @@ def _judge_digest(recipe: Recipe) -> str:
 
 
 def _judge_request(context: StageContext) -> networks.Request:
+    from pipeline.dataset.training_arrays import load_arrays
+
     judge = _judge_recipe(context.only.recipe)
     (spec,) = networks.network_specs(judge, context.only, networks.make_pool(context))
-    arrays = load_arrays(judge, context.only)
+    arrays = load_arrays(judge, context.files)
     return networks.Request(spec, arrays, context.only, label=f"the classifier ({JUDGE})")
 
 
@@ -81,7 +82,7 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
     device, settings = context.workflow.device, context.settings
     generator = make_generator(settings.gan)
-    generator.load_state_dict(safetensors.torch.load_file(gan.folder / "weights.safetensors"))
+    generator.load_state_dict(safetensors.torch.load((gan.folder / "weights.safetensors").read_bytes()))
     inputs, labels = gan_training.random_inputs(
         settings.generate.samples, settings.gan.latent_size, settings.generate.seed
     )
@@ -90,17 +91,16 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
 
 def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
-    import numpy as np
-
     from pipeline.analysis.generated_study import GeneratedStudy, LabelledDigits
+    from pipeline.dataset.training_arrays import read_digits, read_rows
     from pipeline.nn.models import load_networks
 
-    files, device = context.files, context.workflow.device
-    training, rows = np.load(files["augment/images.npy"]), np.load(files["prepare/validation_rows.npy"])
-    images, labels = np.load(files["prepare/train_images.npy"])[rows], np.load(files["prepare/train_labels.npy"])[rows]
+    device = context.workflow.device
+    training_digits = LabelledDigits(*read_digits(context.files, "augment/"))
+    images, labels = read_digits(context.files)
+    rows = read_rows(context.files, len(labels))
     (loaded,) = load_networks(judge.folder / "weights.safetensors", device)
-    training_digits = LabelledDigits(training, np.load(files["augment/labels.npy"]))
-    held_out = LabelledDigits(images, labels)
+    held_out = LabelledDigits(images[rows], labels[rows])
     with context.show_progress("measure") as on_progress:
         return GeneratedStudy(generated, training_digits, held_out, loaded, device, on_progress)
 
@@ -127,9 +127,10 @@ STAGE = Stage(
         "analysis.dataset_statistics",
         "analysis.embedding",
         "analysis.generated_study",
+        "analysis.metrics",
         "analysis.network_internals",
         "analysis.sample_quality",
-        "nn.models.__init__",
+        "dataset.copies",
         "stages.generate",
     ),
     on_demand=True,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline import specs, store
-from pipeline.arrays import load_training_rows
+from pipeline import schemas, specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError
 from pipeline.reports import captions
@@ -16,26 +14,28 @@ if TYPE_CHECKING:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
 
     from pipeline.analysis.metrics import calibration
     from pipeline.analysis.network_study import NetworkStudy
+    from pipeline.nn.held_out import load_training_rows
     from pipeline.nn.precision import library_settings
     from pipeline.reports import network_report
 
     files, settings, device = context.files, context.settings, context.workflow.device
-    training_rows = load_training_rows(context.only)
+    training_rows = load_training_rows(files)
     if settings.inspect.image > len(training_rows.labels):
         n_rows = f"{len(training_rows.labels):,} rows"
         raise StageError(f"inspect.image is {settings.inspect.image}: train.csv has {n_rows}")
     loaded, name = _load_network(context)
-    record = json.loads(files["train/record.json"].read_bytes())["rows"] if "train/record.json" in files else []
+    recorded = files.get("train/record.json")
+    record = store.require_json(recorded, schemas.Record, schemas.MAX_RECORD)["rows"] if recorded else []
     with library_settings(device), context.show_progress("inspect") as on_progress:
         study = NetworkStudy(loaded, training_rows, settings.inspect, device, record, on_progress)
     numbers, pictures = {"network": name} | study.numbers(), network_report.draw(study)
     if "evaluate/probabilities.npy" in files:
-        labels = training_rows.labels[np.load(files["evaluate/rows.npy"])]
-        calibrated = calibration(np.load(files["evaluate/probabilities.npy"]), labels)
+        rows = store.read_array(files["evaluate/rows.npy"], "int64", (None,), below=len(training_rows.labels))
+        probabilities = store.read_array(files["evaluate/probabilities.npy"], "float32", (len(rows), 10))
+        calibrated = calibration(probabilities, training_rows.labels[rows])
         numbers["calibration_error"] = calibrated.error
         pictures |= network_report.draw_calibration(calibrated)
     folder = context.output_dir
@@ -44,7 +44,7 @@ def run(context: StageContext) -> dict[str, Any]:
     store.write_json(folder / "inspect.json", numbers)
 
     pictures |= {path.name: path.read_bytes() for path in files.values() if path.suffix == ".png"}
-    evaluation = json.loads(files["evaluate/metrics.json"].read_bytes())
+    evaluation = store.require_json(files["evaluate/metrics.json"], schemas.Metrics)
     training, why_no_record = context.only.manifests["train"], _why_no_record(context)
     why_no_data = _why_no_data(context)
     page = network_report.render(
@@ -77,7 +77,7 @@ def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
 
 def _why_no_record(context: StageContext) -> str:
     """Why there are no pictures of the weights and gradients over the epochs."""
-    if len(context.only.manifests["train"]["numbers"]["networks"]) > 1:
+    if len(context.only.manifests["train"]["numbers"].get("networks", ())) > 1:
         return "Weights and gradients are recorded for single networks, not for ensembles."
     command = f"--stage train{context.workflow.arguments} --set train.record=true"
     return f"Weights and gradients were not recorded during training: {command} records them."
@@ -112,7 +112,7 @@ STAGE = Stage(
         "analysis.network_internals",
         "analysis.network_study",
         "nn.held_out",
-        "nn.models.__init__",
+        "nn.initialization",
         "stages.inspect",
     ),
     on_demand=True,

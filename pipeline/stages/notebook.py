@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import publishing, schemas, store
 from pipeline.dataset import kaggle_client, kaggle_kernels
 from pipeline.dataset.competition import SLUG, TEST_ROWS
 from pipeline.dataset.kaggle_client import KaggleError
@@ -44,6 +45,7 @@ def run(context: StageContext) -> None:
     owner = kaggle_kernels.get_username() if settings.push else os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     name = f"{owner}/{make_slug(settings.title)}"
     folder.mkdir(parents=True, exist_ok=True)
+    store.write_list(folder, store.own_names(folder))
     store.write(folder / NOTEBOOK, content)
     metadata = notebook_file.kernel_metadata(name, settings.title, NOTEBOOK, SLUG, gpu)
     store.write_json(folder / METADATA, metadata)
@@ -95,7 +97,7 @@ class _PushedNotebook:
 
     def __init__(self, context: StageContext, folder: Path, name: str, digest: str) -> None:
         self.context, self.folder, self.name, self.digest = context, folder, name, digest
-        self.state = store.read_json(folder / STATE) or {}
+        self.state = store.read_json(folder / STATE, schemas.Push) or {}
 
     def _save(self, **changes: Any) -> None:
         self.state |= changes
@@ -167,8 +169,17 @@ class _PushedNotebook:
 
     def _fetch(self, version: str) -> None:
         output = self.folder / OUTPUT
-        kaggle_kernels.fetch_output(version, store.create_staging_dir(output), RESULTS)
-        store.publish(output)
+        staging = publishing.create_staging_dir(output)
+        with tempfile.TemporaryDirectory() as temporary:
+            kaggle_kernels.fetch_output(version, Path(temporary), RESULTS)
+            for path in Path(temporary).iterdir():  # a link there would lead the writes elsewhere
+                store.move_aside(staging / path.name)
+            for path in Path(temporary).rglob("*"):
+                if path.is_file():
+                    copy = staging / path.relative_to(temporary)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    store.write(copy, path.read_bytes())
+        publishing.publish(output)
 
     def _log_file(self) -> Path:
         return self.folder / OUTPUT / f"{self.name.split('/')[1]}.log"
@@ -176,11 +187,11 @@ class _PushedNotebook:
     def _show_log(self) -> None:
         """Show the last lines of the log, a JSON array of pieces of output."""
         try:
-            text = self._log_file().read_text(errors="replace")
+            text = self._log_file().read_text(encoding="utf-8", errors="replace")
             text = "".join(str(piece["data"]) for piece in json.loads(text))
         except OSError:
             return
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             pass  # not the format of 2026: shown as it is
         for line in [line for line in text.splitlines() if line.strip()][-LOG_LINES:]:
             self.context.workflow.say(f"    {line[:500]}")
@@ -203,7 +214,7 @@ class _PushedNotebook:
 
     def _receipt(self) -> dict[str, Any]:
         name = self.context.workflow.name
-        return store.read_json(self.folder / OUTPUT / "submissions" / name / "submission.json") or {}
+        return store.read_json(self.folder / OUTPUT / f"submissions/{name}/submission.json", schemas.Receipt) or {}
 
     def show_submission(self) -> None:
         """Say where the results are, and the command that submits them."""

@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, specs, store
-from pipeline.dataset import files, sources
-from pipeline.dataset.competition import TEST_ROWS
+from pipeline import config, schemas, specs, store
+from pipeline.dataset import files
+from pipeline.dataset.competition import SOURCES, TEST_ROWS
 from pipeline.dataset.files import TableFile
 from pipeline.declarations import Stage, StageContext, StageInputs
 from pipeline.predictions import predict_test_rows
@@ -62,19 +62,19 @@ def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     from pipeline.analysis.expected_score import estimate_score
 
     workflow = context.workflow
-    evaluation = json.loads(context.parts[0].files["evaluate/metrics.json"].read_bytes())
+    evaluation = store.require_json(context.parts[0].files["evaluate/metrics.json"], schemas.Metrics)
     expected = estimate_score(evaluation, n_rows)
     download = context.parts[0].manifests["download"]
-    source = download["numbers"]["source"]
+    source = download["numbers"].get("source", "")
     settings = {recipe.name: config.flatten(recipe, SUBMISSION_SETTINGS) for recipe in workflow.recipes}
     weights = [part.hashes["train/weights.safetensors"] for part in context.parts]
     accuracy = f"validation {evaluation['accuracy']:.4f}" if evaluation["rows"] else "no row held out"
-    previous = store.read_json(context.published_dir / "submission.json") or {}
+    previous = store.read_json(context.published_dir / "submission.json", schemas.SentEntries) or {}
     validation = ("accuracy", "interval_95", "rows", "chosen_on_these_rows", "rests_on", "why_none", "rows_left_out")
     return {
         "recipe": workflow.name,
         "source": source,
-        "can_be_submitted": source in sources.COMPETITION_SOURCES and n_rows == TEST_ROWS,
+        "can_be_submitted": source in SOURCES and n_rows == TEST_ROWS,
         "rows": n_rows,
         "sha256": {
             "submission.csv": digest,
@@ -111,7 +111,11 @@ STAGE = Stage(
     code=lambda recipe: (
         *specs.inference_code(recipe),
         "analysis.expected_score",
+        "dataset.competition",
+        "dataset.files",
         "dataset.tables",
+        "nn.held_out",
+        "nn.pretrained",
         "predictions",
         "stages.predict",
     ),

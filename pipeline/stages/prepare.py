@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import publishing, schemas, store
 from pipeline.config import digest, flatten
 from pipeline.dataset import files
 from pipeline.declarations import Stage, StageContext
@@ -13,26 +13,24 @@ from pipeline.workflow import Workflow
 
 MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv; in MNIST none does
 ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy")
-ARRAYS_DIR = "../../arrays/"  # seen from the folder of a split
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-
     from pipeline.dataset import splits
     from pipeline.dataset.tables import DataError
 
     settings = context.settings
     arrays = context.published_dir.parent.parent / "arrays"
     numbers = _read_tables_once(context, arrays)
-    share = numbers["overlap"] / numbers["test_rows"]
+    overlap, n_test_rows = numbers.get("overlap", 0), numbers.get("test_rows", 1)
+    share = overlap / n_test_rows
     if share > MAX_OVERLAP and not settings.prepare.allow_overlap:
         raise DataError(
-            f"{numbers['overlap']} of the {numbers['test_rows']} images of test.csv also occur in train.csv "
+            f"{overlap} of the {n_test_rows} images of test.csv also occur in train.csv "
             f"({share:.1%}): a network can memorize them, so its score would say nothing about new digits; "
             "--set prepare.allow_overlap=true continues anyway"
         )
-    labels = np.load(arrays / "train_labels.npy")
+    labels = store.read_array(arrays / "train_labels.npy", "uint8", (None,), below=10)
     training_rows, validation_rows = splits.split_rows(labels, settings.split)
     store.write_array(context.output_dir / "train_rows.npy", training_rows)
     store.write_array(context.output_dir / "validation_rows.npy", validation_rows)
@@ -45,7 +43,7 @@ def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
     """Publish the arrays of all three tables, unless they exist; returns the numbers of their manifest."""
     # The same for all splits: without settings.
     key = {**context.key, "settings": {}}
-    store.restore(arrays)
+    publishing.restore(arrays)
     if context.workflow.force or not store.read_intact_manifest(arrays, key):
         _read_tables(context, arrays, key)
     numbers: dict[str, Any] = store.require_manifest(arrays)["numbers"]
@@ -71,12 +69,12 @@ def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> No
         "test_rows": len(test_images),
         "overlap": len(find_copies(images, test_images)),
     }
-    staging = store.create_staging_dir(folder)
+    staging = publishing.create_staging_dir(folder)
     for name, array in zip(ARRAYS, (images, labels, test_images), strict=True):
         store.write_array(staging / name, array)
     context.check_inputs()  # also done when the stage is published, but these arrays are published before
     store.write_manifest(staging, key, ARRAYS, numbers, context.environment)
-    store.publish(folder)
+    publishing.publish(folder)
 
 
 def _disk_space(context: StageContext) -> int:
@@ -93,8 +91,8 @@ STAGE = Stage(
     run=run,
     folder=_folder,
     settings=("prepare", "split"),
-    inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.zip")},
-    outputs=(*(f"{ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
+    inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.[zZ][iI][pP]")},
+    outputs=(*(f"{schemas.ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
     optional_outputs=("folds.npy",),
     code=("dataset.copies", "dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
     per_recipe=True,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline import specs, store
+from pipeline import publishing, schemas, specs, store
 from pipeline.declarations import Stage, StageContext
 from pipeline.errors import StageError, UserError
-from pipeline.run_log import printable
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from pipeline.dataset.photos import PreparedDigit
     from pipeline.nn.models import LoadedNetwork
     from pipeline.shapes import UInt8
 
@@ -61,11 +59,10 @@ def run(context: StageContext) -> None:
     faults: list[str] = []
     digits = _read_digits(context, faults)
     while chunk := list(itertools.islice(digits, CHUNK)):
-        files, images = zip(*chunk, strict=True)
-        for prediction in _predict(context, recognizer, files, images):
+        for prediction in _predict(context, recognizer, chunk):
             context.say(str(prediction))
             predictions.append(prediction)
-        pictured += images[: MAX_PICTURED - len(pictured)]
+        pictured += [digit.image for _, digit in chunk[: MAX_PICTURED - len(pictured)]]
     if predictions:
         shown = predictions[: len(pictured)]
         picture = recognition_figure.draw(
@@ -89,7 +86,8 @@ def _load_recognizer(context: StageContext) -> Recognizer:
 
     recipe, files, device = context.only.recipe, context.files, context.workflow.device
     if weights := files.get("train/weights.safetensors"):
-        metrics = store.read_json(files["evaluate/metrics.json"]) if "evaluate/metrics.json" in files else None
+        file = files.get("evaluate/metrics.json")
+        metrics = store.require_json(file, schemas.Metrics) if file else None
         temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
         evaluate = context.workflow.state(context.workflow.stages["evaluate"])
         reason = "no rows were held out" if metrics else f"evaluate is {evaluate}"
@@ -107,52 +105,55 @@ def _load_recognizer(context: StageContext) -> Recognizer:
     return Recognizer([network], network.metadata[pretrained.RECORD]["temperature"], about)
 
 
-def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, UInt8[np.ndarray, "28 28"]]]:
+def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, PreparedDigit]]:
     """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
-    from pipeline.dataset.photos import NoDigit, list_image_files, read_digit
+    from pipeline.dataset.image_files import NoDigit, list_image_files
+    from pipeline.dataset.photos import read_digit
 
     for path in context.workflow.images:
         try:
-            files = list_image_files(path)
+            files, note = list_image_files(path)
         except NoDigit as error:
             context.say(str(error))
             faults.append(str(error))
             continue
+        if note:
+            context.say(note)
         for file in files:
             try:
-                yield printable(str(file)), read_digit(file)
+                yield str(file), read_digit(file)
             except NoDigit as error:
                 context.say(str(error))
                 faults.append(str(error))
 
 
 def _predict(
-    context: StageContext, recognizer: Recognizer, files: Sequence[str], images: Sequence[UInt8[np.ndarray, "28 28"]]
+    context: StageContext, recognizer: Recognizer, digits: Sequence[tuple[str, PreparedDigit]]
 ) -> Iterator[Prediction]:
-    """The calibrated predictions for prepared images."""
+    """The calibrated predictions for digits with the names of their files."""
     import numpy as np
     import torch
 
     from pipeline.analysis.calibration import UNSURE_BELOW, calibrate
     from pipeline.nn.inference import predict_probabilities
 
-    batch, device = torch.from_numpy(np.stack(images)), context.workflow.device
+    batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.workflow.device
     each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
     probabilities = calibrate(np.mean(each, axis=0), recognizer.temperature)
-    for file, row in zip(files, probabilities, strict=True):
+    for (file, digit), row in zip(digits, probabilities, strict=True):
         second, first = np.argsort(row, kind="stable")[-2:].tolist()
-        yield Prediction(file, first, float(row[first]), second, float(row[second]), bool(row[first] < UNSURE_BELOW))
+        unsure = digit.is_doubtful or bool(row[first] < UNSURE_BELOW)
+        yield Prediction(file, first, float(row[first]), second, float(row[second]), unsure)
 
 
 def _publish(context: StageContext, recognizer: Recognizer, predictions: Sequence[Prediction], picture: bytes) -> None:
     """Write the table and the picture, and replace the results of an earlier call."""
-    staging, table = store.create_staging_dir(context.published_dir), io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(Prediction._fields)
+    staging, lines = publishing.create_staging_dir(context.published_dir), [",".join(Prediction._fields)]
     for p in predictions:
-        fields = (p.digit, f"{p.probability:.6f}", p.runner_up, f"{p.runner_up_probability:.6f}", int(p.unsure))
-        writer.writerow((p.file, *fields))
-    store.write(staging / "recognized.csv", table.getvalue().encode())
+        file = p.file.replace('"', '""')  # always quoted: csv.writer does not quote a carriage return
+        rest = f"{p.digit},{p.probability:.6f},{p.runner_up},{p.runner_up_probability:.6f},{p.unsure:d}"
+        lines.append(f'"{file}",{rest}')
+    store.write(staging / "recognized.csv", "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
     store.write(staging / "recognized.png", picture)
     numbers = {
         "recipe": context.only.recipe.name,
@@ -162,7 +163,7 @@ def _publish(context: StageContext, recognizer: Recognizer, predictions: Sequenc
         "unsure": sum(prediction.unsure for prediction in predictions),
     }
     store.write_manifest(staging, context.key, context.stage.outputs, numbers, context.environment)
-    store.publish(context.published_dir)
+    publishing.publish(context.published_dir)
 
 
 STAGE = Stage(
@@ -176,6 +177,7 @@ STAGE = Stage(
     code=lambda recipe: (
         *specs.inference_code(recipe),
         "analysis.calibration",
+        "dataset.image_files",
         "dataset.photos",
         "nn.pretrained",
         "stages.recognize",

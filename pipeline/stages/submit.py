@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import schemas, store
 from pipeline.dataset import competition, kaggle_client, sources
 from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.declarations import Stage, StageContext
@@ -32,10 +32,10 @@ class Submission:
         from pipeline.nn import pretrained
 
         file, receipt_file = folder / "submission.csv", folder / "submission.json"
-        receipt = store.read_json(receipt_file)
-        if not receipt or not isinstance(receipt.get("sent"), list) or "sha256" not in receipt:
+        receipt = store.read_json(receipt_file, schemas.Receipt)
+        if not receipt:
             raise StageError(f"{receipt_file}: the receipt is damaged; run --stage predict again")
-        if receipt.get("source") not in sources.COMPETITION_SOURCES:
+        if receipt.get("source") not in competition.SOURCES:
             raise StageError(
                 f"{file} was made from {receipt.get('source')} data, not from the competition's, and cannot be "
                 "submitted: " + sources.HOW_TO_GET_REAL_DATA

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import imagenet, networks, specs, store
-from pipeline.arrays import load_arrays
 from pipeline.declarations import Stage, StageContext
 
 if TYPE_CHECKING:
     from pipeline.networks import TrainedNetwork
+    from pipeline.nn.classifier import History
     from pipeline.reports.event_files import EventWriter
     from pipeline.specs import Spec
-    from pipeline.training_task import History
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
 # which imports matplotlib; the others take 0.1 s.
@@ -26,10 +25,12 @@ DRAWING_SECONDS = 0.5
 def run(context: StageContext) -> dict[str, Any]:
     import pandas as pd
 
+    from pipeline.dataset.training_arrays import load_arrays
+
     recipe = context.settings
     weights = imagenet.add_inputs(context)
     requested = networks.network_specs(recipe, context.only, networks.make_pool(context))
-    arrays = load_arrays(recipe, context.only)
+    arrays = load_arrays(recipe, context.files)
     requests = [networks.Request(spec, arrays, context.only) for spec in requested]
     monitor = _Monitor(context, single=len(requested) == 1)
     start = time.monotonic()
@@ -129,7 +130,7 @@ STAGE = Stage(
     },
     outputs=("weights.safetensors", "history.csv", "curves.png"),
     optional_outputs=("record.json",),
-    code=specs.training_code,
+    code=lambda recipe: (*specs.training_code(recipe), "nn.recorder", "stages.train"),
     per_recipe=True,
     resumes=True,
     stale_reason=imagenet.why_stale,

@@ -1,39 +1,25 @@
-"""The networks by name, which map images (n, 1, 28, 28) in [0, 1] to logits (n, 10), and their weights as bytes."""
+"""Networks, which map images (n, 1, 28, 28) in [0, 1] to logits (n, 10), and their weights as bytes."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from pipeline import schemas, store
 from pipeline.config import ConfigError
-from pipeline.nn.models.alexnet import AlexNet
-from pipeline.nn.models.dropout_cnn import DropoutCNN
-from pipeline.nn.models.layers import Layers
-from pipeline.nn.models.medium_cnn import MediumCNN
 from pipeline.nn.models.pixels import Pixels as Pixels
 from pipeline.nn.models.pixels import scale_pixels
-from pipeline.nn.models.small_cnn import SmallCNN
+from pipeline.nn.models.registry import MODELS as MODELS
 from pipeline.nn.models.transfer import Head as Head
 from pipeline.nn.models.transfer import TransferNetwork as TransferNetwork
-from pipeline.nn.models.vgg16 import VGG16
 from pipeline.nn.precision import choose_memory_format, inference_precision
 from pipeline.settings import Model
 from pipeline.shapes import UInt8
-
-MODELS: dict[str, Callable[[Model], nn.Module]] = {
-    "dropout_cnn": DropoutCNN,
-    "small_cnn": SmallCNN,
-    "medium_cnn": MediumCNN,
-    "layers": Layers,
-    "vgg16": VGG16,
-    "alexnet": AlexNet,
-}
 
 
 @dataclass
@@ -88,10 +74,11 @@ def require_trainable(model: Model, batch_size: int) -> nn.Module:
     return network
 
 
-def serialize_network(state_dict: dict[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
+def serialize_network(state_dict: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
     """The content of a weights file (safetensors); `metadata` must be serializable as JSON."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in state_dict.items()}
     # A single entry, since safetensors writes several in an order that differs between processes.
-    return safetensors.torch.save(state_dict, {"metadata": json.dumps(metadata)})
+    return safetensors.torch.save(weights, {"metadata": json.dumps(metadata)})
 
 
 def serialize_networks(files: Mapping[str, Path]) -> bytes:
@@ -99,21 +86,27 @@ def serialize_networks(files: Mapping[str, Path]) -> bytes:
     networks: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, path in files.items():
-        networks[name] = read_metadata(path)
-        tensors |= {f"{name}/{key}": tensor for key, tensor in safetensors.torch.load_file(path).items()}
+        networks[name], own = _read_file(path)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
     return serialize_network(tensors, {"networks": networks})
 
 
 def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
-    """Read the content of `serialize_network` or `serialize_networks`: the networks on the device, in order."""
-    metadata, tensors = read_metadata(path), safetensors.torch.load_file(path)
+    """Read the content of `serialize_network` or `serialize_networks`: the networks on the device, in order.
+
+    Raises StageError if the weights in the file are not those of the networks that it describes.
+    """
     loaded = []
+    metadata, tensors = _read_file(path)
     for name, own_metadata in metadata.get("networks", {"": metadata}).items():
         prefix = f"{name}/" if name else ""
-        network = make_network(Model(**own_metadata["model"]))
-        network.load_state_dict(
-            {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        )
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        model = Model(**own_metadata["model"])
+        expected = require_trainable(model, batch_size=2).state_dict()  # without memory: the file may name any layers
+        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in expected.items()}:
+            raise store.damaged(path, f"it does not contain the weights of {model.name}")
+        network = make_network(model)
+        network.load_state_dict(own)
         precision = inference_precision(own_metadata["precision"], device)
         network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
         loaded.append(LoadedNetwork(network, own_metadata))
@@ -121,7 +114,18 @@ def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata in a weights file."""
-    with safetensors.safe_open(path, "pt") as file:
-        metadata: dict[str, Any] = json.loads(file.metadata()["metadata"])
-    return metadata
+    """The metadata in a weights file. Raises StageError if it is damaged."""
+    return _read_file(path)[0]
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the weights in a weights file. Raises StageError if it is damaged."""
+    try:
+        content = path.read_bytes()  # since safetensors opens no file whose path is not UTF-8
+        tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata: dict[str, Any] = json.loads((header.get("__metadata__") or {}).get("metadata", ""))
+        schemas.check(metadata, schemas.NetworksMetadata | schemas.NetworkMetadata)
+    except (safetensors.SafetensorError, ValueError, RecursionError):
+        raise store.damaged(path) from None
+    return metadata, tensors
