@@ -39,6 +39,7 @@ def test_same_file_is_never_sent_twice(submit, kaggle, command, sendable):
         assert run.code == 0 and "not sent again" in run.out
         # A new prediction keeps the record of what was sent.
         assert command("--stage", "predict", *TINY, "--workspace", sendable).code == 0
+        assert [entry["score"] for entry in read_receipt(sendable)["sent"]] == [0.99514]
     assert len(kaggle.submissions) == 1
 
 
