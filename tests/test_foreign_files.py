@@ -76,7 +76,7 @@ def plain(path):
 class ForeignFiles(RuleBasedStateMachine):
     @initialize()
     def begin(self):
-        self.top = Path(tempfile.mkdtemp())
+        self.top = Path(tempfile.mkdtemp()).resolve()
         self.workspace = self.top / "workspace"
         (self.top / "outside").mkdir()
         (self.top / "outside/file").write_text("outside")
@@ -97,6 +97,8 @@ class ForeignFiles(RuleBasedStateMachine):
         """Where the user can put a file of his own; None if it would be a file of the pipeline's there."""
         folder = self.workspace / place
         if len(os.fsencode(name)) > 255 or name in (".", "..", *store.LISTS):
+            return None
+        if any(path.is_symlink() for path in (folder, *folder.parents)):  # then the file would be outside the workspace
             return None
         family = next((f for f in (folder, *folder.parents) if store.own_names(f)), folder)
         if (folder / name).relative_to(family).as_posix() in store.own_names(family):
