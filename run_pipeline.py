@@ -21,9 +21,9 @@ def main(arguments=None):
         import signal
 
         previous = signal.signal(signal.SIGTERM, _stop)
-        from pipeline import cli
+        from pipeline.cli.main import main as run
 
-        return cli.main(arguments)
+        return run(arguments)
     except KeyboardInterrupt as stopped:
         sys.stderr.write("stopped: finished work is kept; the same command continues from there\n")
         return 128 + int(stopped.args[0] if stopped.args else 2)  # SIGINT

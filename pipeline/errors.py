@@ -3,6 +3,7 @@
 import os
 import sys
 import unicodedata
+from pathlib import Path
 from typing import TextIO
 
 # The modules of the packages in requirements.txt.
@@ -52,6 +53,15 @@ def printable(text: str) -> str:
     )
 
 
+def display_path(path: Path) -> str:
+    """A path as the user would type it in the current folder."""
+    try:
+        shown = str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+    return os.path.join(".", shown) if shown.startswith("-") else shown  # not an option of a command
+
+
 def show(line: str, stream: TextIO | None = None) -> None:
     """Print one line, in which texts from outside may occur, such as file names; what an encoding lacks is escaped.
 
@@ -73,3 +83,14 @@ def show_error(line: str) -> None:
 def null_stream() -> TextIO:
     """A stream that is empty and discards what is written."""
     return os.fdopen(os.open(os.devnull, os.O_RDWR), "r+")
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, PipelineError):
+        return str(error)
+    message = " ".join(str(error).split())
+    explained = isinstance(error, ValueError) and message
+    return message if explained else f"{type(error).__name__}: {message}"

@@ -28,7 +28,7 @@ TIMEOUT = 300  # seconds; a test that a mutant keeps from ending has noticed it
 
 
 class Mutant(NamedTuple):
-    module: str  # "store": pipeline/store.py
+    module: str  # "workflow.store": pipeline/workflow/store.py
     function: str  # "write", or "Submission.load"
     expression: str  # occurs once in the function
     replacement: str
@@ -41,7 +41,7 @@ class Mutant(NamedTuple):
 # By module: the test files that must notice a fault, unless an entry names others; and the mutants as (function,
 # expression, replacement).
 MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
-    "store": ("store", [
+    "workflow.store": ("store", [
         ("write", "os.fsync(file.fileno())", "None"),
         ("write", "temporary.unlink(missing_ok=True)", "None", "store failed_writes"),
         ("_write_all", "file.write(view)", "len(view) + 0 * file.write(view)"),
@@ -51,14 +51,14 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("read_json", "os.path.getsize(path) > max_bytes", "False"),
         ("read_json", "os.path.isfile(path)", "True"),
         ("read_manifest", "manifest.pop(SEAL, None) != _seal(manifest)", "False and manifest.pop(SEAL, None)"),
-        ("read_intact_manifest", "changed_outputs(folder, manifest)", "False", "store workflow"),
+        ("read_intact_manifest", "changed_outputs(folder, manifest)", "False", "store run"),
         ("write_manifest", "sync_folder(folder)", "None"),
         ("changed_outputs", "sha256(path) != digest", "False"),
         ("changed_outputs", "[*_fingerprint(path), digest]", "[*_fingerprint(path), *files.get(name, [''])[-1:]]"),
         ("_fingerprint", "[stat.st_size, stat.st_mtime_ns, stat.st_ino]", "[stat.st_size, stat.st_mtime_ns, 0]"),
         ("_fingerprint", "[stat.st_size, stat.st_mtime_ns, stat.st_ino]", "[0, stat.st_mtime_ns, stat.st_ino]"),
     ]),
-    "publishing": ("store", [
+    "workflow.publishing": ("store", [
         ("publish", "store.sync_folder(folder.parent)", "None"),
         ("publish", "store.sync_folder(staging)", "None"),
         ("restore", "is_staged(previous)", "True", "foreign_files store"),
@@ -66,14 +66,14 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("_beside", "is_staged(path) or _is_free(path)", "True", "foreign_files"),
         ("published_dir", "not folder.exists()", "True"),
     ]),
-    "workflow": ("workflow freshness", [
+    "workflow.run": ("run freshness", [
         ("Workflow._state", "manifest.get('format') != FORMAT", "False"),
-        ("Workflow._state", "stage.stale_reason(self, manifest)", "''", "download"),
+        ("Workflow._state", "load_function(stage.stale_reason)(self, manifest)", "''", "download"),
         ("Workflow._state", "store.changed_outputs(folder, manifest)", "{}"),
         ("Workflow.run_stage", "self.force or not store.read_intact_manifest(staging, context.key)",
-         "not store.read_intact_manifest(staging, context.key)", "workflow"),
-        ("Workflow.run_stage", "context.check_inputs()", "None", "workflow"),
-        ("Workflow._stage_context", "store.sha256(file.path) != file.sha256", "False", "workflow"),
+         "not store.read_intact_manifest(staging, context.key)", "run"),
+        ("Workflow.run_stage", "context.check_inputs()", "None", "run"),
+        ("Workflow._stage_context", "store.sha256(file.path) != file.sha256", "False", "run"),
         ("_first_difference", "recorded.keys() | current.keys()", "current.keys()"),
     ]),
     "dataset.splits": ("splits", [
@@ -107,38 +107,39 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
     "stages.augment": ("augment", [
         ("run", "np.tile(labels, len(variants))", "np.repeat(labels, len(variants))"),
     ]),
-    "nn.training_loop": ("training_loop", [
+    "nn.trainer": ("trainer", [
         ("Trainer.train_epoch", "self.step + 0.5", "self.step"),
         ("Trainer.train_epoch", "self.step >= (1 - train.swa_fraction) * self.n_steps",
-         "self.step > (1 - train.swa_fraction) * self.n_steps", "training_loop training_methods averaging"),
+         "self.step > (1 - train.swa_fraction) * self.n_steps", "trainer training_methods averaging"),
         ("Trainer.train_epoch", "seed_everything(train.seed, self.epoch)", "seed_everything(train.seed, 1)"),
         ("Trainer.train_epoch", "total_loss / n_rows", "total_loss / len(batch_sizes)"),
         ("Trainer.validate_epoch", "copy.deepcopy(network.state_dict())", "network.state_dict()"),
-        ("Trainer.validate_epoch", "math.isfinite(value)", "True", "training_loop training_methods precision"),
+        ("Trainer.validate_epoch", "math.isfinite(value)", "True", "trainer training_methods precision"),
         ("Trainer.result", "self.averaged.network if self.averaged else self.network",
-         "self.network", "training_loop training_methods"),
+         "self.network", "trainer training_methods"),
         ("Trainer.load_state_dict", "self.row_losses.copy_(checkpoint['row_losses'])", "None"),
         ("Trainer._backward", "losses.sum() / len(rows)", "losses.mean()"),
         ("learning_rate_factor", "progress < train.warmup", "progress <= train.warmup / 2"),
     ]),
-    "nn.epochs": ("training_loop", [
+    "nn.batches": ("trainer", [
         ("selected_row", "row['validation_loss']", "(row['validation_loss'], -row['epoch'])"),
         ("split_into_batches", "rest == 1", "False"),
         ("select_rows", "round(n_rows * HARD_SHARE)", "n_rows", "training_methods"),
     ]),
-    "nn.held_out": ("evaluate", [
+    "training.held_out": ("evaluate", [
         ("TrainingRows.unseen_by", "self.folds == metadata['fold']", "self.folds != metadata['fold']"),
         ("predict_held_out", "np.maximum(counts, 1)", "np.maximum(counts, len(metadata))"),
     ]),
-    "analysis.metrics": ("metrics", [
-        ("confusion", "labels.astype(np.int64) * 10 + predictions", "predictions.astype(np.int64) * 10 + labels"),
-        ("cross_entropy", "np.finfo(np.float32).tiny", "1e-3"),
+    "metrics.classification": ("classification", [
         ("calibration", "np.digitize(confidence, edges[1:-1], right=True)", "np.digitize(confidence, edges[1:-1])"),
         ("most_confident_errors", "predictions != labels", "predictions == predictions"),
         ("least_likely_labels", "probabilities[np.arange(len(labels)), labels]",
-         "probabilities.max(1)", "metrics evaluate"),
+         "probabilities.max(1)", "classification evaluate"),
     ]),
     "stages.evaluate": ("blend", [
+        ("_class_metrics", "sklearn.metrics.precision_recall_fscore_support(labels, predictions, labels=range(10), "
+         "zero_division=math.nan)", "sklearn.metrics.precision_recall_fscore_support(predictions, labels, "
+         "labels=range(10), zero_division=math.nan)", "evaluate"),
         ("run", "any(network['checkpoint_selection'] == 'best' for network in metadata)",
          "all(network['checkpoint_selection'] == 'best' for network in metadata)", "evaluate blend"),
         ("run", "np.logical_and.reduce([part.n_networks > 0 for part in parts])",
@@ -153,7 +154,7 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("_receipt", "n_rows == TEST_ROWS", "True", "predict submit"),
         ("_receipt", "previous.get('sent', [])", "[]", "submit"),
     ]),
-    "predictions": ("predict", [
+    "training.predictions": ("predict", [
         ("predict_test_rows", "np.mean(probabilities, axis=0)", "probabilities[0]"),
     ]),
     "stages.submit": ("submit", [
@@ -201,7 +202,9 @@ def mutate(source: str, mutant: Mutant) -> str:
 
 def run_tests(folder: Path, names: str) -> subprocess.CompletedProcess[str]:
     """Run test files in a copy of the checkout until a test fails."""
-    files = [f"tests/test_{name}.py" for name in names.split()]
+    files = [
+        str(path.relative_to(folder)) for name in names.split() for path in folder.glob(f"tests/**/test_{name}.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 

@@ -1,6 +1,7 @@
 """Shared fixtures: small competition data, the command line in this process, a finished run, a fake Kaggle server."""
 
 import os
+import re
 
 # Before torch is imported: tests run in parallel, and more threads than cores would slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,9 +29,10 @@ from tests import type_checks
 
 type_checks.import_checked()  # before the pipeline is imported
 
-from pipeline import cli
-from pipeline.dataset import kaggle_client, kaggle_process
+from pipeline.cli.main import main
+from pipeline.kaggle import client, process
 from pipeline.reports import style
+from pipeline.workflow import code
 from tests.interference import BLANK, Runs
 from tests.kaggle_server import KaggleServer
 
@@ -101,7 +103,7 @@ def command(capsys):
 
     def call(*arguments):
         capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in arguments])
         return Outcome(code, *capsys.readouterr())
 
     return call
@@ -248,10 +250,10 @@ def stop_after_epoch(patch, epoch=1):
 @pytest.fixture
 def as_on_many_rows(monkeypatch):
     """Disable what the training loop does differently with few rows or few steps."""
-    from pipeline.nn import epochs, training_loop
+    from pipeline.nn import batches, trainer
 
-    monkeypatch.setattr(epochs, "MIN_EPOCH_ROWS", 0)
-    monkeypatch.setattr(training_loop, "FEW_STEPS", 0)
+    monkeypatch.setattr(batches, "MIN_EPOCH_ROWS", 0)
+    monkeypatch.setattr(trainer, "FEW_STEPS", 0)
 
 
 @pytest.fixture(scope="session")
@@ -262,7 +264,7 @@ def tables():
 def run_all(workspace, tables, options):
     """Run `--stage all` with tables of the user; returns the workspace."""
     write_tables(workspace / "data/raw", tables)
-    assert cli.main(["--stage", "all", *options, "--workspace", str(workspace), "--device", "cpu"]) == 0
+    assert main(["--stage", "all", *options, "--workspace", str(workspace), "--device", "cpu"]) == 0
     return workspace
 
 
@@ -333,16 +335,15 @@ def runs():
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    """`evaluate` and `compare` draw no pictures, which take most of their time."""
+    """`evaluate` draws no pictures, which take most of its time."""
     monkeypatch.setattr("pipeline.stages.evaluate._draw", lambda *arguments: None)
-    for figure in ("training_figures.confusion", "comparison_figures.error_bands", "comparison_figures.costs"):
-        monkeypatch.setattr(f"pipeline.reports.{figure}", lambda *arguments: b"")
+    monkeypatch.setattr("pipeline.reports.training_figures.confusion", lambda *arguments: b"")
 
 
 @pytest.fixture
 def sendable(tiny, command, monkeypatch):
     """Like `tiny`, in a competition whose test set has the 100 rows of the small tables."""
-    for module in ("dataset.competition", "stages.predict", "summary"):
+    for module in ("kaggle.competition", "stages.predict", "cli.summary"):
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
     assert command("--stage", "predict", *TINY, "--workspace", tiny, "--device", "cpu").code == 0
     return tiny
@@ -355,8 +356,8 @@ def kaggle(monkeypatch, tables):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     # Only then: a server that answers is waited for, however slowly this machine starts the client.
-    server.on_silence = lambda: monkeypatch.setattr(kaggle_client, "TIMEOUT", 4)
-    monkeypatch.setattr(kaggle_client, "RETRY_PAUSE", 0.1)
+    server.on_silence = lambda: monkeypatch.setattr(client, "TIMEOUT", 4)
+    monkeypatch.setattr(client, "RETRY_PAUSE", 0.1)
     yield server
     server.close()
 
@@ -368,10 +369,35 @@ def requests_in_process(kaggle, monkeypatch):
 
     def run(request, download_folder, timeout_factor):
         try:
-            return kaggle_process.run_request(json.loads(json.dumps(request)))
+            return process.run_request(json.loads(json.dumps(request)))
         except BaseException as error:
-            return kaggle_process.describe_error(error)
+            return process.describe_error(error)
 
-    monkeypatch.setattr(kaggle_client, "_run_child", run)
+    monkeypatch.setattr(client, "_run_child", run)
     # The client decides when it is imported whether it talks to this server.
     monkeypatch.setattr(KaggleApi, "args", ["--local"])
+
+
+@pytest.fixture
+def edit_code(monkeypatch):
+    """Edit a module below `pipeline/` for the hashes of its code: the first match of a pattern, or the end of the file.
+
+    `edit_code()` undoes all edits.
+    """
+    read, texts = code._read, {}
+    monkeypatch.setattr(code, "_read", lambda file: texts[file].encode() if file in texts else read(file))
+
+    def edit(file="", pattern=r"\Z", replacement="edited = True\n"):
+        if not file:
+            texts.clear()
+        else:
+            file = f"pipeline/{file}"
+            text = read(file).decode()
+            texts[file], count = re.subn(pattern, replacement, text, count=1)
+            same = code.syntax_hash(texts[file]) == code.syntax_hash(text)
+            assert count == 1 and not same, f"{pattern} is not in the code of {file}"
+        for cache in (code._module, code._raw, code._digest):
+            cache.cache_clear()
+
+    yield edit
+    edit()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pipeline.dataset", "pipeline.config"]):
+with atheris.instrument_imports(include=["pipeline.dataset", "pipeline.recipes.config"]):
     from tests import readers
 
 

@@ -247,11 +247,12 @@ def _child(request, out, err, notes):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        from pipeline import cli, training_task
+        from pipeline.cli.main import main
         from pipeline.reports import style
+        from pipeline.training import task
 
         os.fsync = lambda descriptor: None  # a flush matters only in a power failure
-        training_task.MAX_SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
+        task.MAX_SAVE_INTERVAL = 0.0  # each epoch's checkpoint is a point
         for name, replacement in BLANK.items():
             setattr(style, name, replacement)
         actions = {"kill": lambda number: lambda *point: os.kill(os.getpid(), number), "fail": failing, "fill": filling}
@@ -259,7 +260,7 @@ def _child(request, out, err, notes):
         for name in actions.keys() & request.keys():
             at, action = request[name][0], actions[name](request[name][1])
         with Points(at, action, lambda point: os.write(notes.fileno(), f"{point}\n".encode())):
-            code = cli.main(request["arguments"])
+            code = main(request["arguments"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -273,12 +274,14 @@ def main():
     import torch._dynamo
     import torch.fx.experimental.symbolic_shapes  # noqa: F401
 
-    from pipeline import cli, training_task  # noqa: F401
     from pipeline.dataset import sources, splits, tables  # noqa: F401
-    from pipeline.nn import held_out, inference  # noqa: F401
-    from pipeline.nn.models import require_trainable
+    from pipeline.nn import inference  # noqa: F401
+    from pipeline.nn.networks import require_trainable
+    from pipeline.recipes.settings import Model
     from pipeline.reports import training_figures
-    from pipeline.settings import Model
+    from pipeline.training import (
+        task,  # noqa: F401
+    )
 
     # What PyTorch and matplotlib import or load with the first network and the first picture.
     require_trainable(Model(name="layers", layers=("conv 1 5x5", "batch_norm")), 2)

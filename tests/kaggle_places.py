@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.dataset import kaggle_process
+from pipeline.kaggle import process
 
 
 def reply_of_client():
@@ -30,9 +30,9 @@ def reply_of_pipeline(action):
     before = {*home.rglob("*")}
     try:
         request = {"action": action, "competition": "digit-recognizer", "max_resumes": 1, "folder": str(Path.cwd())}
-        reply = kaggle_process.run_request(request)
+        reply = process.run_request(request)
     except BaseException as error:
-        reply = kaggle_process.describe_error(error)
+        reply = process.describe_error(error)
     return reply, sorted(str(path) for path in {*home.rglob("*")} - before)
 
 

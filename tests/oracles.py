@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from pipeline.nn import training_loop
-from pipeline.nn.models import load_networks, make_network
-from pipeline.nn.training_loop import FitOptions, LabelledImages
+from pipeline.nn import trainer
+from pipeline.nn.networks import load_networks, make_network
+from pipeline.nn.trainer import FitOptions, LabelledImages
 
 
 def equal(first, second):
@@ -41,13 +41,13 @@ def train(recipe, seed, training, validation):
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        training_loop.seed_everything(seed)
+        trainer.seed_everything(seed)
         images, labels = (
             [torch.from_numpy(array) for array in arrays] for arrays in zip(training, validation, strict=True)
         )
         parts = [LabelledImages(*pair) for pair in zip(images, [label.long() for label in labels], strict=True)]
         train = recipe.train.replace(seed=seed, precision="fp32")
         options = FitOptions(train, recipe.affine, "cpu", progress_bar=False)
-        return training_loop.fit(make_network(recipe.model), *parts, options)
+        return trainer.fit(make_network(recipe.model), *parts, options)
     finally:
         torch.set_num_threads(n_threads)

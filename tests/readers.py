@@ -6,10 +6,10 @@ import tomllib
 
 import numpy as np
 
-from pipeline import config
-from pipeline.config import ConfigError
 from pipeline.dataset import idx, tables
 from pipeline.dataset.files import SourceError, TableFile
+from pipeline.recipes import config
+from pipeline.recipes.config import ConfigError
 
 NAMES = ("label", "pixel0", "pixel1")  # a narrow table: most of the fuzzer's bytes become cells
 HEADER = ",".join(NAMES).encode() + b"\n"

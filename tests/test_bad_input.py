@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import config, store
 from pipeline.dataset import files, sources, tables
 from pipeline.errors import UserError
+from pipeline.recipes import config
+from pipeline.workflow import store
 from tests import mutants
 from tests.conftest import TINY, competition_tables, stop_after_epoch, write_tables
-from tests.test_idx import encode
+from tests.dataset.test_idx import encode
 
 MAX_SECONDS = 10  # for one file
 TABLES, IMAGES, LABELS = competition_tables(60, 20)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import load_recipe
 from pipeline.dataset import tables, transforms
 from pipeline.dataset.files import TableFile
-from pipeline.nn.models import make_network
-from pipeline.settings import Model
+from pipeline.nn.networks import make_network
+from pipeline.recipes.config import load_recipe
+from pipeline.recipes.settings import Model
 from tests.benchmarks import published_data, published_training, sides, speed
 from tests.conftest import competition_tables, digits_28, write_tables
 

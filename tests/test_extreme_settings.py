@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.nn.epochs import is_validated, rows_per_epoch, split_into_batches
-from pipeline.nn.models import make_network
-from pipeline.nn.training_loop import FitOptions, LabelledImages, Trainer
-from pipeline.settings import Affine, Model, Train
+from pipeline.nn.batches import is_validated, rows_per_epoch, split_into_batches
+from pipeline.nn.networks import make_network
+from pipeline.nn.trainer import FitOptions, LabelledImages, Trainer
+from pipeline.recipes.settings import Affine, Model, Train
 
 MAX_MEMORY = 2 << 20  # KB
 MAX_SECONDS = 30  # on a machine that is busy

@@ -5,14 +5,13 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from pipeline import store
+from pipeline.workflow import store
 from tests import toy_stages
-from tests.conftest import TINY, write_tables
+from tests.conftest import write_tables
 from tests.interference import Points, Runs, failing
 from tests.test_kills import ALL, Disturbance, one_of_each, results, undisturbed
 
@@ -168,51 +167,3 @@ def workspace(tables, tmp_path):
     """A workspace with competition files."""
     write_tables(tmp_path / "workspace/data/raw", tables)
     return tmp_path / "workspace"
-
-
-def test_a_stage_that_would_fill_the_disk_does_not_start(command, workspace, monkeypatch):
-    for stage in ("download", "prepare"):
-        assert command("--stage", stage, *TINY, "--workspace", workspace).code == 0
-    usage = shutil.disk_usage(workspace)._replace(free=6 << 20)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    augment = ("--stage", "augment", *TINY, "--workspace", workspace)
-    run = command(*augment, "--set", f"augment.angles={list(range(1, 41))}")
-    assert run.code == 1 and run.err.count("\n") == 1
-    assert "augment writes up to 17 MB" in run.err and "6 MB free: free some space" in run.err
-    assert not list((workspace / "data/augmented").glob("*.partial"))
-    assert command(*augment).code == 0
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("--set", "split.folds=2"),
-        pytest.param((), marks=pytest.mark.slow),
-        pytest.param(("--set", "train.optimizer=adam"), marks=pytest.mark.slow),
-    ],
-)
-def test_the_required_disk_space_is_enough_and_not_far_too_much(command, workspace, monkeypatch, settings):
-    """Compared with the bytes that pass through `store.write`; checkpoints that replace each other count once."""
-    written, required = defaultdict(dict), defaultdict(int)
-    write, require_disk_space, stages = store.write, store.require_disk_space, ["(none)"]
-
-    def measured_write(path, content):
-        write(path, content)
-        written[stages[-1]][path] = Path(path).stat().st_size
-
-    def measured_require(workspace, needed, stage):
-        stages.append(stage)
-        required[stage] = max(required[stage], needed + store.DISK_MARGIN)
-        require_disk_space(workspace, needed, stage)
-
-    monkeypatch.setattr(store, "write", measured_write)
-    monkeypatch.setattr(store, "require_disk_space", measured_require)
-    options = (*settings, "--set", "train.swa_fraction=0.5", "--workspace", workspace)
-    assert command("--stage", "all", *TINY, *options).code == 0
-    assert required.keys() >= {"prepare", "augment", "train", "evaluate", "predict"}
-    for stage, needed in required.items():
-        if stage != "download":
-            # The old and the new file exist at the moment of renaming.
-            peak = sum(written[stage].values()) + max(written[stage].values())
-            assert peak <= needed, stage
-            assert needed < 8 * peak + 3 * store.DISK_MARGIN, stage

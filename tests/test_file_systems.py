@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, config, imagenet, locks, pool
-from pipeline.arguments import parse_arguments
+from pipeline.cli.arguments import parse_arguments
+from pipeline.cli.main import _explain_read_only, main
 from pipeline.errors import StageError
-from pipeline.settings import Model
+from pipeline.recipes import config
+from pipeline.recipes.settings import Model
+from pipeline.training import imagenet, pool
+from pipeline.workflow import locks
 from tests.conftest import TINY, content
 
 # Locks
@@ -122,9 +125,9 @@ def test_a_workspace_of_another_user(command, tmp_path):
 
 def test_other_files_that_cannot_be_read_are_not_called_a_read_only_workspace(tmp_path):
     error = PermissionError(errno.EACCES, "Permission denied", "/etc/shadow")
-    assert cli._explain_read_only(error, tmp_path) is error
+    assert _explain_read_only(error, tmp_path) is error
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "data/a"))
-    assert cli._explain_read_only(error, tmp_path) is error
+    assert _explain_read_only(error, tmp_path) is error
 
 
 def test_a_machine_without_a_folder_for_temporary_files(command, tmp_path, monkeypatch):
@@ -231,7 +234,7 @@ def test_a_name_that_exists_as_it_is_written_is_used(home):
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "~nobody-of-this-name"])
 def test_an_unknown_home_folder_is_not_created(name, home, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--stage", "download", f"--workspace={name}"])
+        main(["--stage", "download", f"--workspace={name}"])
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
     assert f"{name}: unknown home folder" in message and os.listdir() == []

@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline import cleanup, publishing, store
+from pipeline.cli import cleanup
+from pipeline.workflow import publishing, store
 from tests import toy_stages
 from tests.conftest import TINY, stop_after_epoch, write_tables
 from tests.interference import Points
@@ -219,7 +220,7 @@ class ForeignFiles(RuleBasedStateMachine):
 def few_recipes():
     """`--clean` reads a single built-in recipe."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.config.recipe_names", lambda: ["quick"])
+        patch.setattr("pipeline.recipes.config.recipe_names", lambda: ["quick"])
         yield
 
 

@@ -9,15 +9,17 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import cli, config, schemas, store, summary
-from pipeline.analysis import network_internals
-from pipeline.analysis.expected_score import estimate_score
-from pipeline.dataset import competition
-from pipeline.errors import PipelineError, StageError
+from pipeline.cli import main, status, summary
+from pipeline.errors import PipelineError, StageError, one_line
+from pipeline.extras.export import model_card
+from pipeline.extras.inspect import internals, report
+from pipeline.kaggle import competition
+from pipeline.metrics.expected_score import estimate_score
 from pipeline.nn import pretrained
-from pipeline.nn.models import load_networks
-from pipeline.reports import model_card, network_report
+from pipeline.nn.networks import load_networks
+from pipeline.recipes import config
 from pipeline.stages import predict, submit
+from pipeline.workflow import schemas, store
 from tests import forgeries
 from tests.conftest import TINY, forge
 
@@ -110,8 +112,8 @@ def forger(_tiny, tmp_path_factory):
 def check(command, monkeypatch, forger):
     """Run a command in the workspace of `forger`: `check("--status")`."""
     errors = []
-    one_line = cli._one_line
-    monkeypatch.setattr(cli, "_one_line", lambda error: errors.append(error) or one_line(error))
+    for module in (main, status):
+        monkeypatch.setattr(module, "one_line", lambda error: errors.append(error) or one_line(error))
     for module in (competition, predict, summary):
         monkeypatch.setattr(module, "TEST_ROWS", 100)
 
@@ -195,7 +197,7 @@ def test_accepted_metrics_can_be_used(_tiny):
         estimate_score(accepted, 28_000)
         pretrained.choose_temperature(recipe, accepted)
         model_card.render(recipe, [network], accepted, None, {})
-        list(network_report._overview({}, accepted, {"numbers": {}}))
+        list(report._overview({}, accepted, {"numbers": {}}))
 
 
 def test_accepted_receipts_can_be_shown(_tiny):
@@ -212,7 +214,7 @@ def test_accepted_records_can_be_drawn():
     first = layer | {"gradient_mean": None, "gradient_max": None}
     rows = [{"epoch": epoch, "layers": {"a": value, "b": value}} for epoch, value in enumerate((first, layer, layer))]
     for accepted in forge_many({"rows": rows}, schemas.Record):
-        network_internals.layer_histories(accepted["rows"], {"a": "first", "b": "second"})
+        internals.layer_histories(accepted["rows"], {"a": "first", "b": "second"})
 
 
 def test_forged_weights_are_read_or_refused(_tiny, tmp_path):

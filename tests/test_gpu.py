@@ -6,33 +6,32 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import devices
-from pipeline.config import load_recipe
-from pipeline.dataset.training_arrays import TrainingArrays
-from pipeline.footprint import measure_footprint
-from pipeline.nn import precision, training_loop
-from pipeline.nn.extraction import extract_features
-from pipeline.nn.gan_training import GanTrainer, fit_gan
+from pipeline import ROOT
+from pipeline.extras.generate.training import GanTrainer, fit_gan
+from pipeline.machine import devices
+from pipeline.nn import precision
+from pipeline.nn import trainer as training_loop
 from pipeline.nn.inference import predict_logits
-from pipeline.nn.models import MODELS, make_network
+from pipeline.nn.networks import make_network
 from pipeline.nn.precision import choose_precision, library_settings
-from pipeline.nn.training_loop import FitOptions, LabelledImages
-from pipeline.settings import TRANSFER_MODELS, Affine, Model
+from pipeline.nn.trainer import FitOptions, LabelledImages
+from pipeline.recipes.config import load_recipe
+from pipeline.recipes.settings import MODELS, TRANSFER_MODELS, Affine, Model
+from pipeline.training.arrays import TrainingArrays
+from pipeline.training.extraction import extract_features
 from tests.conftest import digits_28
+from tests.nn.test_trainer import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 from tests.oracles import equal
-from tests.test_training_loop import BASE, CNN, CNN_WITHOUT_BATCH_NORM
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(bool(devices.why_unusable("cuda")), reason=devices.why_unusable("cuda")),
 ]
-ROOT = Path(__file__).parent.parent
 IMAGES, LABELS = digits_28(300)
 CONVOLUTIONS = Model(name="layers", layers=(*CNN.layers, "conv 4 3x3"), dropout=0.2)
 # Without batch norm: the gradient of a bias in front of it is 0 but for rounding, and Adam's first step is its sign.
@@ -86,7 +85,7 @@ def test_one_step_in_fp32_is_that_of_the_cpu(optimizer):
 
 @pytest.mark.usefixtures("skip_without_bf16")
 @pytest.mark.parametrize("used", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - TRANSFER_MODELS.keys()))
+@pytest.mark.parametrize("name", sorted({*MODELS} - TRANSFER_MODELS.keys()))
 def test_every_model_forward_and_backward(name, used):
     """bf16 is emulated on Turing, fp16 runs on all GPUs."""
     model = CONVOLUTIONS if name == "layers" else Model(name=name)
@@ -195,17 +194,6 @@ def test_the_loop_of_a_gan_does_not_wait_within_an_epoch(recipe):
     trainer = GanTrainer(on_device("cuda"), gan, "cuda")
     trainer.train_epoch(training_loop.tqdm(disable=True))
     train_epoch_without_waiting(trainer, n_steps=6)
-
-
-def test_the_footprint_of_a_training_is_measured():
-    arrays = TrainingArrays(IMAGES, LABELS)
-    small = measure_footprint(CONVOLUTIONS, BASE, arrays)
-    large = measure_footprint(Model(name="dropout_cnn"), BASE.replace(batch_size=300), arrays)
-    assert 0 < small < large < 16 * 2**30
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    fit("cuda", BASE.replace(batch_size=300), Model(name="dropout_cnn"))
-    assert torch.cuda.max_memory_allocated() < large
 
 
 def run(workspace, *arguments):

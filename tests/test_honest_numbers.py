@@ -3,14 +3,14 @@
 import ast
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import config
-from pipeline.settings import SECTIONS
+from pipeline import ROOT
+from pipeline.recipes import config
+from pipeline.recipes.settings import SECTIONS
 from tests.conftest import ENSEMBLE, TINY, as_csv, digits_28, mnist_files, write_tables
 
 DRAWS = True
@@ -180,7 +180,7 @@ def test_every_setting_makes_a_result_stale_or_is_refused(command, _tiny, name):
 def test_every_setting_is_read_as_an_attribute():
     """A setting that no code reads would be accepted and ignored."""
     attributes = set()
-    for path in (Path(config.__file__).parent).rglob("*.py"):
+    for path in (ROOT / "pipeline").rglob("*.py"):
         if path.name != "settings.py":
             tree = ast.parse(path.read_text())
             attributes |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -10,9 +10,10 @@ import shutil
 import pytest
 import torch
 
-from pipeline import config, store
 from pipeline.dataset import tables
 from pipeline.dataset.files import TableFile
+from pipeline.recipes import config
+from pipeline.workflow import store
 from tests import mutants
 from tests.conftest import TINY, forge, stop_after_epoch, write_tables
 from tests.interference import Runs
@@ -92,7 +93,7 @@ class TestObstacles:
 
     @pytest.mark.parametrize("name", ["train.csv", "digits.zip", "mine.toml", "data/raw", "data"])
     def test_missing_permission(self, runs, tmp_path, name):
-        write_tables(tmp_path / "data/raw", TABLES)
+        write_tables(tmp_path / ("other" if name == "digits.zip" else "data/raw"), TABLES)
         (tmp_path / "digits.zip").write_bytes(mutants.make_zip(TABLES))
         (tmp_path / "mine.toml").write_text("")
         path = tmp_path / "data/raw/train.csv" if name == "train.csv" else tmp_path / name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locks, publishing, store
+from pipeline.workflow import locks, publishing, store
 from tests.conftest import TINY, write_tables
 
 ALL = ("--stage", "all", *TINY, "--device", "cpu")

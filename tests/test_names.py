@@ -19,8 +19,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline import cli, environment, errors, store
-from pipeline.dataset.kaggle_client import KaggleError
+from pipeline import errors
+from pipeline.cli.main import main
+from pipeline.kaggle.client import KaggleError
+from pipeline.machine import environment
+from pipeline.workflow import store
 from tests.conftest import as_zip, competition_tables, write_tables
 from tests.interference import ROOT
 
@@ -93,7 +96,7 @@ class TestInputs:
             workspace = workspace if place == "folder" else folder / f"{name}.w"
         arguments = [f"--data={data}", f"--workspace={workspace}", "--recipe", "quick"]
         for stage in ("download", "prepare"):
-            assert cli.main(["--stage", stage, *arguments]) == 0
+            assert main(["--stage", stage, *arguments]) == 0
         arrays = {path.stem: np.load(path) for path in (workspace / "data/prepared/arrays").glob("*.npy")}
         assert np.array_equal(arrays["train_images"], IMAGES[:200])
         assert np.array_equal(arrays["train_labels"], LABELS[:200])
@@ -115,13 +118,13 @@ class TestInputs:
         assert [row["file"] for row in rows] == expected
 
     def test_a_backslash_does_not_end_the_name_in_the_picture(self):
-        from pipeline.reports import recognition_figure
+        from pipeline.extras.recognize import figure
 
-        assert recognition_figure._label("a/b\\c.png", 1) == (r"b\c.png" if os.sep == "/" else "c.png")
+        assert figure._label("a/b\\c.png", 1) == (r"b\c.png" if os.sep == "/" else "c.png")
 
     def test_the_command_that_a_message_names_can_be_repeated(self, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)
-        assert cli.main(["--stage", "prepare", "--workspace=-a b", "--data=-x"]) == 2
+        assert main(["--stage", "prepare", "--workspace=-a b", "--data=-x"]) == 2
         command = re.search(r"`python (.*?)`", capsys.readouterr().err)[1]
         assert "'--workspace=-a b' --data=-x" in command
 
@@ -152,7 +155,7 @@ class TestShowing:
         assert errors.printable("数字 — ‘é’ \u3000😀\\") == "数字 — ‘é’ \u3000😀\\"
 
     def test_nothing_else_prints(self):
-        """`kaggle_process` answers on stdout; `notebook_file` contains code for Kaggle, as text."""
+        """`kaggle.process` answers on stdout; `notebook_file` contains code for Kaggle, as text."""
         printing = set()
         for path in (ROOT / "pipeline").rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -160,7 +163,7 @@ class TestShowing:
                     *("print", "sys.stdout.write", "sys.stderr.write", "traceback.print_exc", "warnings.warn"),
                 ):
                     printing.add(path.name)
-        assert printing == {"errors.py", "kaggle_process.py"}
+        assert printing == {"errors.py", "process.py"}
 
     def test_texts_of_recipes_and_recorded_names(self, command, tmp_path):
         recipe = tmp_path / "mine.toml"
@@ -183,7 +186,7 @@ class TestShowing:
         def fail(*arguments):
             raise KaggleError("Kaggle failed (\x1b]0;title\x07\n\u2028)")
 
-        monkeypatch.setattr(cli, "show_recipes", fail)
+        monkeypatch.setattr("pipeline.cli.main.show_recipes", fail)
         for options in ((), ("--debug",)):
             run = command("--list", *options)
             require_lines(run.err)
@@ -192,7 +195,7 @@ class TestShowing:
 
     def test_wrong_options(self, capsys):
         with pytest.raises(SystemExit) as stop:
-            cli.main(["--list", "\x1b[31m\n\udce9"])
+            main(["--list", "\x1b[31m\n\udce9"])
         assert stop.value.code == 2
         message = capsys.readouterr().err
         assert r"\x1b[31m\n\udce9" in message
@@ -204,7 +207,8 @@ class TestTerminals:
 
     def run(self, arguments, redirection="", **variables):
         command = [sys.executable, "run_pipeline.py", *map(os.fsencode, arguments)]
-        variables = {"HOME": "/", "PATH": os.environ["PATH"], **variables}
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        variables = {"HOME": "/", **kept, **variables}
         shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"]
         return subprocess.run([*shell, *command], cwd=ROOT, capture_output=True, env=variables, check=False)
 
@@ -311,14 +315,14 @@ class TestSigterm:
 
         before = signal.signal(signal.SIGTERM, handler)
         try:
-            cli.main(arguments)
+            main(arguments)
             assert signal.getsignal(signal.SIGTERM) is handler
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def test_other_threads(self, capsys):
         codes = []
-        thread = threading.Thread(target=lambda: codes.append(cli.main(["--list"])))
+        thread = threading.Thread(target=lambda: codes.append(main(["--list"])))
         thread.start()
         thread.join()
         assert codes == [0]
@@ -341,7 +345,7 @@ class TestCommit:
         checkout = tmp_path / "foreign/checkout"
         (checkout / "pipeline").mkdir(parents=True)
         self.commit(tmp_path / "foreign")
-        monkeypatch.setattr(environment, "__file__", str(checkout / "pipeline/environment.py"))
+        monkeypatch.setattr(environment, "ROOT", checkout)
         observe = environment._commit.__wrapped__
         assert observe() is None
         monkeypatch.setenv("GIT_DIR", str(tmp_path / "foreign/.git"))

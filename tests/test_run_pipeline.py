@@ -103,7 +103,7 @@ def test_a_missing_package_is_named(module, arguments, tmp_path):
     assert (run.returncode, run.stderr) == (2, expected)
 
 
-@pytest.mark.parametrize("module", ["pipeline.settings", "tomllib"])
+@pytest.mark.parametrize("module", ["pipeline.recipes.settings", "tomllib"])
 def test_another_failed_import_is_not_called_a_missing_package(module):
     run = start(f"sys.modules[{module!r}] = None", "--list")
     assert run.returncode == 1 and run.stderr.count("\n") == 1
@@ -114,7 +114,7 @@ def test_another_failed_import_is_not_called_a_missing_package(module):
 # Interruptions
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "pydantic", "filelock", "pipeline.stages.compare"])
+@pytest.mark.parametrize("module", ["pipeline.cli.main", "pydantic", "filelock", "pipeline.workflow.stage"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_of_the_imports_takes_one_line(module, number, code):
     run = start(f"on_import({module!r}, lambda: os.kill(os.getpid(), {int(number)}))", "--list")

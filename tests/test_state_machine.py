@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pipeline import publishing, store
 from pipeline.errors import StageError
+from pipeline.workflow import publishing, store
 from tests import toy_stages
 from tests.interference import Points
 

@@ -11,83 +11,19 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted([ROOT / "run_pipeline.py", *(ROOT / "pipeline").rglob("*.py")])
 by_path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
-# What the modules of each layer may import from the pipeline; every layer may import the first one.
-BASE = {
-    "config",
-    "contradictions",
-    "devices",
-    "environment",
-    "errors",
-    "kaggle_machine",
-    "locks",
-    "schemas",
-    "settings",
-    "shapes",
-    "source_code",
-    "store",
-    "publishing",
-}
-LAYERS = {
-    "dataset": {"dataset"},
-    "nn": {"dataset", "nn"},
-    "analysis": {"dataset", "nn", "analysis"},
-    "reports": {"analysis", "reports"},
-    "declarations": set(),
-    "run_log": set(),
-    "workflow": {"declarations", "run_log"},
-    "pool": set(),
-    "specs": set(),
-    "imagenet": {"nn", "specs", "declarations"},
-    "features": {"dataset", "nn", "specs", "declarations", "imagenet"},
-    "training_task": {"dataset", "nn", "pool", "specs", "imagenet"},
-    "predictions": {"dataset", "nn", "features", "declarations"},
-    "footprint": {"dataset", "nn", "specs"},
-    "networks": {
-        "dataset",
-        "nn",
-        "pool",
-        "specs",
-        "features",
-        "footprint",
-        "imagenet",
-        "training_task",
-        "declarations",
-        "workflow",
-    },
-    "stages": {
-        "run_log",
-        "dataset",
-        "nn",
-        "analysis",
-        "reports",
-        "features",
-        "imagenet",
-        "networks",
-        "predictions",
-        "specs",
-        "declarations",
-        "workflow",
-    },
-    "cleanup": {"networks", "imagenet", "declarations", "workflow"},
-    "summary": {"dataset", "declarations", "workflow"},
-    "arguments": {"stages"},
-    "cli": {
-        "arguments",
-        "cleanup",
-        "imagenet",
-        "footprint",
-        "pool",
-        "reports",
-        "run_log",
-        "specs",
-        "stages",
-        "summary",
-        "declarations",
-        "workflow",
-    },
-    "pretrained": {"cli", "dataset", "nn", "analysis", "reports"},
-    "run_pipeline": {"cli"},
-} | {name: set() for name in BASE}
+# Each layer may import those below it. Extras do not import each other, and only the table lists them.
+LAYERS = [
+    {"cli"},
+    {"stages", "extras"},
+    {"training"},
+    {"nn", "metrics"},
+    {"dataset"},
+    {"workflow"},
+    {"recipes", "reports", "kaggle", "machine"},
+    {"errors", "shapes"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+TABLE = "pipeline/stages/__init__.py"
 
 
 def imported_modules(path):
@@ -114,25 +50,28 @@ def imported_modules(path):
                 yield name if location.is_dir() or location.with_suffix(".py").exists() else base
 
 
-def layer(path):
-    if path.name == "run_pipeline.py":
-        return "run_pipeline"
-    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
-
-
 @by_path
 def test_imports_point_one_way(path):
-    if path == ROOT / "pipeline/__init__.py":
+    file = path.relative_to(ROOT).as_posix()
+    own = tuple(path.relative_to(ROOT / "pipeline").with_suffix("").parts) if file.startswith("pipeline/") else ()
+    if len(own) < 2 and own != ("errors",):
         return
-    imports = {name for name in imported_modules(path) if name}
-    allowed = LAYERS[layer(path)] | BASE | ({"stages"} if path.parent.name == "stages" else set())
-    assert {name.split(".")[0] for name in imports} <= allowed
-    if path.parent.name == "stages" and path.name != "__init__.py":
-        assert not any(name.startswith("stages") for name in imports), "stages exchange files, not code"
+    for name in filter(None, imported_modules(path)):
+        imported = tuple(name.split("."))
+        if imported[0] == own[0] and own[0] != "extras":
+            continue
+        if imported[:2] == own[:2] or file == TABLE:
+            continue
+        assert LEVEL[imported[0]] > LEVEL[own[0]], f"{own} imports {name}"
+
+
+def test_the_package_has_few_parts():
+    parts = {path.name for path in (ROOT / "pipeline").iterdir()} - {"__init__.py", "__pycache__"}
+    assert {name.removesuffix(".py") for name in parts} == LEVEL.keys() and len(parts) <= 14
 
 
 def test_there_is_no_import_cycle():
-    modules = [path for path in MODULES if layer(path) != "run_pipeline"]
+    modules = [path for path in MODULES if path.name != "run_pipeline.py"]
     names = {".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts): path for path in modules}
     names = {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
     graph = {name: {module for module in imported_modules(path) if module != name} for name, path in names.items()}
@@ -186,75 +125,11 @@ def test_functions_have_at_most_seven_parameters_and_short_results(path):
 
 
 def test_no_two_modules_differ_only_in_their_ending():
-    stems = sorted({path.stem for path in MODULES if path.stem != "__init__"})
-    for first, second in itertools.pairwise(stems):
-        common = len(first.removesuffix("e"))
-        assert not (second.startswith(first[:common]) and len(second) - common <= 3 and len(first) > 3), (first, second)
-
-
-# What hashed code imports and does not depend on: settings are compared by value; pictures and pages, the engine, the
-# workers and the checkpoints change no figure; a file with ImageNet's weights is identified by its content.
-NOT_HASHED = BASE | {
-    "dataset.memory",
-    "declarations",
-    "footprint",
-    "imagenet",
-    "nn.models.registry",
-    "nn.recorder",  # a network that was recorded by other code counts as not recorded
-    "pool",
-    "run_log",
-    "training_task",
-    "workflow",
-}
-RECIPES = {"quick": "small_cnn", "transfer/alexnet": "alexnet", "gan/better": "gan"}
-
-
-def reached_modules(roots, excluded):
-    """The modules that are imported from `roots`, directly or not, also within functions, except through `excluded`."""
-    reached, remaining = set(), [*roots]
-    while remaining:
-        if (name := remaining.pop()) and name not in reached and not name.startswith("reports") | (name in excluded):
-            reached.add(name)
-            path = ROOT / "pipeline" / name.replace(".", "/")
-            remaining += imported_modules(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
-    return {f"{name}.__init__" if name == "nn.models" else name for name in reached}
-
-
-def unused_modules(model):
-    """What results of a recipe with this model do not depend on."""
-    from pipeline import specs
-
-    used = {"small_cnn" if model == "gan" else model}  # `generate` judges the digits of a GAN with `quick`
-    others = {name for other, names in specs.MODEL_CODE.items() if other not in used for name in names}
-    return NOT_HASHED | (others - {*specs.TRAINING_CODE}).difference(*(specs.MODEL_CODE[name] for name in used))
-
-
-@pytest.mark.parametrize("model", RECIPES.values())
-def test_the_code_of_networks_is_everything_that_it_imports(model):
-    from pipeline import specs
-
-    code = {*specs.GAN_CODE} if model == "gan" else {*specs.TRAINING_CODE, *specs.MODEL_CODE[model]}
-    root = "nn.gan_training" if model == "gan" else "nn.classifier"
-    own = [] if model == "gan" else [f"nn.models.{model}"]
-    assert reached_modules([root, *own], unused_modules(model)) <= code
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_code_of_stages_is_everything_that_they_import(recipe):
-    from pipeline import config
-    from pipeline.stages import ALL_STAGES
-
-    model = RECIPES[recipe]
-    kinds = ("all", "gans" if model == "gan" else "classifiers")
-    unused = unused_modules(model) | (set() if model == "gan" else {"nn.gan_training", "nn.generators"})
-    for stage in ALL_STAGES.values():
-        if stage.publishes_itself or not stage.folder or stage.recipes not in kinds:
-            continue
-        code = {*(stage.code if isinstance(stage.code, tuple) else stage.code(config.load_recipe(recipe)))}
-        reached = reached_modules([f"stages.{stage.name}"], unused)
-        if "networks" not in reached:
-            reached.discard("specs")  # imported for the names of the modules only
-        assert reached <= code, f"{stage.name}: {sorted(reached - code)}"
+    paths = sorted({path.with_suffix("") for path in MODULES if path.stem != "__init__"})
+    for first, second in itertools.pairwise(paths):
+        common = len(first.stem.removesuffix("e"))
+        is_similar = second.stem.startswith(first.stem[:common]) and len(second.stem) - common <= 3
+        assert first.parent != second.parent or not is_similar or len(first.stem) <= 3, (first, second)
 
 
 def test_top_level_files():

@@ -4,11 +4,12 @@
 the content of the files alone says whether a result is fresh: an oracle that knows nothing about manifests.
 """
 
-from pipeline import config, publishing, store
-from pipeline.declarations import Stage
-from pipeline.run_log import RunLog
-from pipeline.store import FORMAT
-from pipeline.workflow import Workflow
+from pipeline.recipes import config
+from pipeline.workflow import publishing, store
+from pipeline.workflow.log import RunLog
+from pipeline.workflow.run import Workflow
+from pipeline.workflow.stage import Stage
+from pipeline.workflow.store import FORMAT
 
 
 class Silent(RunLog):
@@ -56,20 +57,25 @@ def right(shifts, from_left, copied):
 
 
 STAGES = {
-    "take": Stage("take", _take, lambda workflow: "data/take", stale_reason=_stale_reason, publishes_itself=True),
+    "take": Stage(
+        "take",
+        "tests.toy_stages:_take",
+        "data/take",
+        stale_reason="tests.toy_stages:_stale_reason",
+        publishes_itself=True,
+    ),
     "left": Stage(
         "left",
-        _left,
-        lambda workflow: "data/left",
+        "tests.toy_stages:_left",
+        "data/left",
         settings=("train.seed",),
         inputs={"take": ("copy.txt",)},
         outputs=("left.txt",),
-        code=("source_code",),
     ),
     "right": Stage(
         "right",
-        _right,
-        lambda workflow: "data/right",
+        "tests.toy_stages:_right",
+        "data/right",
         settings=("predict",),
         inputs={"left": ("left.txt",), "take": ("copy.txt",)},
         outputs=("right.txt",),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from pipeline.settings import Affine
+from pipeline.recipes.settings import Affine
 from pipeline.shapes import Float, Float32
 
 

@@ -41,7 +41,6 @@ OTHER_ARCHIVES = (".7z", ".bz2", ".lzma", ".rar", ".tar", ".tar.gz", ".tgz", ".x
 MAX_BYTES = 1 << 29  # of a file, and of an uncompressed table; all of MNIST as one CSV has 130 MB
 MAX_COMPRESSION = 100  # of a zipped table larger than MIN_SUSPECT_BYTES; the competition's tables shrink 10 times
 MIN_SUSPECT_BYTES = 1 << 23
-GZIP_FACTOR = 16  # estimated uncompressed size of a gzip file; the competition's tables shrink 8 times
 
 ByteStream = io.RawIOBase | io.BufferedIOBase
 
@@ -68,18 +67,6 @@ class TableFile:
     @property
     def is_gzip(self) -> bool:
         return self.name.lower().endswith(".gz")
-
-    def estimate_bytes(self) -> int:
-        """Approximate uncompressed size; 0 if the file cannot be read, which `open` reports."""
-        try:
-            if self.member:
-                with zipfile.ZipFile(self.path) as archive:
-                    size = archive.getinfo(self.member).file_size
-            else:
-                size = self.path.stat().st_size
-        except (OSError, zipfile.BadZipFile, KeyError, NotImplementedError):
-            return 0
-        return size * (GZIP_FACTOR if self.is_gzip else 1)
 
     @contextmanager
     def open(self) -> Iterator[ByteStream]:

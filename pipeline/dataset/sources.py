@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import kaggle_machine, store
-from pipeline.dataset import competition, files, kaggle_client, kaggle_process
+from pipeline.dataset import files
 from pipeline.dataset.files import SourceError, TableFile
-from pipeline.dataset.kaggle_client import KaggleError
 from pipeline.errors import PipelineError
-from pipeline.store import Manifest
+from pipeline.kaggle import client, competition, machine, process
+from pipeline.kaggle.client import KaggleError
+from pipeline.workflow import store
+from pipeline.workflow.run import Workflow
+from pipeline.workflow.store import Manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,10 +71,10 @@ def require_user_tables(raw: Path, user_files: list[Path]) -> dict[str, TableFil
     return tables
 
 
-def stale_reason(raw: Path, data: str, manifest: Manifest) -> str:
+def why_stale(workflow: Workflow, manifest: Manifest) -> str:
     """Why the contents of `data/raw`, with their manifest, are not what `--data DATA` asks for; "" if they are."""
-    source = manifest["numbers"].get("source")
-    user_files = find_user_files(raw)
+    data, source = workflow.data, manifest["numbers"].get("source")
+    user_files = find_user_files(workflow.published_dir("download"))
     if data == "auto":
         used = {table.path.name for table in files.find_tables(user_files).values()}
         return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""
@@ -89,7 +91,7 @@ def find_attached() -> Path | None:
     Kaggle mounts a competition in one of two places, depending on how it was attached; the other folders are searched
     for the three tables. Raises SourceError if none, or several, contain them.
     """
-    root = kaggle_machine.input_root()
+    root = machine.input_root()
     if root is None:
         return None
     for folder in (root / "competitions" / competition.SLUG, root / competition.SLUG):
@@ -124,15 +126,6 @@ def _has_all_tables(folder: Path) -> bool:
 def hash_path(data: str) -> dict[str, str]:
     """The SHA-256 of each file that `--data PATH` reads, by file name. Raises SourceError."""
     return {path.name: store.sha256(path) for path in _paths(_find_path_files(data))}
-
-
-def estimate_written_bytes(data: str) -> int:
-    """Upper limit of the bytes that `fetch_path` writes. Raises SourceError."""
-    path_files = _find_path_files(data)
-    if path_files.keys() == set(files.TABLES):
-        return sum(path.stat().st_size for path in _paths(path_files))
-    # A pixel takes one byte in an idx file, and at most four in a CSV.
-    return sum(file.estimate_bytes() * (4 if name in files.IDX_FILES else 1) for name, file in path_files.items())
 
 
 def fetch_path(data: str, folder: Path) -> dict[str, Any]:
@@ -176,7 +169,7 @@ def _convert_mnist(mnist: dict[str, TableFile], folder: Path) -> dict[str, Any]:
 def fetch_kaggle(folder: Path) -> dict[str, Any]:
     """Download the competition's zip into `folder`, and test it. Raises KaggleError."""
     with tempfile.TemporaryDirectory() as temporary:
-        archive = kaggle_client.download_archive(Path(temporary))
+        archive = client.download_archive(Path(temporary))
         try:
             files.require_tables(archive.name, files.find_tables([archive]))
             with zipfile.ZipFile(archive) as opened:
@@ -212,8 +205,7 @@ def fetch_openml(folder: Path) -> dict[str, Any]:
             _check_certificates()
         reason = " ".join(str(getattr(error, "reason", error)).split())[:200] or type(error).__name__
         raise PipelineError(
-            f"the download from OpenML failed ({reason}): check the network and try again, "
-            f"{kaggle_client.OTHER_SOURCES}"
+            f"the download from OpenML failed ({reason}): check the network and try again, {client.OTHER_SOURCES}"
         ) from None
     finally:
         socket.setdefaulttimeout(default_timeout)
@@ -227,8 +219,8 @@ def fetch_openml(folder: Path) -> dict[str, Any]:
 def _check_certificates() -> None:
     """Raise SourceError if the certificates that urllib is told to use cannot be read; OpenSSL ignores that."""
     try:
-        kaggle_process.check_certificates(["SSL_CERT_FILE"])
-    except kaggle_process.LocalError as error:
+        process.check_certificates(["SSL_CERT_FILE"])
+    except process.LocalError as error:
         raise SourceError(str(error)) from None
 
 

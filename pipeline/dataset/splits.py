@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pipeline.dataset.tables import DataError
-from pipeline.settings import Split
+from pipeline.recipes.settings import Split
 from pipeline.shapes import Int64, UInt8
 
 

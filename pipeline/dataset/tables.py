@@ -16,11 +16,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipeline import store
 from pipeline.dataset.files import MAX_BYTES, TEST_LABELS, ByteStream, TableFile
-from pipeline.dataset.memory import keep_freed_memory
 from pipeline.errors import UserError
+from pipeline.machine.memory import keep_freed_memory
 from pipeline.shapes import UInt8
+from pipeline.workflow import store
 
 SIDE = 28
 PIXELS = [f"pixel{i}" for i in range(SIDE * SIDE)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from pipeline.settings import Augment
+from pipeline.recipes.settings import Augment
 from pipeline.shapes import Float32, Float64, UInt8
 
 BATCH = 512  # images per matrix product: 1.6 MB of float32 in, and out

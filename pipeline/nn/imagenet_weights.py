@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StageError
-from pipeline.nn.models import require_trainable
+from pipeline.nn.networks import require_trainable
 from pipeline.nn.saved_tensors import load_tensors
-from pipeline.settings import Model
+from pipeline.recipes.settings import Model
 
 LAST_LAYER = "classifier.6"  # of ImageNet's 1,000 classes; not used
 OTHER_BYTES = 1 << 20  # of a file, at most: names and shapes

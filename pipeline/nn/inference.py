@@ -9,9 +9,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from pipeline.dataset.views import apply_view
-from pipeline.nn.models import LoadedNetwork
+from pipeline.nn.networks import LoadedNetwork, flatten_layers
 from pipeline.nn.precision import autocast, choose_memory_format, inference_precision, library_settings
-from pipeline.settings import Predict
+from pipeline.recipes.settings import Predict
 from pipeline.shapes import Float, Float32, UInt8
 
 BATCH_SIZES = {"cpu": 512, "cuda": 8192, "mps": 2048}  # by device; affects results by rounding only
@@ -118,3 +118,15 @@ def _shift(
 ) -> UInt8[Tensor, "n 28 28"] | Float[Tensor, "n ..."]:
     """Shift images by whole pixels and fill with 0; features have no shift."""
     return nn.functional.pad(images, (right, -right, down, -down)) if right or down else images
+
+
+@torch.no_grad()
+def last_layer_inputs(network: nn.Module, images: UInt8[Tensor, "n 28 28"]) -> Float32[np.ndarray, "n d"]:
+    """The features that the last layer classifies."""
+    network.eval()
+    features = nn.Sequential(*flatten_layers(network)[:-1])
+    batches = [
+        features(as_input(batch).to(next(network.parameters()).device)).flatten(1).float().cpu()
+        for batch in torch.split(images, choose_batch_size(network, "cpu"))
+    ]
+    return torch.cat(batches).numpy()

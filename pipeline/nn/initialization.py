@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.dataset.views import apply_view
 from pipeline.nn.imagenet_weights import read_weights
-from pipeline.nn.models import make_network
-from pipeline.settings import Model
+from pipeline.nn.networks import make_network
+from pipeline.recipes.settings import Model
 from pipeline.shapes import UInt8
 
 

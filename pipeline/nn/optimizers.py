@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.nn.cuda_graph import record
-from pipeline.settings import Train
+from pipeline.recipes.settings import Train
 from pipeline.shapes import Float32
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

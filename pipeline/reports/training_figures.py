@@ -12,6 +12,22 @@ History = Sequence[Mapping[str, float]]  # a row for each epoch
 
 
 @style.default_parameters()
+def samples(
+    images: UInt8[np.ndarray, "n 28 28"],
+    labels: UInt8[np.ndarray, " n"],
+    columns: int = 20,
+    title: str = "The first training images of each digit",
+) -> bytes:
+    """A grid with a row for each digit: its first images from left to right."""
+    figure, axes = style.image_grid(title, (11, 6.1), columns, 10, left=0.4)
+    for digit in range(10):
+        style.label_row(axes, digit + 0.5, str(digit), x=-0.2, fontsize=12)
+        for column, pixels in enumerate(images[labels == digit][:columns]):
+            style.draw_image(axes, pixels, (column + 0.03, digit + 0.03), (0.94, 0.94))
+    return style.to_png(figure)
+
+
+@style.default_parameters()
 def contact_sheet(images: UInt8[np.ndarray, "variants digits 28 28"], variants: Sequence[tuple[str, Any]]) -> bytes:
     """A grid of images with a row for each offline variant (kind, amount) and a column for each digit."""
     n_variants, n_digits = images.shape[:2]

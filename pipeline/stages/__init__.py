@@ -1,30 +1,99 @@
-"""The stages, each declared in the module of its name, in the order in which they run."""
+"""The table of the pipeline: the stages of `--stage all` in their order."""
 
-from pipeline.declarations import Stage
-from pipeline.stages import (
-    augment,
-    compare,
-    download,
-    evaluate,
-    explore,
-    export,
-    generate,
-    inspect,
-    notebook,
-    predict,
-    prepare,
-    recognize,
-    submit,
-    train,
+from pipeline.dataset import files
+from pipeline.recipes import config
+from pipeline.workflow import schemas
+from pipeline.workflow.stage import Stage
+
+DOWNLOAD = Stage(
+    name="download",
+    run="pipeline.stages.download:run",
+    folder="data/raw",
+    publishes_itself=True,
+    stale_reason="pipeline.dataset.sources:why_stale",
+    recipes="all",
+    refuses_folders=True,
+    default_recipe="quick",
 )
-
-STAGES: dict[str, Stage] = {
-    module.STAGE.name: module.STAGE
-    for module in (
-        *(download, prepare, augment, train, evaluate, predict),
-        *(explore, inspect, recognize, export, generate, notebook, submit),
-    )
-}
-# A comparison trains its networks itself.
-COMPARISON_STAGES = {name: STAGES[name] for name in compare.STAGE.inputs} | {"compare": compare.STAGE}
-ALL_STAGES = STAGES | COMPARISON_STAGES
+PREPARE = Stage(
+    name="prepare",
+    run="pipeline.stages.prepare:run",
+    folder="data/prepared/splits/{digest}",
+    identity=("split",),
+    settings=("prepare", "split"),
+    inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.[zZ][iI][pP]")},
+    outputs=(*(f"{schemas.ARRAYS_DIR}{name}" for name in schemas.ARRAYS), "train_rows.npy", "validation_rows.npy"),
+    optional_outputs=("folds.npy",),
+    per_recipe=True,
+    recipes="all",
+)
+AUGMENT = Stage(
+    name="augment",
+    run="pipeline.stages.augment:run",
+    folder="data/augmented/{digest}",
+    identity=("split", "augment", "train.fit_all"),
+    settings=("augment", "train.fit_all"),
+    inputs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
+    outputs=("images.npy", "labels.npy", "contact_sheet.png"),
+    per_recipe=True,
+    recipes="all",
+)
+TRAIN = Stage(
+    name="train",
+    run="pipeline.stages.train:run",
+    folder="data/runs/{name}/train",
+    settings=("affine", "augment", "ensemble", "model", "split", "train"),
+    inputs={
+        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
+        "augment": ("images.npy", "labels.npy"),
+    },
+    outputs=("weights.safetensors", "history.csv", "curves.png"),
+    optional_outputs=("record.json",),
+    code="pipeline.training.specs:training_code",
+    per_recipe=True,
+    resumes=True,
+    stale_reason="pipeline.training.imagenet:why_stale",
+    uses_device=True,
+    check="pipeline.training.footprint:check_networks",
+)
+EVALUATE = Stage(
+    name="evaluate",
+    run="pipeline.stages.evaluate:run",
+    folder="data/runs/{name}/evaluate",
+    settings=("estimate", *config.ACCURACY_SETTINGS),
+    inputs={
+        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
+        "train": ("weights.safetensors",),
+    },
+    outputs=("metrics.json",),
+    # None of these if all rows were trained on.
+    optional_outputs=("probabilities.npy", "rows.npy", "suspects.csv", "confusion.png", "errors.png", "suspects.png"),
+    code="pipeline.training.specs:inference_code",
+    uses_device=True,
+)
+PREDICT = Stage(
+    name="predict",
+    run="pipeline.stages.predict:run",
+    folder="submissions/{name}",
+    settings=("predict",),
+    inputs={
+        "download": (files.TEST_LABELS,),
+        "prepare": ("test_images.npy",),
+        "train": ("weights.safetensors",),
+        "evaluate": ("metrics.json",),
+    },
+    outputs=("submission.csv", "probabilities.npy"),
+    receipt="submission.json",
+    code="pipeline.training.specs:inference_code",
+    uses_device=True,
+)
+SUBMIT = Stage(
+    name="submit",
+    run="pipeline.stages.submit:run",
+    settings=("submit",),
+    inputs={"download": (), "predict": ("submission.csv",)},
+    on_demand=True,
+    refuses_folders=True,
+    publishes_itself=True,
+)
+STAGES = {stage.name: stage for stage in (DOWNLOAD, PREPARE, AUGMENT, TRAIN, EVALUATE, PREDICT, SUBMIT)}

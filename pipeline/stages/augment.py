@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pipeline import store
-from pipeline.config import digest, flatten
-from pipeline.declarations import Stage, StageContext
-from pipeline.workflow import Workflow
+from pipeline.workflow import store
+from pipeline.workflow.stage import StageContext
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +19,8 @@ def run(context: StageContext) -> dict[str, Any]:
     from tqdm import tqdm
 
     from pipeline.dataset import transforms
-    from pipeline.dataset.training_arrays import read_digits, read_rows
     from pipeline.reports import training_figures
+    from pipeline.training.arrays import read_digits, read_rows
 
     images, labels = read_digits(context.files)
     if not context.settings.train.fit_all:
@@ -43,30 +41,3 @@ def run(context: StageContext) -> dict[str, Any]:
     first = [int(np.flatnonzero(labels == digit)[0]) for digit in np.unique(labels)]
     store.write(context.output_dir / "contact_sheet.png", training_figures.contact_sheet(augmented[:, first], variants))
     return {"rows": n_rows, "variants": len(variants)}
-
-
-def _disk_space(context: StageContext) -> int:
-    """A row of each variant: its pixels and its label."""
-    from pipeline.dataset import transforms
-    from pipeline.dataset.training_arrays import read_digits
-
-    n_rows = len(read_digits(context.files)[1])
-    return len(transforms.list_variants(context.settings.augment)) * n_rows * (28 * 28 + 1)
-
-
-def _folder(workflow: Workflow) -> str:
-    return f"data/augmented/{digest(flatten(workflow.recipe, ['split', 'augment', 'train.fit_all']))}"
-
-
-STAGE = Stage(
-    name="augment",
-    run=run,
-    folder=_folder,
-    settings=("augment", "train.fit_all"),
-    inputs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
-    outputs=("images.npy", "labels.npy", "contact_sheet.png"),
-    code=("dataset.training_arrays", "dataset.transforms", "stages.augment"),
-    per_recipe=True,
-    disk_space=_disk_space,
-    recipes="all",
-)

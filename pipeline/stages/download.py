@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import publishing, schemas, store
-from pipeline.dataset import files, kaggle_client, sources
+from pipeline.dataset import files, sources
 from pipeline.dataset.files import SourceError
-from pipeline.declarations import Stage, StageContext
-from pipeline.store import FORMAT, Manifest
-
-DISK_SPACE = {"sample": 16 << 20, "kaggle": 32 << 20, "openml": 256 << 20}  # bytes; they write 9, 16 and 130 MB
+from pipeline.kaggle import client
+from pipeline.workflow import publishing, schemas, store
+from pipeline.workflow.stage import StageContext
+from pipeline.workflow.store import FORMAT, Manifest
 
 
 def run(context: StageContext) -> None:
@@ -84,7 +83,7 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
         if attached:
             context.say(f"reading {attached}")
             return str(attached)
-        has_credentials, problem = kaggle_client.find_credentials()
+        has_credentials, problem = client.find_credentials()
         if problem:
             context.say(f"no data from Kaggle: {problem}")
         return "kaggle" if has_credentials else "sample"
@@ -107,30 +106,3 @@ def _require_only_downloads(raw: Path, earlier: Manifest | None) -> None:
             f"{raw} contains {others[0].name}, which is not train.csv, test.csv, sample_submission.csv or a zip of "
             f"them: move it elsewhere; if it is the data, pass its path with --data{files.advise(others)}"
         )
-
-
-def _disk_space(context: StageContext) -> int:
-    data = context.workflow.data
-    if data in ("auto", *sources.FETCHERS):
-        if sources.find_user_files(context.published_dir):
-            return 0
-        attached = sources.find_attached() if data == "auto" and not context.published_dir.exists() else None
-        if attached is None:
-            return DISK_SPACE.get(data, DISK_SPACE["kaggle"])
-        data = str(attached)
-    return sources.estimate_written_bytes(data)
-
-
-STAGE = Stage(
-    name="download",
-    run=run,
-    folder=lambda workflow: "data/raw",
-    publishes_itself=True,
-    stale_reason=lambda workflow, manifest: sources.stale_reason(
-        workflow.published_dir("download"), workflow.data, manifest
-    ),
-    disk_space=_disk_space,
-    recipes="all",
-    refuses_folders=True,
-    default_recipe="quick",
-)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, specs, store
-from pipeline.dataset.competition import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
-from pipeline.declarations import Stage, StageContext, StageInputs
-from pipeline.predictions import predict_training_rows
+from pipeline.kaggle.competition import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
+from pipeline.recipes import config
+from pipeline.training.predictions import predict_training_rows
+from pipeline.workflow import store
+from pipeline.workflow.stage import StageContext, StageInputs
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.nn.held_out import HeldOutPredictions
     from pipeline.shapes import Float32, Int64, UInt8
+    from pipeline.training.held_out import HeldOutPredictions
 
 MAX_IMAGES = 40  # in a picture of errors
 MAX_SUSPECTS = 100  # rows in the table of suspects
@@ -22,10 +24,11 @@ MAX_SUSPECTS = 100  # rows in the table of suspects
 
 def run(context: StageContext) -> dict[str, Any]:
     import numpy as np
+    import sklearn.metrics
 
-    from pipeline.analysis import calibration, metrics
-    from pipeline.nn.held_out import load_training_rows
+    from pipeline.metrics import calibration, classification
     from pipeline.reports import training_figures
+    from pipeline.training.held_out import load_training_rows
 
     parts = [_predict(context, part) for part in context.parts]
     training_rows = load_training_rows(context.parts[0].files)
@@ -42,17 +45,17 @@ def run(context: StageContext) -> dict[str, Any]:
     labels = training_rows.labels[rows]
     probabilities = np.mean([part.probabilities[rows] for part in parts], axis=0)
     predictions = probabilities.argmax(1)
-    confusion = metrics.confusion(predictions, labels)
+    confusion = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(10))
     n_correct = int(np.trace(confusion))
     metadata = [network for part in parts for network in part.metadata]
     numbers = {
         "rows": len(rows),
         "n_correct": n_correct,
         "accuracy": n_correct / len(rows),
-        "interval_95": metrics.wilson_interval(n_correct, len(rows)),
-        "loss": metrics.cross_entropy(probabilities, labels),
+        "interval_95": classification.wilson_interval(n_correct, len(rows)),
+        "loss": sklearn.metrics.log_loss(labels, probabilities, labels=range(10)),
         "temperature": calibration.fit_temperature(probabilities, labels),
-        "classes": metrics.class_metrics(confusion),
+        "classes": _class_metrics(labels, predictions),
         "kept_epoch": metadata[0]["epoch"] if len(metadata) == 1 else [network["epoch"] for network in metadata],
         "chosen_on_these_rows": any(network["checkpoint_selection"] == "best" for network in metadata),
         "rows_left_out": int(sum(np.logical_or.reduce([part.n_networks > 0 for part in parts]) & ~held_out)),
@@ -75,10 +78,29 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
-    from pipeline.nn.models import load_networks
+    from pipeline.nn.networks import load_networks
 
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     return predict_training_rows(context, part, loaded, part.settings.predict)
+
+
+def _class_metrics(labels: UInt8[np.ndarray, " n"], predictions: Int64[np.ndarray, " n"]) -> list[dict[str, Any]]:
+    """Precision, recall and number of rows of each digit; None where the denominator is 0."""
+    import sklearn.metrics
+
+    columns = sklearn.metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(10), zero_division=math.nan
+    )
+    precision, recall, _, rows = (column.tolist() for column in columns)
+    return [
+        {
+            "digit": digit,
+            "rows": rows[digit],
+            "precision": None if math.isnan(precision[digit]) else precision[digit],
+            "recall": None if math.isnan(recall[digit]) else recall[digit],
+        }
+        for digit in range(10)
+    ]
 
 
 def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:
@@ -127,7 +149,7 @@ def _draw(
     """Write the pictures of errors and suspects, and the table of the rows whose own label is least likely."""
     import pandas as pd
 
-    from pipeline.analysis import metrics
+    from pipeline.metrics import classification
     from pipeline.reports import training_figures
 
     predictions = probabilities.argmax(1)
@@ -138,12 +160,12 @@ def _draw(
             images[selected], labels[selected], probabilities[selected], rows[selected] + 1, title, empty
         )
 
-    wrong = metrics.most_confident_errors(probabilities, labels, MAX_IMAGES)
+    wrong = classification.most_confident_errors(probabilities, labels, MAX_IMAGES)
     title = "The most confident errors on held-out rows (row of train.csv)"
     store.write(
         context.output_dir / "errors.png", draw_errors(wrong, title, "none: every row was classified correctly")
     )
-    suspects = metrics.least_likely_labels(probabilities, labels, MAX_SUSPECTS)
+    suspects = classification.least_likely_labels(probabilities, labels, MAX_SUSPECTS)
     title = "Labels that are most likely wrong: those with the lowest probability (row of train.csv)"
     store.write(context.output_dir / "suspects.png", draw_errors(suspects[:MAX_IMAGES], title, "none"))
     table = pd.DataFrame(
@@ -180,7 +202,7 @@ def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     """Why the recipe's recorded accuracy does not apply to this run, or ""."""
     import numpy as np
 
-    from pipeline.dataset.training_arrays import read_images
+    from pipeline.training.arrays import read_images
 
     recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
     if not recipe.estimate.seeds:
@@ -202,28 +224,3 @@ def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     if abs(mean - MEAN_PIXEL) > MEAN_PIXEL_TOLERANCE:
         return f"the images are not MNIST's: their mean pixel is {mean:.2f} instead of {MEAN_PIXEL:.2f}"
     return ""
-
-
-STAGE = Stage(
-    name="evaluate",
-    run=run,
-    folder=lambda workflow: f"data/runs/{workflow.name}/evaluate",
-    settings=("estimate", *config.ACCURACY_SETTINGS),
-    inputs={
-        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
-        "train": ("weights.safetensors",),
-    },
-    outputs=("metrics.json",),
-    # None of these if all rows were trained on.
-    optional_outputs=("probabilities.npy", "rows.npy", "suspects.csv", "confusion.png", "errors.png", "suspects.png"),
-    code=lambda recipe: (
-        *specs.inference_code(recipe),
-        "analysis.calibration",
-        "analysis.metrics",
-        "dataset.competition",
-        "nn.held_out",
-        "predictions",
-        "stages.evaluate",
-    ),
-    uses_device=True,
-)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config, schemas, specs, store
 from pipeline.dataset import files
-from pipeline.dataset.competition import SOURCES, TEST_ROWS
 from pipeline.dataset.files import TableFile
-from pipeline.declarations import Stage, StageContext, StageInputs
-from pipeline.predictions import predict_test_rows
+from pipeline.kaggle.competition import SOURCES, TEST_ROWS
+from pipeline.recipes import config
+from pipeline.training.predictions import predict_test_rows
+from pipeline.workflow import schemas, store
+from pipeline.workflow.stage import StageContext, StageInputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
-    from pipeline.nn.models import load_networks
+    from pipeline.nn.networks import load_networks
     from pipeline.nn.pretrained import refuse_pretrained
 
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
@@ -59,7 +60,7 @@ def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n
 
 def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     """What is recorded with a submission: where it comes from, what score to expect, what was sent to Kaggle."""
-    from pipeline.analysis.expected_score import estimate_score
+    from pipeline.metrics.expected_score import estimate_score
 
     workflow = context.workflow
     evaluation = store.require_json(context.parts[0].files["evaluate/metrics.json"], schemas.Metrics)
@@ -93,31 +94,3 @@ def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
         # What was sent to Kaggle from this folder is kept when the prediction is repeated.
         "sent": previous.get("sent", []),
     }
-
-
-STAGE = Stage(
-    name="predict",
-    run=run,
-    folder=lambda workflow: f"submissions/{workflow.name}",
-    settings=("predict",),
-    inputs={
-        "download": (files.TEST_LABELS,),
-        "prepare": ("test_images.npy",),
-        "train": ("weights.safetensors",),
-        "evaluate": ("metrics.json",),
-    },
-    outputs=("submission.csv", "probabilities.npy"),
-    receipt="submission.json",
-    code=lambda recipe: (
-        *specs.inference_code(recipe),
-        "analysis.expected_score",
-        "dataset.competition",
-        "dataset.files",
-        "dataset.tables",
-        "nn.held_out",
-        "nn.pretrained",
-        "predictions",
-        "stages.predict",
-    ),
-    uses_device=True,
-)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import publishing, schemas, store
-from pipeline.config import digest, flatten
 from pipeline.dataset import files
-from pipeline.declarations import Stage, StageContext
-from pipeline.workflow import Workflow
+from pipeline.workflow import publishing, schemas, store
+from pipeline.workflow.stage import StageContext
 
 MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv; in MNIST none does
-ARRAYS = ("train_images.npy", "train_labels.npy", "test_images.npy")
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -70,32 +67,8 @@ def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> No
         "overlap": len(find_copies(images, test_images)),
     }
     staging = publishing.create_staging_dir(folder)
-    for name, array in zip(ARRAYS, (images, labels, test_images), strict=True):
+    for name, array in zip(schemas.ARRAYS, (images, labels, test_images), strict=True):
         store.write_array(staging / name, array)
     context.check_inputs()  # also done when the stage is published, but these arrays are published before
-    store.write_manifest(staging, key, ARRAYS, numbers, context.environment)
+    store.write_manifest(staging, key, schemas.ARRAYS, numbers, context.environment)
     publishing.publish(folder)
-
-
-def _disk_space(context: StageContext) -> int:
-    """A pixel takes one byte in an array, and two or more in a CSV."""
-    return sum(table.estimate_bytes() for table in files.find_tables(context.files.values()).values()) // 2
-
-
-def _folder(workflow: Workflow) -> str:
-    return f"data/prepared/splits/{digest(flatten(workflow.recipe, ['split']))}"
-
-
-STAGE = Stage(
-    name="prepare",
-    run=run,
-    folder=_folder,
-    settings=("prepare", "split"),
-    inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.[zZ][iI][pP]")},
-    outputs=(*(f"{schemas.ARRAYS_DIR}{name}" for name in ARRAYS), "train_rows.npy", "validation_rows.npy"),
-    optional_outputs=("folds.npy",),
-    code=("dataset.copies", "dataset.files", "dataset.splits", "dataset.tables", "stages.prepare"),
-    per_recipe=True,
-    disk_space=_disk_space,
-    recipes="all",
-)

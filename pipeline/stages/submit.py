@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import schemas, store
-from pipeline.dataset import competition, kaggle_client, sources
-from pipeline.dataset.kaggle_client import KaggleError
-from pipeline.declarations import Stage, StageContext
+from pipeline.dataset import sources
 from pipeline.errors import StageError
+from pipeline.kaggle import client, competition
+from pipeline.kaggle.client import KaggleError
+from pipeline.workflow import schemas, store
+from pipeline.workflow.stage import StageContext
 
 POLL_INTERVAL = 5  # seconds between two requests for the list of submissions
 MAX_WAIT = 600  # seconds; Kaggle takes about ten to score a submission
@@ -87,7 +88,7 @@ def run(context: StageContext) -> None:
             context.say(f"this file was sent on {entry['date']} and scored {entry['score']}; it is not sent again")
             return
     tag = submission.receipt["tag"]
-    listed = next((item for item in kaggle_client.list_submissions() if tag in item["description"]), None)
+    listed = next((item for item in client.list_submissions() if tag in item["description"]), None)
     if listed and listed["status"] == "ERROR":
         if not context.workflow.force:
             raise KaggleError(f"Kaggle could not score this file ({listed['error']}); --force sends it again")
@@ -107,14 +108,14 @@ def run(context: StageContext) -> None:
 
 
 def _send(context: StageContext, submission: Submission, message: str) -> dict[str, Any]:
-    left = kaggle_client.count_submissions_left()
+    left = client.count_submissions_left()
     context.say(f"{left} submissions left today")
     if left < 1:
         raise KaggleError("the daily limit of submissions is reached: try again tomorrow (UTC)")
     # Recorded before sending: if this process dies now, the next one asks Kaggle first.
     date = time.strftime("%Y-%m-%d %H:%M:%S%z")
     entry = submission.add_entry(message=message, date=date, ref=None, score=None)
-    entry["ref"] = kaggle_client.send_submission(submission.file, message)
+    entry["ref"] = client.send_submission(submission.file, message)
     submission.save()
     context.say(f"sent {submission.file} as {message!r}")
     return entry
@@ -125,7 +126,7 @@ def _wait_for_score(context: StageContext, submission: Submission, entry: dict[s
     start = time.monotonic()
     while True:
         try:
-            submissions = kaggle_client.list_submissions()
+            submissions = client.list_submissions()
         except KaggleError as error:
             raise KaggleError(f"the file was sent, but: {error}; run --stage submit again to fetch the score") from None
         listed = next((item for item in submissions if item["ref"] == entry["ref"]), {"status": "PENDING"})
@@ -142,15 +143,3 @@ def _wait_for_score(context: StageContext, submission: Submission, entry: dict[s
         if time.monotonic() - start > MAX_WAIT:
             raise KaggleError("Kaggle has not scored it yet: run --stage submit again to fetch the score")
         time.sleep(POLL_INTERVAL)
-
-
-STAGE = Stage(
-    name="submit",
-    run=run,
-    settings=("submit",),
-    inputs={"download": (), "predict": ("submission.csv",)},
-    on_demand=True,
-    refuses_folders=True,
-    publishes_itself=True,
-    disk_space=0,
-)

@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline import imagenet, networks, specs, store
-from pipeline.declarations import Stage, StageContext
+from pipeline.training import ensure, imagenet, plan
+from pipeline.training.pool import make_pool
+from pipeline.workflow import store
+from pipeline.workflow.stage import StageContext
 
 if TYPE_CHECKING:
-    from pipeline.networks import TrainedNetwork
-    from pipeline.nn.classifier import History
     from pipeline.reports.event_files import EventWriter
-    from pipeline.specs import Spec
+    from pipeline.training.ensure import TrainedNetwork
+    from pipeline.training.specs import Spec
+    from pipeline.training.task import History
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
 # which imports matplotlib; the others take 0.1 s.
@@ -25,16 +27,16 @@ DRAWING_SECONDS = 0.5
 def run(context: StageContext) -> dict[str, Any]:
     import pandas as pd
 
-    from pipeline.dataset.training_arrays import load_arrays
+    from pipeline.training.arrays import load_arrays
 
     recipe = context.settings
     weights = imagenet.add_inputs(context)
-    requested = networks.network_specs(recipe, context.only, networks.make_pool(context))
+    requested = plan.network_specs(recipe, context.only, make_pool(context))
     arrays = load_arrays(recipe, context.files)
-    requests = [networks.Request(spec, arrays, context.only) for spec in requested]
+    requests = [ensure.Request(spec, arrays, context.only) for spec in requested]
     monitor = _Monitor(context, single=len(requested) == 1)
     start = time.monotonic()
-    trained = networks.ensure(context, requests, monitor.on_epoch, monitor.on_trained)
+    trained = ensure.ensure(context, requests, monitor.on_epoch, monitor.on_trained)
     context.environment |= {"training_seconds": round(time.monotonic() - start, 3), "threads": requested[0].threads}
 
     histories = {network.spec.name: _without_test_accuracy(network.history()) for network in trained}
@@ -50,12 +52,12 @@ def run(context: StageContext) -> dict[str, Any]:
     if recipe.train.record:
         store.write(context.output_dir / "record.json", (trained[0].folder / "record.json").read_bytes())
     store.write(context.output_dir / "weights.safetensors", _collect_weights(trained))
-    return {"networks": networks.network_summary(trained)} | weights
+    return {"networks": ensure.network_summary(trained)} | weights
 
 
 def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
     """The weights of all networks as one file; for a single network, its own file."""
-    from pipeline.nn.models import serialize_networks
+    from pipeline.nn.networks import serialize_networks
 
     paths = [network.folder / "weights.safetensors" for network in trained]
     if len(paths) == 1:
@@ -117,23 +119,3 @@ class _Monitor:
     def _track(self, network: str, history: History) -> None:
         if self.writer:
             self.writer.write(history, network)
-
-
-STAGE = Stage(
-    name="train",
-    run=run,
-    folder=lambda workflow: f"data/runs/{workflow.name}/train",
-    settings=("affine", "augment", "ensemble", "model", "split", "train"),
-    inputs={
-        "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
-        "augment": ("images.npy", "labels.npy"),
-    },
-    outputs=("weights.safetensors", "history.csv", "curves.png"),
-    optional_outputs=("record.json",),
-    code=lambda recipe: (*specs.training_code(recipe), "nn.recorder", "stages.train"),
-    per_recipe=True,
-    resumes=True,
-    stale_reason=imagenet.why_stale,
-    disk_space=0,  # `ensure` checks the space, since it depends on which networks are missing
-    uses_device=True,
-)

@@ -8,10 +8,10 @@ import time
 
 import torch
 
-from pipeline.nn.extraction import extract_features
-from pipeline.nn.models import make_network
+from pipeline.nn.networks import make_network
 from pipeline.nn.precision import choose_memory_format, is_fast
-from pipeline.settings import TRANSFER_MODELS, Model
+from pipeline.recipes.settings import TRANSFER_MODELS, Model
+from pipeline.training.extraction import extract_features
 
 
 def measure(name: str, side: int, images: torch.Tensor, device: str, precision: str) -> float:

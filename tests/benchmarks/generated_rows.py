@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import config
-from pipeline.analysis.significance import compare_recipes
-from pipeline.nn import training_loop
+from pipeline.cli.workflows import STAGES
+from pipeline.extras.compare.statistics import compare_recipes
+from pipeline.nn import trainer
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.initialization import make_initial_network
-from pipeline.nn.models import LoadedNetwork
+from pipeline.nn.networks import LoadedNetwork
 from pipeline.nn.precision import choose_precision
-from pipeline.nn.training_loop import FitOptions, LabelledImages
-from pipeline.stages import STAGES
-from pipeline.workflow import Workflow
+from pipeline.nn.trainer import FitOptions, LabelledImages
+from pipeline.recipes import config
+from pipeline.workflow.run import Workflow
 
 
 def load(folder, names):
@@ -36,7 +36,7 @@ def train_and_predict(recipe, images, labels, validation_images, seed, device):
     training = LabelledImages(*(torch.from_numpy(array).to(device) for array in (images, labels.astype(np.int64))))
     train = recipe.train.replace(seed=seed, precision=precision)
     options = FitOptions(train, recipe.affine, device, progress_bar=False)
-    network.load_state_dict(training_loop.fit(network, training, None, options).state_dict)
+    network.load_state_dict(trainer.fit(network, training, None, options).state_dict)
     metadata = {"model": recipe.model.model_dump(mode="json"), "precision": precision}
     loaded = LoadedNetwork(network, metadata)
     return predict_probabilities(loaded, torch.from_numpy(validation_images), recipe.predict, device).argmax(1)

@@ -63,8 +63,9 @@ def augment_ours(task):
     """Into a file that is flushed to the disk, as in the stage."""
     import numpy as np
 
-    from pipeline import config, store
     from pipeline.dataset import transforms
+    from pipeline.recipes import config
+    from pipeline.workflow import store
 
     images = np.load(_arrays(task)[0])[:TRAINING_ROWS]
     variants = transforms.list_variants(config.load_recipe("dropout_cnn").augment)
@@ -125,7 +126,7 @@ def train_published(task):
 
 def train_ours(task, **settings):
     """The same by the pipeline's training loop with the recipe's settings; the first epoch is a warm-up."""
-    from pipeline import config
+    from pipeline.recipes import config
 
     if task["device"] == "cuda":
         return train_epochs_ours(task, **settings)
@@ -156,7 +157,7 @@ def train_epochs_published(task):
 
 def train_epochs_ours(task, **settings):
     """The same by the pipeline; at most FULL_EPOCHS, after one as a warm-up."""
-    from pipeline import config
+    from pipeline.recipes import config
 
     recipe = config.load_recipe("dropout_cnn")
     recipe = recipe.replace(train=recipe.train.replace(epochs=11 if task["quick"] else 1 + FULL_EPOCHS, **settings))
@@ -187,7 +188,7 @@ def small_batches_published(task):
 
 def small_batches_ours(task):
     """The same by the pipeline's training loop; the first epoch is a warm-up."""
-    from pipeline import config
+    from pipeline.recipes import config
 
     n_images = 32 * (60 if task["quick"] else 300)
     recipe = config.load_recipe("ladder/deeper", ["train.epochs=2"])
@@ -197,7 +198,7 @@ def small_batches_ours(task):
 
 def recording_ours(task):
     """The time of an epoch with train.record relative to one without: the fastest of several of each, alternating."""
-    from pipeline import config
+    from pipeline.recipes import config
 
     n_images, seconds = 2_000 if task["quick"] else 10_000, {"true": [], "false": []}
     data = _random(n_images), _random(32)
@@ -221,7 +222,8 @@ def train_exact_ours(task):
 def first_batch_ours(task):
     """Seconds from the start of a process to its first batch."""
     import run_pipeline  # noqa: F401 (imported in a run)
-    from pipeline import config, training_task  # noqa: F401
+    from pipeline.recipes import config
+    from pipeline.training import task as training_task  # noqa: F401
 
     recipe = config.load_recipe("quick", ["train.epochs=1"])
     _fit(task, recipe, _random(recipe.train.batch_size), _random(1))
@@ -275,7 +277,7 @@ def accuracy_published(task):
 
 def accuracy_ours(task):
     """The same by the pipeline."""
-    from pipeline import config
+    from pipeline.recipes import config
 
     changes = [f"train.{name}={ACCURACY[name]}" for name in ("epochs", "batch_size", "learning_rate")]
     recipe = config.load_recipe("dropout_cnn", [*changes, f"train.seed={task['seed']}"])
@@ -337,17 +339,17 @@ def _fit(task, recipe, training, validation, max_seconds=math.inf):
     import numpy as np
     import torch
 
-    from pipeline.nn import training_loop
+    from pipeline.nn import trainer
     from pipeline.nn.initialization import make_initial_network
     from pipeline.nn.precision import choose_precision
 
     def on_device(images, labels):
         tensors = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
-        return training_loop.LabelledImages(*(tensor.to(task["device"]) for tensor in tensors))
+        return trainer.LabelledImages(*(tensor.to(task["device"]) for tensor in tensors))
 
     network = make_initial_network(recipe.model, recipe.train.seed, images=torch.from_numpy(training[0]))
     precision = choose_precision(recipe.train.precision, task["device"])
-    options = training_loop.FitOptions(recipe.train.replace(precision=precision), recipe.affine, task["device"])
+    options = trainer.FitOptions(recipe.train.replace(precision=precision), recipe.affine, task["device"])
     times, history = [], []
 
     def after_epoch(checkpoint):
@@ -357,7 +359,7 @@ def _fit(task, recipe, training, validation, max_seconds=math.inf):
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        training_loop.fit(network, on_device(*training), on_device(*validation), options, on_epoch=after_epoch)
+        trainer.fit(network, on_device(*training), on_device(*validation), options, on_epoch=after_epoch)
     return history, times, precision
 
 

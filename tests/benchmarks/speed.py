@@ -24,9 +24,9 @@ import time
 import zipfile
 from pathlib import Path
 
+from pipeline import ROOT
 from tests.benchmarks.sides import PARTS, ROWS
 
-ROOT = Path(__file__).parent.parent.parent
 UNITS = {"memory": "MB", "train": "images/s", "train_exact": "images/s", "small_batches": "images/s"}  # others: seconds
 REQUIRED_RATIOS = {"read": 3, "cached": 100, "augment": 25, "memory": 4, "train": 3}
 MAX_SECONDS = {"first_batch": 4.0, "status": 0.4}  # of parts without a published side
@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     if options.device == "cuda":
-        from pipeline.devices import why_unusable
+        from pipeline.machine.devices import why_unusable
 
         if reason := why_unusable("cuda"):
             parser.error(f"--device cuda: {reason}")

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from pipeline.nn.models.dropout import Dropout
-from pipeline.nn.models.transfer import TransferNetwork
-from pipeline.settings import Model
+from pipeline.nn.blocks import Dropout
+from pipeline.nn.transfer import TransferNetwork
+from pipeline.recipes.settings import Model
 
 
-class AlexNet(TransferNetwork):
+class Network(TransferNetwork):
     """Five convolutions and three dense layers, 57,044,810 parameters.
 
     Source: A. Krizhevsky, One weird trick for parallelizing convolutional neural networks (2014).

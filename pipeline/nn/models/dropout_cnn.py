@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
-from pipeline.nn.models.dropout import Dropout
-from pipeline.settings import Model
+from pipeline.nn.blocks import Dropout
+from pipeline.recipes.settings import Model
 from pipeline.shapes import Float
 
 
-class DropoutCNN(nn.Module):
+class Network(nn.Module):
     """Two convolutions and three dense layers, with dropout after each except the last; 1,805,130 parameters.
 
     ReLU follows dropout and pooling, where it processes a quarter of the values. The function is that of the published

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
-from pipeline.nn.models.dropout import Dropout
-from pipeline.settings import Model
+from pipeline.nn.blocks import Dropout
+from pipeline.recipes.config import ConfigError
+from pipeline.recipes.settings import Model
 from pipeline.shapes import Float
 
 IMAGE_LAYERS = ("conv", "max_pool", "avg_pool", "global_pool", "squeeze_excite")
 
 
-class Layers(nn.Module):
+class Network(nn.Module):
     """The layers of `model.layers` in order, and a dense layer with 10 outputs.
 
     A flattening layer is inserted between an image and a dense layer. Raises ConfigError if a layer does not accept the

@@ -2,13 +2,12 @@
 
 from torch import Tensor, nn
 
-from pipeline.nn.models.blocks import conv_block
-from pipeline.nn.models.dropout import Dropout
-from pipeline.settings import Model
+from pipeline.nn.blocks import Dropout, conv_block
+from pipeline.recipes.settings import Model
 from pipeline.shapes import Float
 
 
-class SmallCNN(nn.Module):
+class Network(nn.Module):
     """Four convolutions and a dense layer, 135,530 parameters; stride 2 in the first one keeps the others fast."""
 
     def __init__(self, model: Model) -> None:

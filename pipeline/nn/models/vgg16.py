@@ -2,15 +2,15 @@
 
 from torch import nn
 
-from pipeline.nn.models.dropout import Dropout
-from pipeline.nn.models.transfer import TransferNetwork
-from pipeline.settings import Model
+from pipeline.nn.blocks import Dropout
+from pipeline.nn.transfer import TransferNetwork
+from pipeline.recipes.settings import Model
 
 # Output channels of the 3x3 convolutions in each block; a max pooling of 2 ends a block.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-class VGG16(TransferNetwork):
+class Network(TransferNetwork):
     """Thirteen convolutions and three dense layers, 134,301,514 parameters.
 
     Source: K. Simonyan and A. Zisserman, Very deep convolutional networks for large-scale image recognition, ICLR 2015,

@@ -1,1 +1,0 @@
-"""Arrays in, numbers out: metrics, comparison statistics, exploration and inspection."""

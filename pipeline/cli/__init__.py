@@ -1,0 +1,1 @@
+"""The command line: arguments, what runs, what is printed, exit codes."""

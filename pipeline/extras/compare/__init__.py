@@ -1,0 +1,1 @@
+"""Several recipes, each trained with several seeds, in a table and in pictures."""

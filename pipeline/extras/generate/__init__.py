@@ -1,0 +1,1 @@
+"""A conditional GAN and its generated digits."""

@@ -1,0 +1,1 @@
+"""Pictures of a trained network: weights, gradients, activations and embeddings."""

@@ -1,0 +1,166 @@
+"""recognize: the digits in photos and drawings, with the recipe's trained network or a pretrained one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.errors import StageError, UserError
+from pipeline.workflow import publishing, schemas, store
+from pipeline.workflow.stage import StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.extras.recognize.photos import PreparedDigit
+    from pipeline.nn.networks import LoadedNetwork
+    from pipeline.shapes import UInt8
+
+CHUNK = 64  # images that are prepared before their digits are predicted and shown
+MAX_PICTURED = 300  # images in recognized.png
+
+
+class Prediction(NamedTuple):
+    """The two most probable digits in an image file."""
+
+    file: str
+    digit: int
+    probability: float
+    runner_up: int
+    runner_up_probability: float
+    unsure: bool
+
+    def __str__(self) -> str:
+        unsure = "unsure, " if self.unsure else ""
+        return (
+            f"{self.file}: {unsure}{self.digit} ({self.probability:.1%}), "
+            f"then {self.runner_up} ({self.runner_up_probability:.1%})"
+        )
+
+
+@dataclass
+class Recognizer:
+    """Networks, and the temperature that calibrates the mean of their probabilities."""
+
+    loaded: Sequence[LoadedNetwork]
+    temperature: float
+    about: str
+
+
+def run(context: StageContext) -> None:
+    from pipeline.extras.recognize import figure
+
+    recognizer = _load_recognizer(context)
+    context.say(recognizer.about)
+    predictions: list[Prediction] = []
+    pictured: list[UInt8[np.ndarray, "28 28"]] = []
+    faults: list[str] = []
+    digits = _read_digits(context, faults)
+    while chunk := list(itertools.islice(digits, CHUNK)):
+        for prediction in _predict(context, recognizer, chunk):
+            context.say(str(prediction))
+            predictions.append(prediction)
+        pictured += [digit.image for _, digit in chunk[: MAX_PICTURED - len(pictured)]]
+    if predictions:
+        shown = predictions[: len(pictured)]
+        picture = figure.draw(
+            pictured,
+            [prediction.file for prediction in shown],
+            [f"{prediction.digit}  {prediction.probability:.1%}" for prediction in shown],
+            [prediction.unsure for prediction in shown],
+            len(predictions),
+        )
+        _publish(context, recognizer, predictions, picture)
+        context.workflow.say(f"results: {context.published_dir}/recognized.csv, with a picture in recognized.png")
+    if faults:
+        n_images = len(faults) + len(predictions)
+        raise UserError(f"{len(faults)} of {n_images} images could not be recognized: see the lines above")
+
+
+def _load_recognizer(context: StageContext) -> Recognizer:
+    """The recipe's trained networks if they are fresh, otherwise the pretrained one. Raises StageError."""
+    from pipeline.nn import pretrained
+    from pipeline.nn.networks import load_networks
+
+    recipe, files, device = context.only.recipe, context.files, context.workflow.device
+    if weights := files.get("train/weights.safetensors"):
+        file = files.get("evaluate/metrics.json")
+        metrics = store.require_json(file, schemas.Metrics) if file else None
+        temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
+        evaluate = context.workflow.state(context.workflow.stages["evaluate"])
+        reason = "no rows were held out" if metrics else f"evaluate is {evaluate}"
+        note = "" if temperature else f"; its probabilities are not calibrated, since {reason}"
+        return Recognizer(load_networks(weights, device), temperature or 1.0, f"using {weights}{note}")
+    state = context.workflow.state(context.workflow.stages["train"])
+    if recipe.name not in pretrained.pretrained_recipes():
+        raise StageError(
+            f"recipe {recipe.name} has no trained network ({state}): run `python run_pipeline.py --stage all"
+            f"{context.workflow.arguments}` first, or use a pretrained one: "
+            + " or ".join(f"--recipe {name}" for name in pretrained.pretrained_recipes())
+        )
+    network = pretrained.load_pretrained(recipe.name, device)
+    about = f"using the pretrained network, since the recipe's own is {state}"
+    return Recognizer([network], network.metadata[pretrained.RECORD]["temperature"], about)
+
+
+def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, PreparedDigit]]:
+    """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
+    from pipeline.extras.recognize.image_files import NoDigit, list_image_files
+    from pipeline.extras.recognize.photos import read_digit
+
+    for path in context.workflow.images:
+        try:
+            files, note = list_image_files(path)
+        except NoDigit as error:
+            context.say(str(error))
+            faults.append(str(error))
+            continue
+        if note:
+            context.say(note)
+        for file in files:
+            try:
+                yield str(file), read_digit(file)
+            except NoDigit as error:
+                context.say(str(error))
+                faults.append(str(error))
+
+
+def _predict(
+    context: StageContext, recognizer: Recognizer, digits: Sequence[tuple[str, PreparedDigit]]
+) -> Iterator[Prediction]:
+    """The calibrated predictions for digits with the names of their files."""
+    import numpy as np
+    import torch
+
+    from pipeline.metrics.calibration import UNSURE_BELOW, calibrate
+    from pipeline.nn.inference import predict_probabilities
+
+    batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.workflow.device
+    each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
+    probabilities = calibrate(np.mean(each, axis=0), recognizer.temperature)
+    for (file, digit), row in zip(digits, probabilities, strict=True):
+        second, first = np.argsort(row, kind="stable")[-2:].tolist()
+        unsure = digit.is_doubtful or bool(row[first] < UNSURE_BELOW)
+        yield Prediction(file, first, float(row[first]), second, float(row[second]), unsure)
+
+
+def _publish(context: StageContext, recognizer: Recognizer, predictions: Sequence[Prediction], picture: bytes) -> None:
+    """Write the table and the picture, and replace the results of an earlier call."""
+    staging, lines = publishing.create_staging_dir(context.published_dir), [",".join(Prediction._fields)]
+    for p in predictions:
+        file = p.file.replace('"', '""')  # always quoted: csv.writer does not quote a carriage return
+        rest = f"{p.digit},{p.probability:.6f},{p.runner_up},{p.runner_up_probability:.6f},{p.unsure:d}"
+        lines.append(f'"{file}",{rest}')
+    store.write(staging / "recognized.csv", "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+    store.write(staging / "recognized.png", picture)
+    numbers = {
+        "recipe": context.only.recipe.name,
+        "network": recognizer.about,
+        "temperature": recognizer.temperature,
+        "images": len(predictions),
+        "unsure": sum(prediction.unsure for prediction in predictions),
+    }
+    store.write_manifest(staging, context.key, context.stage.outputs, numbers, context.environment)
+    publishing.publish(context.published_dir)

@@ -1,1 +1,0 @@
-"""The pretrained weights: quick.safetensors, standard.safetensors, and what they may be tested on."""

@@ -1,0 +1,1 @@
+"""From a recipe to trained networks in folders, and their predictions."""

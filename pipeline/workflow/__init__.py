@@ -1,0 +1,1 @@
+"""The stage engine: freshness, running and publishing of results."""
