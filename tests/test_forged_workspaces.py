@@ -23,7 +23,7 @@ from pipeline.workflow import schemas, store
 from tests import forgeries
 from tests.conftest import TINY, forge
 
-FAST, SLOW = 60, 2000  # forgeries
+FAST, SLOW = 30, 2000  # forgeries
 SUFFIXES = (".json", ".npy", ".safetensors", ".csv")
 
 # The files that belong to no manifest, or are not in every workspace, with a valid content.

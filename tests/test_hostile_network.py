@@ -120,7 +120,6 @@ CALLS = ("GetSubmissionLimits", "ListSubmissions", "StartSubmissionUpload", "Upl
 @pytest.mark.parametrize(
     ("call", "fault"),
     [
-        ("CreateSubmission", "reset"),
         *slow(
             *((call, fault) for call in CALLS for fault in (401, 404, 429, 500, "hang", "reset", "html", "redirect")),
             # The client ignores the reply to an upload.

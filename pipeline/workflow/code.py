@@ -110,8 +110,13 @@ def _raw(file: str) -> str:
 @functools.cache
 def _module(name: str) -> Module:
     file = _file(name)
-    tree = ast.parse(_read(file))
-    return Module(file, _raw(file), _hash(_simplified(tree)), frozenset(_imports(tree)))
+    return Module(file, _raw(file), *_parse(_read(file)))
+
+
+@functools.cache
+def _parse(source: bytes) -> tuple[str, frozenset[tuple[str, str]]]:
+    tree = ast.parse(source)
+    return _hash(_simplified(tree)), frozenset(_imports(tree))
 
 
 def _imports(node: ast.AST) -> Iterator[tuple[str, str]]:

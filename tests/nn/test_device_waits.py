@@ -84,7 +84,7 @@ def count_waits_of_gan(gan, n_batches, device):
     ("recipe", "used"),
     [
         ("quick", "fp32"),
-        ("quick", "fp16"),
+        pytest.param("quick", "fp16", marks=pytest.mark.slow),
         ("dropout_cnn", "fp32"),
         ("ladder/deeper", "bf16"),
     ],

@@ -154,9 +154,8 @@ def gradients(network, images, labels, used):
     return torch.cat([parameter.grad.flatten() for parameter in network.parameters()]), is_skipped
 
 
-@pytest.mark.parametrize(
-    "name", ["small_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("medium_cnn", "dropout_cnn"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small_cnn", "medium_cnn", "dropout_cnn"])
 def test_gradients_in_fp16_are_those_in_fp32(name):
     """Within 6% of their norm, and closer than in bf16; of an untrained and of a trained network."""
     torch.manual_seed(0)

@@ -259,14 +259,8 @@ def test_notebook_above_the_servers_limit(push, kaggle, monkeypatch):
     assert (run.code, run.err.count("\n")) == (2, 1) and "source code is too large" in run.err
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "SaveKernel",
-        pytest.param("GetKernelSessionStatus", marks=pytest.mark.slow),
-        pytest.param("ListKernelSessionOutput", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["SaveKernel", "GetKernelSessionStatus", "ListKernelSessionOutput"])
 def test_server_that_does_not_answer(kaggle, results, command, tmp_path, monkeypatch, call):
     """With the client in a process of its own, which is ended."""
     monkeypatch.setattr(kernels, "FETCH_TIMEOUT_FACTOR", 1)
