@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset import files, sources, tables
+from pipeline.dataset import fetch, files, sources, tables
 from pipeline.errors import UserError
 from pipeline.recipes import config
 from pipeline.workflow import store
@@ -42,7 +42,7 @@ class FunctionReader:
         if data != "auto":
             shutil.rmtree(self.raw, ignore_errors=True)
             self.raw.mkdir(parents=True)
-            sources.fetch_path(str(data), self.raw)
+            fetch.fetch_path(str(data), self.raw)
             table_files = files.find_tables(files.list_table_files(self.raw))
         else:
             table_files = sources.require_user_tables(self.raw, sources.find_user_files(self.raw))

@@ -145,3 +145,16 @@ def test_top_level_files():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     present = {name.split("/")[0] for name in tracked.splitlines() if not name.startswith(".")}
     assert present == expected or not tracked  # without git, a user's copy may contain other files
+
+
+def test_modules_import_at_the_top():
+    """What --status loads imports large libraries within functions; everything behind the table of stages at the top."""
+    in_functions, for_types = 0, 0
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            imports = [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+            if isinstance(node, ast.FunctionDef):
+                in_functions += len(imports)
+            elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                for_types += len(imports)
+    assert in_functions <= 25 and for_types <= 15

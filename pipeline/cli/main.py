@@ -22,9 +22,7 @@ from pipeline.cli.arguments import ALL_STAGES, parse_arguments
 from pipeline.cli.status import show_recipes, show_status
 from pipeline.cli.workflows import STAGES, make_run, make_workflow
 from pipeline.errors import PipelineError, StageError, explain, null_stream, one_line, show, show_error
-from pipeline.machine import devices
 from pipeline.recipes import config
-from pipeline.training import pool
 from pipeline.workflow import locks
 from pipeline.workflow.checks import check_recipe_files, check_recipes
 from pipeline.workflow.log import start_run
@@ -134,9 +132,12 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     _check_options(options, workflow)
     parts = [workflow.for_recipe(recipe) for recipe in workflow.recipes]
     check_recipe_files(workflow, [part.folder(STAGES[name]) for part in parts for name in ("train", "generate")])
-    uses_device = any(stage.uses_device for stage in stages)
-    if uses_device:
+    about_device = ""
+    if any(stage.uses_device for stage in stages):
+        from pipeline.machine import devices  # not at the top: it imports torch
+
         workflow.device = devices.choose_device(options.device)
+        about_device = devices.describe_choice(workflow.device, options.device)
     for name in dict.fromkeys(stage.check for stage in stages if stage.check):
         load_function(name)(workflow.recipes, workflow.device)
     with start_run(options.workspace, options.stage, options.wait) as workflow.log:
@@ -146,8 +147,8 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
                 workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
             )
             workflow.say(f"recipe {workflow.name}: {about}{hint}")
-        if uses_device:
-            workflow.say(devices.describe_choice(workflow.device, options.device))
+        if about_device:
+            workflow.say(about_device)
         workflow.restore()
         start = time.time()
         for stage in stages:
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
 
 def _check_options(options: argparse.Namespace, workflow: Workflow) -> None:
     """Raise StageError for options that this recipe, or this machine, cannot use."""
-    pool.check_engine(options.engine)
+    if options.engine != "local" and not options.engine.startswith("dask=tcp://"):
+        raise StageError(f"--engine {options.engine}: expected local or dask=tcp://HOST:PORT")
     if options.engine != "local" and sum(recipe.n_networks for recipe in workflow.recipes) == 1:
         raise StageError(
             f"--engine {options.engine}: {workflow.name} trains a single network; --engine is for recipes with several"

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.cli.arguments import ALL_STAGES, HOME
 from pipeline.errors import StageError
-from pipeline.machine import devices
 from pipeline.recipes import config
 from pipeline.recipes.settings import Recipe
 from pipeline.workflow.run import Workflow
@@ -61,4 +60,6 @@ def _default_recipe(options: argparse.Namespace) -> str:
         return "quick"  # to choose the device would import PyTorch
     if options.stage in STAGES and (name := STAGES[options.stage].default_recipe):
         return name
+    from pipeline.machine import devices  # not at the top: it imports torch
+
     return "dropout_cnn" if devices.choose_device(options.device) == "cuda" else "quick"

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from pipeline.dataset.tables import DataError
 from pipeline.recipes.settings import Split
@@ -16,7 +17,6 @@ def split_rows(
 
     With folds, both contain every row, and `assign_folds` determines which rows each network holds out.
     """
-    from sklearn.model_selection import train_test_split
 
     rows = np.arange(len(labels))
     if settings.folds:
@@ -42,7 +42,6 @@ def split_rows(
 
 def assign_folds(labels: UInt8[np.ndarray, " n"], settings: Split) -> UInt8[np.ndarray, " n"]:
     """The fold, from 0 to `settings.folds` - 1, that holds out each row, stratified by label. Raises DataError."""
-    from sklearn.model_selection import StratifiedKFold
 
     for label, count in enumerate(np.bincount(labels)):
         if 0 < count < settings.folds:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.errors import StageError
 
 DRIVER_TIMEOUT = 10  # seconds for nvidia-smi
@@ -27,8 +29,6 @@ def choose_device(requested: str) -> str:
     if reason := why_unusable(requested):
         raise StageError(f"--device {requested}: {reason}; omit --device or use --device cpu")
     if requested == "cuda":
-        import torch  # not at the top: --status, --list and --help must start quickly
-
         torch.cuda.set_device(usable_gpus()[0])
     return requested
 
@@ -36,8 +36,6 @@ def choose_device(requested: str) -> str:
 def describe_choice(device: str, requested: str) -> str:
     """The chosen device, and if it is the CPU without being requested, why no other is used."""
     if device == "cpu" and requested == "auto":
-        import torch
-
         return f"device: cpu ({why_unusable('mps' if torch.backends.mps.is_built() else 'cuda')})"
     if device == "cuda":
         return f"device: {', '.join(sorted({str(_describe_gpu(number)['name']) for number in usable_gpus()}))}"
@@ -47,8 +45,6 @@ def describe_choice(device: str, requested: str) -> str:
 @functools.cache
 def why_unusable(device: str) -> str:
     """Why this machine cannot compute on a kind of device, and what to do about it; "" if it can."""
-    import torch
-
     if device == "cpu":
         return ""
     if device == "mps":
@@ -73,15 +69,11 @@ def why_unusable(device: str) -> str:
 @functools.cache
 def usable_gpus() -> tuple[int, ...]:
     """The numbers of the CUDA GPUs that compute."""
-    import torch
-
     return tuple(n for n in range(torch.cuda.device_count()) if not _why_it_does_not_compute(f"cuda:{n}"))
 
 
 def _explain_missing_gpu(message: str) -> str:
     """What to do about an error of torch.cuda.init()."""
-    import torch
-
     if "driver on your system is too old" in message:
         return (
             f"the NVIDIA driver is too old for PyTorch {torch.__version__}, which needs CUDA {torch.version.cuda}: "
@@ -111,16 +103,12 @@ def _why_it_does_not_compute(device: str) -> str:
 
 
 def _convolve(device: str) -> None:
-    import torch
-
     images, weight = torch.ones(1, 1, 8, 8, device=device), torch.ones(1, 1, 3, 3, device=device)
     if torch.nn.functional.conv2d(images, weight).sum().item() != 6 * 6 * 9:
         raise RuntimeError("a convolution has a wrong result")
 
 
 def _explain_failed_gpu(number: int, message: str) -> str:
-    import torch
-
     gpu = _describe_gpu(number)
     name = f"{gpu['name']} (compute capability {gpu['compute_capability']})"
     if "no kernel image" in message or "ARCH_MISMATCH" in message:
@@ -135,8 +123,6 @@ def _explain_failed_gpu(number: int, message: str) -> str:
 
 
 def _describe_gpu(number: int) -> dict[str, Any]:
-    import torch
-
     properties = torch.cuda.get_device_properties(number)
     return {
         "name": properties.name,
@@ -147,8 +133,6 @@ def _describe_gpu(number: int) -> dict[str, Any]:
 
 def describe_gpus(gpus: Sequence[int] | None = None) -> dict[str, Any]:
     """GPUs, by default all that compute, and the versions of driver, CUDA and cuDNN, as JSON can hold them."""
-    import torch
-
     return {
         "gpus": [_describe_gpu(number) for number in (usable_gpus() if gpus is None else gpus)],
         "driver": _driver_version(),
@@ -159,8 +143,6 @@ def describe_gpus(gpus: Sequence[int] | None = None) -> dict[str, Any]:
 
 def _cudnn_version() -> int | None:
     """The version of cuDNN; None if it does not support a GPU of this machine, which need not be the one in use."""
-    import torch
-
     try:
         version: int | None = torch.backends.cudnn.version()
     except RuntimeError:
@@ -210,8 +192,6 @@ def out_of_memory(section: str) -> StageError:
 
 def release_memory() -> None:
     """Return the unused memory of this process on the current GPU, for the other processes that use it."""
-    import torch
-
     # PyTorch 2.11 keeps the workspaces that cuBLAS has allocated while a CUDA graph was recorded.
     if clear := getattr(torch._C, "_cuda_clearCublasWorkspaces", None):  # missing without CUDA
         clear()
@@ -220,8 +200,6 @@ def release_memory() -> None:
 
 def networks_per_gpu() -> int:
     """How many networks to train on each GPU at the same time."""
-    import torch
-
     gpus = usable_gpus()
     free = min(torch.cuda.mem_get_info(number)[0] for number in gpus)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,6 @@ from importlib import metadata
 from typing import Any
 
 from pipeline import ROOT
-from pipeline.machine.devices import describe_gpus
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "safetensors", "kaggle")
 
@@ -19,14 +18,19 @@ def describe_environment(device: str, gpus: Sequence[int] | None = None) -> dict
 
     gpus: the numbers of the CUDA GPUs that are used, by default of all that compute.
     """
-    return {
+    environment = {
         "device": device,
         "machine": platform.platform(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "versions": {package: _version(package) for package in PACKAGES},
         "commit": _commit(),
-    } | (describe_gpus(gpus) if device == "cuda" else {})
+    }
+    if device == "cuda":
+        from pipeline.machine.devices import describe_gpus  # not at the top: it imports torch
+
+        environment |= describe_gpus(gpus)
+    return environment
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 from pipeline.dataset.copies import first_of_equal
 from pipeline.shapes import Float, Float64, Int64, UInt8
@@ -84,7 +85,6 @@ def similar_pairs(
     points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"], digits: tuple[int, int], limit: int
 ) -> Int64[np.ndarray, "pairs 2"]:
     """Index pairs of rows of two digits, the nearest first; a row of the second digit occurs in one pair only."""
-    from sklearn.neighbors import NearestNeighbors
 
     first, second = (np.flatnonzero(labels == digit) for digit in digits)
     if not len(first) or not len(second):

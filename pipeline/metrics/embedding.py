@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
 
 from pipeline.shapes import Float, Float32, Float64, UInt8
 
@@ -26,7 +29,6 @@ def fit_pca(values: Float32[np.ndarray, "n d"], solver: str = "full") -> tuple[A
 
     solver: scikit-learn's `svd_solver`, for at most MAX_COLUMNS columns.
     """
-    from sklearn.decomposition import PCA
 
     solver = solver if values.shape[1] <= MAX_COLUMNS else "randomized"
     pca = PCA(min(N_COMPONENTS, *values.shape), svd_solver=solver, random_state=0)
@@ -84,7 +86,6 @@ def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarra
 
     The most frequent digit wins; if several are equally frequent, that of the nearest of these neighbours.
     """
-    from sklearn.neighbors import NearestNeighbors
 
     neighbours = min(NEIGHBOURS, len(points) - 1)
     indices = NearestNeighbors(n_neighbors=neighbours, n_jobs=-1).fit(points).kneighbors(return_distance=False)
@@ -96,7 +97,6 @@ def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarra
 
 def silhouette(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"]) -> float | None:
     """scikit-learn's mean silhouette of the digits, from -1 to 1; None if there are fewer than two digits."""
-    from sklearn.metrics import silhouette_score
 
     if not 1 < len(np.unique(labels)) < len(labels):
         return None

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.dataset import transforms
+from pipeline.reports import training_figures
+from pipeline.shapes import UInt8
+from pipeline.training.arrays import read_digits, read_rows
 from pipeline.workflow import store
 from pipeline.workflow.stage import StageContext
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.shapes import UInt8
-
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-    from tqdm import tqdm
-
-    from pipeline.dataset import transforms
-    from pipeline.reports import training_figures
-    from pipeline.training.arrays import read_digits, read_rows
 
     images, labels = read_digits(context.files)
     if not context.settings.train.fit_all:

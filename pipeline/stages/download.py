@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import files, sources
+from pipeline.dataset import fetch, files, sources
 from pipeline.dataset.files import SourceError
 from pipeline.kaggle import client
 from pipeline.workflow import publishing, schemas, store
@@ -26,11 +26,11 @@ def run(context: StageContext) -> None:
     if data is None:
         return
     staging, inputs = publishing.create_staging_dir(raw), {}
-    if data in sources.FETCHERS:
-        numbers = sources.FETCHERS[data](staging)
+    if data in sources.NAMES:
+        numbers = fetch.FETCHERS[data](staging)
     else:
         inputs = sources.hash_path(data)
-        numbers = sources.fetch_path(data, staging)
+        numbers = fetch.fetch_path(data, staging)
         if sources.hash_path(data) != inputs:
             raise SourceError(f"{data} changed while it was read; nothing was published, run the stage again")
         context.environment["path"] = str(Path(data).absolute())
@@ -89,7 +89,7 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
         return "kaggle" if has_credentials else "sample"
     if not (store.changed_outputs(raw, earlier) or context.workflow.force):
         return None
-    if source in sources.FETCHERS:
+    if source in sources.NAMES:
         return str(source)
     path = (store.read_json(raw / store.CONTEXT, schemas.Context) or {}).get("path")
     if not path:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sklearn.metrics
 
 from pipeline.kaggle.competition import MEAN_PIXEL, MEAN_PIXEL_TOLERANCE, TEST_ROWS, TRAIN_ROWS
+from pipeline.metrics import calibration, classification
+from pipeline.nn.networks import load_networks
 from pipeline.recipes import config
+from pipeline.reports import training_figures
+from pipeline.shapes import Float32, Int64, UInt8
+from pipeline.training.arrays import read_images
+from pipeline.training.held_out import HeldOutPredictions, load_training_rows
 from pipeline.training.predictions import predict_training_rows
 from pipeline.workflow import store
 from pipeline.workflow.stage import StageContext, StageInputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.shapes import Float32, Int64, UInt8
-    from pipeline.training.held_out import HeldOutPredictions
 
 MAX_IMAGES = 40  # in a picture of errors
 MAX_SUSPECTS = 100  # rows in the table of suspects
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-    import sklearn.metrics
-
-    from pipeline.metrics import calibration, classification
-    from pipeline.reports import training_figures
-    from pipeline.training.held_out import load_training_rows
 
     parts = [_predict(context, part) for part in context.parts]
     training_rows = load_training_rows(context.parts[0].files)
@@ -78,7 +76,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
-    from pipeline.nn.networks import load_networks
 
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     return predict_training_rows(context, part, loaded, part.settings.predict)
@@ -86,7 +83,6 @@ def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
 
 def _class_metrics(labels: UInt8[np.ndarray, " n"], predictions: Int64[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Precision, recall and number of rows of each digit; None where the denominator is 0."""
-    import sklearn.metrics
 
     columns = sklearn.metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(10), zero_division=math.nan
@@ -133,7 +129,6 @@ def _rests_on(parts: list[HeldOutPredictions], folds: UInt8[np.ndarray, " n"] | 
 
 
 def _mean_and_std(values: list[float]) -> dict[str, Any]:
-    import numpy as np
 
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "each": values}
@@ -147,10 +142,6 @@ def _draw(
     probabilities: Float32[np.ndarray, "n 10"],
 ) -> None:
     """Write the pictures of errors and suspects, and the table of the rows whose own label is least likely."""
-    import pandas as pd
-
-    from pipeline.metrics import classification
-    from pipeline.reports import training_figures
 
     predictions = probabilities.argmax(1)
 
@@ -200,9 +191,6 @@ def _record(context: StageContext, parts: list[HeldOutPredictions]) -> dict[str,
 
 def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     """Why the recipe's recorded accuracy does not apply to this run, or ""."""
-    import numpy as np
-
-    from pipeline.training.arrays import read_images
 
     recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
     if not recipe.estimate.seeds:

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.dataset import files
+import numpy as np
+
+from pipeline.dataset import files, tables
 from pipeline.dataset.files import TableFile
 from pipeline.kaggle.competition import SOURCES, TEST_ROWS
+from pipeline.metrics.expected_score import estimate_score
+from pipeline.nn.networks import load_networks
+from pipeline.nn.pretrained import refuse_pretrained
 from pipeline.recipes import config
+from pipeline.shapes import Float32
 from pipeline.training.predictions import predict_test_rows
 from pipeline.workflow import schemas, store
 from pipeline.workflow.stage import StageContext, StageInputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.shapes import Float32
 
 # Sections that the content of a submission depends on.
 SUBMISSION_SETTINGS = ("prepare", "split", *config.ACCURACY_SETTINGS)
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-
-    from pipeline.dataset import tables
 
     parts = [_predict(context, part) for part in context.parts]
     probabilities = np.mean(parts, axis=0)
@@ -49,8 +47,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
-    from pipeline.nn.networks import load_networks
-    from pipeline.nn.pretrained import refuse_pretrained
 
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     for network in loaded:
@@ -60,7 +56,6 @@ def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n
 
 def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     """What is recorded with a submission: where it comes from, what score to expect, what was sent to Kaggle."""
-    from pipeline.metrics.expected_score import estimate_score
 
     workflow = context.workflow
     evaluation = store.require_json(context.parts[0].files["evaluate/metrics.json"], schemas.Metrics)

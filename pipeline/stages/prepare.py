@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import files
+from tqdm import tqdm
+
+from pipeline.dataset import files, splits, tables
+from pipeline.dataset.copies import find_copies
+from pipeline.dataset.tables import DataError
 from pipeline.workflow import publishing, schemas, store
 from pipeline.workflow.stage import StageContext
 
@@ -13,8 +17,6 @@ MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv;
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    from pipeline.dataset import splits
-    from pipeline.dataset.tables import DataError
 
     settings = context.settings
     arrays = context.published_dir.parent.parent / "arrays"
@@ -48,10 +50,6 @@ def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
 
 
 def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> None:
-    from tqdm import tqdm
-
-    from pipeline.dataset import tables
-    from pipeline.dataset.copies import find_copies
 
     csvs = files.find_tables(context.files.values())  # download has checked that all three exist
     with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:

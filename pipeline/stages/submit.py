@@ -11,6 +11,7 @@ from pipeline.dataset import sources
 from pipeline.errors import StageError
 from pipeline.kaggle import client, competition
 from pipeline.kaggle.client import KaggleError
+from pipeline.nn import pretrained
 from pipeline.workflow import schemas, store
 from pipeline.workflow.stage import StageContext
 
@@ -30,7 +31,6 @@ class Submission:
     @classmethod
     def load(cls, folder: Path) -> Submission:
         """Load a submission. Raises StageError if it is edited, or not made from the competition's data."""
-        from pipeline.nn import pretrained
 
         file, receipt_file = folder / "submission.csv", folder / "submission.json"
         receipt = store.read_json(receipt_file, schemas.Receipt)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from pipeline.nn.networks import serialize_networks
+from pipeline.reports import training_figures
+from pipeline.reports.event_files import EventWriter
 from pipeline.training import ensure, imagenet, plan
+from pipeline.training.arrays import load_arrays
+from pipeline.training.ensure import TrainedNetwork
 from pipeline.training.pool import make_pool
+from pipeline.training.specs import Spec
+from pipeline.training.task import History
 from pipeline.workflow import store
 from pipeline.workflow.stage import StageContext
-
-if TYPE_CHECKING:
-    from pipeline.reports.event_files import EventWriter
-    from pipeline.training.ensure import TrainedNetwork
-    from pipeline.training.specs import Spec
-    from pipeline.training.task import History
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
 # which imports matplotlib; the others take 0.1 s.
@@ -25,9 +28,6 @@ DRAWING_SECONDS = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import pandas as pd
-
-    from pipeline.training.arrays import load_arrays
 
     recipe = context.settings
     weights = imagenet.add_inputs(context)
@@ -57,7 +57,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
     """The weights of all networks as one file; for a single network, its own file."""
-    from pipeline.nn.networks import serialize_networks
 
     paths = [network.folder / "weights.safetensors" for network in trained]
     if len(paths) == 1:
@@ -79,8 +78,6 @@ class _Monitor:
         self.finished: list[History] = []
         self.writer: EventWriter | None = None
         if context.workflow.tracker == "tensorboard":
-            from pipeline.reports.event_files import EventWriter
-
             run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
             folder = context.workflow.workspace / "data/logs/tensorboard" / context.workflow.name / run_name
             self.writer = EventWriter(folder)
@@ -109,8 +106,6 @@ class _Monitor:
         """Draw the curves, if that takes no more than DRAWING_SHARE of the time."""
         start = time.monotonic()
         if final or start >= self.next_drawing:
-            from pipeline.reports import training_figures
-
             selection = self.context.settings.train.checkpoint_selection
             store.write(self.context.output_dir / "curves.png", training_figures.curves(histories, selection))
             now = time.monotonic()

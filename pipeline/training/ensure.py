@@ -6,24 +6,23 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.machine import devices
 from pipeline.recipes import config
 from pipeline.training import features, imagenet
+from pipeline.training.arrays import TrainingArrays
+from pipeline.training.footprint import least_memory
 from pipeline.training.pool import Pool, make_pool
 from pipeline.training.specs import NetworkSpec, Spec
+from pipeline.training.task import HISTORY, LOG, History, TrainingOutcome, TrainingTask, read_history, train_network
 from pipeline.workflow import code, publishing, schemas, store
 from pipeline.workflow.stage import StageContext, StageInputs
 from pipeline.workflow.store import Manifest
-
-if TYPE_CHECKING:
-    from pipeline.training.arrays import TrainingArrays
-    from pipeline.training.task import History, TrainingOutcome
 
 NETWORKS = "data/networks"  # below the workspace
 SCREEN_INTERVAL = 60  # seconds between lines about the training of a single network, without a progress bar
@@ -66,7 +65,6 @@ class TrainedNetwork:
         return numbers
 
     def history(self) -> History:
-        from pipeline.training.task import HISTORY, read_history
 
         return read_history(self.folder / HISTORY, self.spec)
 
@@ -84,8 +82,6 @@ def ensure(
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """
-    from pipeline.training.footprint import require_memory
-    from pipeline.training.task import train_network
 
     workflow, pool = context.workflow, make_pool(context)
     base = store.resolve(workflow.workspace / NETWORKS)
@@ -108,7 +104,7 @@ def ensure(
         return networks
     missing = _with_features(context, missing)
     if pool.device == "cpu" and pool.engine == "local":
-        require_memory(missing.values())
+        _require_memory(missing.values())
     tasks = {str(publishing.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
     arguments = [_task_arguments(context, pool.worker_device(), folder, request) for folder, request in missing.items()]
     threads = max(request.spec.threads for request in missing.values()) or 1
@@ -179,6 +175,16 @@ def _can_resume(started: dict[str, Any], request: Request) -> bool:
     return config.matches(started, request.spec.key()) and observations == observations | request.observations()
 
 
+def _require_memory(requests: Iterable[Request]) -> None:
+    """Raise StageError if one of the trainings needs more memory than this machine has; they are on the CPU."""
+    estimate = functools.cache(least_memory)
+    for request in requests:
+        if isinstance(request.spec, NetworkSpec):
+            train = request.spec.train.replace(seed=0)
+            needed = estimate(request.spec.model, train, "cpu", len(request.arrays.labels))
+            devices.require_memory(needed, str(request))
+
+
 def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
     """How many networks to train on each GPU at the same time; recorded in context.json."""
     if pool.device != "cuda" or pool.engine != "local":
@@ -190,7 +196,6 @@ def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
 
 def _task_arguments(context: StageContext, device: str, folder: Path, request: Request) -> tuple[Any, ...]:
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
-    from pipeline.training.task import TrainingTask
 
     spec, staging, started = request.spec, publishing.staging_dir(folder), _read_started(folder)
     if context.workflow.force or not _can_resume(started, request):
@@ -237,7 +242,6 @@ def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
 
 def _publish(context: StageContext, folder: Path, request: Request, outcome: TrainingOutcome) -> None:
     """Write a trained network into its folder and publish it, unless its inputs have changed."""
-    from pipeline.training.task import LOG
 
     staging = publishing.staging_dir(folder)
     for name, content in outcome.files.items():
@@ -252,7 +256,6 @@ def _publish(context: StageContext, folder: Path, request: Request, outcome: Tra
 
 def _publish_if_complete(network: TrainedNetwork) -> None:
     """Publish a network if a run was interrupted after it had written everything."""
-    from pipeline.training.task import LOG
 
     staging = publishing.staging_dir(network.folder)
     manifest = _read_manifest(staging, network.spec)

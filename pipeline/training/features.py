@@ -8,23 +8,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
 
 from pipeline.errors import StageError
 from pipeline.machine.devices import is_out_of_memory
+from pipeline.nn.initialization import make_initial_network
+from pipeline.nn.networks import make_network
+from pipeline.nn.precision import choose_memory_format, inference_precision
+from pipeline.nn.transfer import TransferNetwork, hash_weights
 from pipeline.recipes.settings import Model
+from pipeline.shapes import Float16, UInt8
 from pipeline.training import imagenet
+from pipeline.training.arrays import TrainingArrays, read_images, read_rows
+from pipeline.training.extraction import extract_features
 from pipeline.training.specs import NetworkSpec
 from pipeline.workflow import code, publishing, schemas, store
 from pipeline.workflow.stage import StageContext, StageInputs
 from pipeline.workflow.store import FORMAT
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.nn.transfer import TransferNetwork
-    from pipeline.shapes import Float16, UInt8
-    from pipeline.training.arrays import TrainingArrays
 
 FEATURES = "data/features"  # below the workspace
 FILE = "features.npy"
@@ -42,8 +46,6 @@ def ensure_features(
     precision: of the training; where the device has no instructions for it, features are computed in fp32.
     table: "train" or "test".
     """
-    from pipeline.nn.transfer import hash_weights
-    from pipeline.training.arrays import read_images
 
     name = f"prepare/{table}_images.npy"
     key = {
@@ -68,9 +70,6 @@ def ensure_features(
 
 def _feature_size(model: Model) -> tuple[int, ...]:
     """The shape of the features of an image."""
-    import torch
-
-    from pipeline.nn.networks import make_network
 
     with torch.device("meta"):
         extractor: torch.nn.Module = make_network(model).extractor  # type: ignore[assignment]
@@ -86,12 +85,6 @@ def _extract(
     size: tuple[int, ...],
 ) -> None:
     """Compute features, whose size is known, in parts, and publish them as one file."""
-    import numpy as np
-    import torch
-    from tqdm import tqdm
-
-    from pipeline.nn.precision import choose_memory_format, inference_precision
-    from pipeline.training.extraction import extract_features
 
     settings, device, start = key["settings"], context.workflow.device, time.monotonic()
     precision = inference_precision(settings["precision"], device)
@@ -141,11 +134,6 @@ def with_features(
     context: StageContext, part: StageInputs, spec: NetworkSpec, arrays: TrainingArrays
 ) -> TrainingArrays:
     """The arrays of a network with a frozen extractor, with features in place of images."""
-    import numpy as np
-
-    from pipeline.nn.initialization import make_initial_network
-    from pipeline.nn.transfer import TransferNetwork
-    from pipeline.training.arrays import read_rows
 
     weights_file = part.files.get(imagenet.input_name(spec.model))
     network = make_initial_network(spec.model, spec.train.seed, weights_file)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,10 +13,6 @@ from pipeline.machine import devices
 from pipeline.nn.networks import require_trainable, trained_part
 from pipeline.nn.trainer import CPU_MICRO_BATCH
 from pipeline.recipes.settings import Model, Recipe, Train
-from pipeline.training.specs import NetworkSpec
-
-if TYPE_CHECKING:
-    from pipeline.training.ensure import Request
 
 
 def least_memory(model: Model, train: Train, device: str, n_rows: int = 1) -> int:
@@ -42,16 +36,6 @@ def least_memory(model: Model, train: Train, device: str, n_rows: int = 1) -> in
     activation_bytes = 4 if train.precision == "fp32" else 2
     n_bytes += 4 * sum(parameter.numel() for parameter in trained.parameters())
     return n_bytes + rows * activation_bytes * sum(sizes)
-
-
-def require_memory(requests: Iterable[Request]) -> None:
-    """Raise StageError if one of the trainings needs more memory than this machine has; they are on the CPU."""
-    estimate = functools.cache(least_memory)
-    for request in requests:
-        if isinstance(request.spec, NetworkSpec):
-            train = request.spec.train.replace(seed=0)
-            needed = estimate(request.spec.model, train, "cpu", len(request.arrays.labels))
-            devices.require_memory(needed, str(request))
 
 
 def check_networks(recipes: Iterable[Recipe], device: str) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import joblib
+import torch
 
 from pipeline.errors import StageError
 from pipeline.machine.devices import choose_device, release_memory, usable_gpus
@@ -34,12 +36,6 @@ _own_gpus: set[int] = set()  # the GPUs that this process has trained on
 
 class ParentGone(RuntimeError):
     """The process that started this training no longer waits for it."""
-
-
-def check_engine(engine: str) -> None:
-    """Raise StageError if the value of --engine is not valid."""
-    if engine != "local" and not engine.startswith("dask=tcp://"):
-        raise StageError(f"--engine {engine}: expected local or dask=tcp://HOST:PORT")
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,6 @@ class Pool:
     def n_workers(self, threads: int, per_gpu: int) -> int:
         """The number of local processes that train at the same time. threads: CPU threads of each, on a CPU."""
         if self.device == "cpu":
-            import joblib
-
             return max(1, int(joblib.cpu_count()) // threads)
         return per_gpu * len(usable_gpus()) if self.device == "cuda" else 1
 
@@ -78,8 +72,6 @@ class Pool:
         n_workers: local processes, at most.
         in_process: replaces `function` if the calls run one after another in this process.
         """
-        import joblib
-
         if not arguments:
             return
         options: dict[str, Any] = {"backend": "loky", "idle_worker_timeout": IDLE_TIMEOUT}
@@ -145,8 +137,6 @@ def _take_gpu(locks: str, gpus: tuple[int, ...], n_workers: int) -> filelock.Bas
     A process that has trained on a GPU before, for another recipe, stays there if it can: its CUDA context remains.
     locks: a folder with a lock file for each place.
     """
-    import torch
-
     while True:
         for number in sorted(range(n_workers), key=lambda number: gpus[number % len(gpus)] not in _own_gpus):
             path = os.path.join(locks, str(number))
@@ -166,8 +156,6 @@ def worker(parent: int, device: str, threads: int) -> Iterator[str]:
     device: of `Pool.worker_device`. A Dask worker uses the GPU that was selected when it was started.
     In a child process, the process ends when its parent does.
     """
-    import torch
-
     if os.getpid() != parent and not _dask_worker():
         _end_with_parent(parent)
     threads_before = torch.get_num_threads()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
+from pipeline.nn.inference import predict_probabilities
+from pipeline.nn.networks import LoadedNetwork
+from pipeline.nn.transfer import Head, TransferNetwork
 from pipeline.recipes.settings import Model, Predict
+from pipeline.shapes import Float32, Shaped
+from pipeline.training.arrays import read_images
 from pipeline.training.features import ensure_features
+from pipeline.training.held_out import HeldOutPredictions, load_training_rows, predict_held_out
 from pipeline.workflow.stage import StageContext, StageInputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.nn.networks import LoadedNetwork
-    from pipeline.shapes import Float32, Shaped
-    from pipeline.training.held_out import HeldOutPredictions
 
 
 def predict_test_rows(
     context: StageContext, part: StageInputs, networks: Sequence[LoadedNetwork], predict: Predict
 ) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of all networks for the rows of test.csv."""
-    import numpy as np
-    import torch
-
-    from pipeline.nn.inference import predict_probabilities
 
     probabilities = []
     for network in networks:
@@ -41,7 +38,6 @@ def predict_training_rows(
     context: StageContext, part: StageInputs, networks: Sequence[LoadedNetwork], predict: Predict
 ) -> HeldOutPredictions:
     """The mean probabilities for each row of train.csv, by the networks that were not trained on it."""
-    from pipeline.training.held_out import load_training_rows, predict_held_out
 
     inputs = functools.partial(load_inputs, context, part, table="train")
     return predict_held_out(networks, load_training_rows(part.files), predict, context.workflow.device, inputs)
@@ -51,9 +47,6 @@ def load_inputs(
     context: StageContext, part: StageInputs, loaded: LoadedNetwork, table: str
 ) -> tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]:
     """A network and the images of a table; of a network with a frozen extractor, its head and their features."""
-    from pipeline.nn.networks import LoadedNetwork
-    from pipeline.nn.transfer import Head, TransferNetwork
-    from pipeline.training.arrays import read_images
 
     model = Model(**loaded.metadata["model"])
     if not model.has_frozen_extractor:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.cli import arguments
 from pipeline.cli.arguments import parse_arguments
 from pipeline.cli.main import main
-from pipeline.dataset import sources
+from pipeline.dataset import fetch
 from pipeline.recipes import config
 from tests.conftest import write_tables
 from tests.interference import ROOT
@@ -129,7 +129,7 @@ def test_debug_shows_the_traceback(command, tmp_path):
 
 
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(command, tmp_path, monkeypatch):
-    monkeypatch.setitem(sources.FETCHERS, "sample", lambda folder: 1 / 0)
+    monkeypatch.setitem(fetch.FETCHERS, "sample", lambda folder: 1 / 0)
     run = command("--stage", "all", "--recipe", "quick", "--data", "sample", "--workspace", tmp_path)
     assert run.code == 1 and run.err == "error: ZeroDivisionError: division by zero\n"
     (log,) = (tmp_path / "data/logs").iterdir()

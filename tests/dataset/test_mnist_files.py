@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset import files, sources, tables
+from pipeline.dataset import fetch, files, tables
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.errors import UserError
 from pipeline.workflow import store
@@ -240,7 +240,7 @@ class TestIdxInZips:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
-                sources.fetch_path(str(path), folder)
+                fetch.fetch_path(str(path), folder)
             except UserError as error:
                 assert "archive.zip" in str(error) and str(error).isprintable(), mutation
                 continue

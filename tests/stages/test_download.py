@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.utils import Bunch
 
-from pipeline.dataset import files, sources
+from pipeline.dataset import fetch, files
 from pipeline.workflow import store
 from tests.conftest import as_zip, digits_28, write_tables
 from tests.dataset.test_idx import FILES as IDX_FILES
@@ -175,7 +175,7 @@ class TestOpenML:
         return make
 
     def test_is_split_in_the_order_of_its_rows(self, download, raw, openml, monkeypatch):
-        monkeypatch.setattr(sources, "OPENML_TRAIN_ROWS", 60)
+        monkeypatch.setattr(fetch, "OPENML_TRAIN_ROWS", 60)
         openml(70)
         assert download("--data", "openml").code == 0
         assert read_source(raw) == "openml"
@@ -299,12 +299,12 @@ class TestRepeatedDownload:
 def test_path_that_changes_while_it_is_read(download, raw, tables, tmp_path, monkeypatch):
     given = write_tables(tmp_path / "given", tables)
 
-    def fetch(data, folder):
+    def fetch_and_change(data, folder):
         numbers = fetch_path(data, folder)
         (given / "test.csv").write_bytes(tables["test.csv"] + b"\n")
         return numbers
 
-    fetch_path = sources.fetch_path
-    monkeypatch.setattr(sources, "fetch_path", fetch)
+    fetch_path = fetch.fetch_path
+    monkeypatch.setattr(fetch, "fetch_path", fetch_and_change)
     require_error(download("--data", given), "changed while it was read")
     assert not raw.exists()

@@ -198,7 +198,7 @@ class TestInterruption:
                 raise KeyboardInterrupt
             return extract(network, images, *arguments)
 
-        monkeypatch.setattr(extraction, "extract_features", interrupted)
+        monkeypatch.setattr(features, "extract_features", interrupted)
         shutil.rmtree(finished / "data/networks")
         assert command("--stage", "train", *RANDOM, "--workspace", finished).code == 130
         assert f"{finished}/data/features" not in command("--clean", "--workspace", finished).out

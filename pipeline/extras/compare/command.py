@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline.dataset import files
 from pipeline.errors import PipelineError, StageError, display_path
-from pipeline.machine import devices
 from pipeline.recipes import config
 from pipeline.recipes.settings import MAX_NETWORKS, Recipe
 from pipeline.training import imagenet
@@ -81,6 +80,8 @@ def run(stage: Stage, options: argparse.Namespace, make_run: Callable[..., Workf
 
     make_run: makes a run from (names of stages, recipes, value of --recipe, values of --set).
     """
+    from pipeline.machine import devices  # not at the top: it imports torch
+
     assignments = [*options.set]
     assignments += [f"compare.seeds={options.seeds}"] * (options.seeds is not None)
     assignments += ["compare.ensemble=true"] * options.ensemble

@@ -9,27 +9,35 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from pipeline.dataset import files
+from pipeline.dataset.affine import random_affine
 from pipeline.dataset.files import TableFile
+from pipeline.dataset.tables import read_submission_table
+from pipeline.dataset.views import apply_view
+from pipeline.extras.compare import page, statistics
 from pipeline.extras.compare.command import load_recipes
+from pipeline.extras.compare.statistics import Row, compare_recipes
+from pipeline.nn.inference import as_input, predict_logits
+from pipeline.nn.initialization import make_initial_network, seed_everything
+from pipeline.nn.networks import load_networks
+from pipeline.nn.precision import inference_precision, library_settings
 from pipeline.recipes import config
 from pipeline.recipes.settings import Predict, Published, Recipe
+from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
+from pipeline.training import arrays as arrays
 from pipeline.training import ensure as networks
 from pipeline.training import imagenet, plan, specs
+from pipeline.training.arrays import TrainingArrays, load_arrays
 from pipeline.training.ensure import Request, TrainedNetwork
 from pipeline.training.pool import make_pool
 from pipeline.training.predictions import predict_test_rows, predict_training_rows
 from pipeline.workflow import schemas, store
 from pipeline.workflow.stage import StageContext, StageInputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.extras.compare.statistics import Row
-    from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
-    from pipeline.training.arrays import TrainingArrays
 
 
 @dataclass
@@ -56,9 +64,6 @@ class Measurement:
     @functools.cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:
         """The numbers of the rows, from 0."""
-        import numpy as np
-
-        from pipeline.training import arrays as arrays
 
         if self.on_test_rows:
             return np.arange(len(self.labels))
@@ -66,7 +71,6 @@ class Measurement:
 
     @property
     def images(self) -> UInt8[np.ndarray, "n 28 28"]:
-        from pipeline.training import arrays as arrays
 
         if self.on_test_rows:
             return arrays.read_images(self.part.files, "prepare/test_images.npy")
@@ -75,8 +79,6 @@ class Measurement:
 
     @functools.cached_property
     def labels(self) -> UInt8[np.ndarray, " n"]:
-        from pipeline.dataset.tables import read_submission_table
-        from pipeline.training import arrays as arrays
 
         if self.on_test_rows:
             path = self.part.files[f"download/{files.TEST_LABELS}"]
@@ -98,7 +100,6 @@ class Measurement:
 
     def arrays(self) -> TrainingArrays:
         """The arrays to train with; with the test rows, if these are measured."""
-        from pipeline.training.arrays import load_arrays
 
         training = load_arrays(self.part.settings, self.part.files)
         if not self.on_test_rows:
@@ -112,7 +113,6 @@ class Measurement:
 
     def predict(self, context: StageContext) -> None:
         """Predict the rows with the networks of each run that has no errors."""
-        from pipeline.nn.networks import load_networks
 
         device = context.workflow.device
         for run in self.complete_runs():
@@ -136,7 +136,6 @@ class Measurement:
 
     def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
         """Accuracies of the runs, NaN where not measured; None for ensembles and without complete runs."""
-        import numpy as np
 
         runs = self.complete_runs()
         if not runs or len(runs[0]) > 1:
@@ -177,7 +176,6 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
 
 def _write_report(context: StageContext, measurements: Sequence[Measurement]) -> None:
     """Write the table, as CSV and Markdown, and the page with pictures."""
-    from pipeline.extras.compare import page, statistics
 
     rows, curves, costs = [], {}, {}
     for measurement in measurements:
@@ -212,9 +210,6 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
 
 def _row(measurement: Measurement, device: str) -> Row:
     """The row of a recipe without its step."""
-    import numpy as np
-
-    from pipeline.extras.compare import statistics
 
     recipe, runs = measurement.recipe, measurement.complete_runs()
     row = statistics.Row(recipe.name, epochs=recipe.train.epochs, seeds=len(runs), note="; ".join(measurement.errors()))
@@ -238,15 +233,6 @@ def _row(measurement: Measurement, device: str) -> Row:
 
 def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> list[float]:
     """The accuracy of the first network of each run on images that are distorted as in training, once for all runs."""
-    import numpy as np
-    import torch
-
-    from pipeline.dataset.affine import random_affine
-    from pipeline.dataset.views import apply_view
-    from pipeline.nn.inference import as_input, predict_logits
-    from pipeline.nn.initialization import seed_everything
-    from pipeline.nn.networks import load_networks
-    from pipeline.nn.precision import inference_precision, library_settings
 
     model = measurement.recipe.models[0]
     seed_everything(0)
@@ -265,14 +251,6 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
 
 def _untrained_row(measurement: Measurement, device: str) -> Row:
     """The row of a recipe's network before training, with each seed."""
-    import numpy as np
-    import torch
-
-    from pipeline.dataset.views import apply_view
-    from pipeline.extras.compare import statistics
-    from pipeline.nn.inference import predict_logits
-    from pipeline.nn.initialization import make_initial_network
-    from pipeline.nn.precision import library_settings
 
     recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
     weights_file = measurement.part.files.get(imagenet.input_name(model))
@@ -292,9 +270,6 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
 
 def _add_steps(rows: Sequence[Row], measurements: Sequence[Measurement]) -> None:
     """Compare each recipe with its baseline, if both are measured on the same rows."""
-    import numpy as np
-
-    from pipeline.extras.compare.statistics import compare_recipes
 
     measured = {measurement.recipe.name: measurement for measurement in measurements if measurement.correct}
     by_name = {row.recipe: row for row in rows}

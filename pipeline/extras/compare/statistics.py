@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.stats
 
 from pipeline.recipes.settings import Published
 from pipeline.shapes import Bool
@@ -67,7 +68,6 @@ def compare_recipes(before: Bool[np.ndarray, "seeds n"], after: Bool[np.ndarray,
     new rows: to the two variances of Welch's test it adds that of sampling rows, estimated from the paired differences
     minus the seeds' contribution to them, with the degrees of freedom of Welch and Satterthwaite.
     """
-    import scipy.stats  # not at the top: it takes 0.6 s
 
     difference = float(after.mean() - before.mean())
     if min(len(before), len(after)) < 2:

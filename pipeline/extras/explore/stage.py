@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from pipeline.extras.explore import report
+from pipeline.extras.explore.study import DatasetStudy
+from pipeline.training.arrays import read_digits, read_images
 from pipeline.workflow import store
 from pipeline.workflow.stage import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-    import pandas as pd
-
-    from pipeline.extras.explore import report
-    from pipeline.extras.explore.study import DatasetStudy
-    from pipeline.training.arrays import read_digits, read_images
 
     train_images, labels = read_digits(context.files)
     images = {"train": train_images, "test": read_images(context.files, "prepare/test_images.npy")}

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from pipeline import ROOT
-from pipeline.dataset.sources import load_sample
+from pipeline.dataset.fetch import load_sample
 from pipeline.errors import show
 from pipeline.extras.export import demo_page
 from pipeline.extras.export.graph import to_page_network

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from pipeline.errors import PipelineError, StageError
+from pipeline.extras.export import demo_page, model_card
+from pipeline.extras.export import graph as export
+from pipeline.nn import pretrained
+from pipeline.nn.networks import LoadedNetwork, load_networks
+from pipeline.shapes import UInt8
+from pipeline.training.arrays import read_images
 from pipeline.workflow import schemas, store
 from pipeline.workflow.stage import StageContext
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.nn.networks import LoadedNetwork
-    from pipeline.shapes import UInt8
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHECKED_ROWS = 1000  # of train.csv, on which the graph is compared with PyTorch
@@ -25,12 +28,6 @@ PICTURES = ("errors.png", "confusion.png")
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    import numpy as np
-
-    from pipeline.extras.export import model_card
-    from pipeline.nn import pretrained
-    from pipeline.nn.networks import load_networks
-    from pipeline.training.arrays import read_images
 
     _require_packages()
     files, folder, recipe = context.files, context.output_dir, context.only.recipe
@@ -73,9 +70,6 @@ def _export_graph(
     context: StageContext, loaded: Sequence[LoadedNetwork], images: UInt8[np.ndarray, "n 28 28"]
 ) -> float:
     """Write model.onnx; returns its largest difference to PyTorch. Raises PipelineError if that is large."""
-    import torch
-
-    from pipeline.extras.export import graph as export
 
     graph = export.to_onnx(loaded, context.settings.predict)
     difference = export.compare_graph(graph, loaded, context.settings.predict, torch.from_numpy(images))
@@ -89,8 +83,6 @@ def _export_graph(
 
 def _write_page(context: StageContext, loaded: Sequence[LoadedNetwork], temperature: float | None) -> str:
     """Write demo.html if the page can run a network of the recipe; returns a sentence about it."""
-    from pipeline.extras.export import demo_page
-    from pipeline.extras.export import graph as export
 
     try:
         network = export.to_page_network(loaded[0])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import safetensors.torch
+
+from pipeline.extras.generate import report, training
+from pipeline.extras.generate.generators import make_generator
 from pipeline.extras.generate.judge import JUDGE, judge_digest, judge_recipe
 from pipeline.extras.generate.spec import GanSpec, gan_spec
+from pipeline.extras.generate.study import GeneratedStudy, LabelledDigits
+from pipeline.nn.networks import load_networks
+from pipeline.nn.precision import library_settings
 from pipeline.training import ensure, plan
+from pipeline.training.arrays import load_arrays, read_digits, read_rows
+from pipeline.training.ensure import TrainedNetwork
 from pipeline.training.pool import make_pool
 from pipeline.workflow import store
 from pipeline.workflow.stage import StageContext
 
-if TYPE_CHECKING:
-    from pipeline.extras.generate.study import GeneratedStudy, LabelledDigits
-    from pipeline.training.ensure import TrainedNetwork
-
 
 def run(context: StageContext) -> dict[str, Any]:
-    from pipeline.extras.generate import report
-    from pipeline.nn.precision import library_settings
 
     recipe, folder = context.only.recipe, context.output_dir
     request = _judge_request(context)
@@ -48,7 +52,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _judge_request(context: StageContext) -> ensure.Request:
-    from pipeline.training.arrays import load_arrays
 
     judge = judge_recipe(context.only.recipe)
     (spec,) = plan.network_specs(judge, context.only, make_pool(context))
@@ -62,12 +65,6 @@ def _gan_spec(context: StageContext) -> GanSpec:
 
 def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
     """Digits of all classes in turn."""
-    import numpy as np
-    import safetensors.torch
-
-    from pipeline.extras.generate import training
-    from pipeline.extras.generate.generators import make_generator
-    from pipeline.extras.generate.study import LabelledDigits
 
     device, settings = context.workflow.device, context.settings
     generator = make_generator(settings.gan)
@@ -78,9 +75,6 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
 
 def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
-    from pipeline.extras.generate.study import GeneratedStudy, LabelledDigits
-    from pipeline.nn.networks import load_networks
-    from pipeline.training.arrays import read_digits, read_rows
 
     device = context.workflow.device
     training_digits = LabelledDigits(*read_digits(context.files, "augment/"))

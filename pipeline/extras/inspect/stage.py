@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import StageError
+from pipeline.extras.inspect import report
+from pipeline.extras.inspect.study import NetworkStudy
+from pipeline.metrics.classification import calibration
+from pipeline.nn.networks import LoadedNetwork, load_networks
+from pipeline.nn.precision import library_settings
+from pipeline.training.held_out import load_training_rows
 from pipeline.workflow import schemas, store
 from pipeline.workflow.stage import StageContext
 
-if TYPE_CHECKING:
-    from pipeline.nn.networks import LoadedNetwork
-
 
 def run(context: StageContext) -> dict[str, Any]:
-
-    from pipeline.extras.inspect import report
-    from pipeline.extras.inspect.study import NetworkStudy
-    from pipeline.metrics.classification import calibration
-    from pipeline.nn.precision import library_settings
-    from pipeline.training.held_out import load_training_rows
 
     files, settings, device = context.files, context.settings, context.workflow.device
     training_rows = load_training_rows(files)
@@ -57,7 +54,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
     """The network to inspect, and, if the recipe has several, which one it is."""
-    from pipeline.nn.networks import load_networks
 
     loaded = load_networks(context.files["train/weights.safetensors"], context.workflow.device)
     number, count = context.settings.inspect.network, len(loaded)

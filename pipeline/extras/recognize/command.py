@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+import torch
 
 from pipeline.errors import StageError, UserError
+from pipeline.extras.recognize import figure
+from pipeline.extras.recognize.image_files import NoDigit, list_image_files
+from pipeline.extras.recognize.photos import PreparedDigit, read_digit
+from pipeline.metrics.calibration import UNSURE_BELOW, calibrate
+from pipeline.nn import pretrained
+from pipeline.nn.inference import predict_probabilities
+from pipeline.nn.networks import LoadedNetwork, load_networks
+from pipeline.shapes import UInt8
 from pipeline.workflow import publishing, schemas, store
 from pipeline.workflow.stage import StageContext
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.extras.recognize.photos import PreparedDigit
-    from pipeline.nn.networks import LoadedNetwork
-    from pipeline.shapes import UInt8
 
 CHUNK = 64  # images that are prepared before their digits are predicted and shown
 MAX_PICTURED = 300  # images in recognized.png
@@ -50,7 +54,6 @@ class Recognizer:
 
 
 def run(context: StageContext) -> None:
-    from pipeline.extras.recognize import figure
 
     recognizer = _load_recognizer(context)
     context.say(recognizer.about)
@@ -81,8 +84,6 @@ def run(context: StageContext) -> None:
 
 def _load_recognizer(context: StageContext) -> Recognizer:
     """The recipe's trained networks if they are fresh, otherwise the pretrained one. Raises StageError."""
-    from pipeline.nn import pretrained
-    from pipeline.nn.networks import load_networks
 
     recipe, files, device = context.only.recipe, context.files, context.workflow.device
     if weights := files.get("train/weights.safetensors"):
@@ -107,8 +108,6 @@ def _load_recognizer(context: StageContext) -> Recognizer:
 
 def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, PreparedDigit]]:
     """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
-    from pipeline.extras.recognize.image_files import NoDigit, list_image_files
-    from pipeline.extras.recognize.photos import read_digit
 
     for path in context.workflow.images:
         try:
@@ -131,11 +130,6 @@ def _predict(
     context: StageContext, recognizer: Recognizer, digits: Sequence[tuple[str, PreparedDigit]]
 ) -> Iterator[Prediction]:
     """The calibrated predictions for digits with the names of their files."""
-    import numpy as np
-    import torch
-
-    from pipeline.metrics.calibration import UNSURE_BELOW, calibrate
-    from pipeline.nn.inference import predict_probabilities
 
     batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.workflow.device
     each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
