@@ -148,7 +148,7 @@ def test_top_level_files():
 
 
 def test_modules_import_at_the_top():
-    """What --status loads imports large libraries within functions; everything behind the table of stages at the top."""
+    """Only what --status loads imports large libraries within functions."""
     in_functions, for_types = 0, 0
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

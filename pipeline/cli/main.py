@@ -23,6 +23,7 @@ from pipeline.cli.status import show_recipes, show_status
 from pipeline.cli.workflows import STAGES, make_run, make_workflow
 from pipeline.errors import PipelineError, StageError, explain, null_stream, one_line, show, show_error
 from pipeline.recipes import config
+from pipeline.recipes.rules import find_unused
 from pipeline.workflow import locks
 from pipeline.workflow.checks import check_recipe_files, check_recipes
 from pipeline.workflow.log import start_run
@@ -147,6 +148,8 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
                 workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
             )
             workflow.say(f"recipe {workflow.name}: {about}{hint}")
+            for note in (note for recipe in workflow.recipes for note in find_unused(recipe)):
+                workflow.say(f"note: {note}")
         if about_device:
             workflow.say(about_device)
         workflow.restore()

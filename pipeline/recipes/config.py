@@ -35,20 +35,6 @@ OBSERVATIONAL = frozenset({"train.record", "ensemble.networks_per_gpu", "model.w
 ACCURACY_SETTINGS = ("augment", "affine", "model", "ensemble", "train", "predict")
 _NOT_ACCURACY_SETTINGS = ("train.seed", "train.fit_all", "train.deterministic", "ensemble.threads")
 
-# Setting names of earlier versions.
-RENAMED = {
-    "after": "baseline",
-    "train.batch": "train.batch_size",
-    "train.keep": "train.checkpoint_selection",
-    "train.decay": "train.lr_gamma",
-    "train.muon_rate": "train.muon_learning_rate",
-    "train.focus": "train.hard_example_fraction",
-    "train.average": "train.swa_fraction",
-    "train.average_decay": "train.ema_decay",
-    "estimate.deviation": "estimate.std",
-    "inspect.member": "inspect.network",
-}
-
 # What a setting must be, by the type of the pydantic error.
 _EXPECTED = {
     "bool_type": "true or false",
@@ -60,7 +46,7 @@ _EXPECTED = {
     "too_short": "a list that is not empty",
     "missing": "lists of 2 numbers",
     "too_long": "lists of 2 numbers",
-    "dict_type": "a table of settings, [estimate.settings] (earlier versions recorded a hash)",
+    "dict_type": "a table of settings",
     "invalid-json-value": "a table of settings without dates",
     "model_type": "a section",
     "literal_error": "one of {expected}",
@@ -129,7 +115,6 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         )
 
     table = _read_toml(path)
-    assigned = set()
     mistakes = [f"{path.name}: {mistake}" for mistake in _remove_mistakes(table)]
     for assignment in assignments:
         changes = _parse_assignment(assignment)
@@ -138,10 +123,9 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
         for section, values in changes.items():
             table.setdefault(section, {}).update(values)
-            assigned |= {f"{section}.{field}" for field in values}
     recipe = Recipe(name=name, file=file, **table)
     source = f"{path.name} with --set" if assignments else path.name
-    mistakes += [f"{source}: {contradiction}" for contradiction in find_contradictions(recipe, assigned)]
+    mistakes += [f"{source}: {contradiction}" for contradiction in find_contradictions(recipe)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return recipe
@@ -206,8 +190,6 @@ def _describe(details: ErrorDetails, name: str, value: Any) -> str:
         expected = _EXPECTED_BY_PATTERN.get(str(limits.get("pattern"))) or expected
         expected = expected.format(**limits)
         return f"{name} is {_shorten(repr(value), MAX_VALUE_CHARACTERS)}, expected {expected}"
-    if name in RENAMED:
-        return f"{name} is now called {RENAMED[name]}"
     if len(details["loc"]) == 1:
         return f"unknown section [{_shorten(name, MAX_VALUE_CHARACTERS)}]{_nearest(name, RecipeTable.model_fields)}"
     section, _, field = name.partition(".")

@@ -1,6 +1,6 @@
 """Settings that exclude each other, or that have no effect because of another."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from pipeline.recipes.settings import (
     MAX_NETWORKS,
@@ -8,23 +8,17 @@ from pipeline.recipes.settings import (
     TRANSFER_MODELS,
     Affine,
     Augment,
-    Gan,
-    Generate,
-    Model,
     Predict,
     Recipe,
 )
 
-# Sections that have no effect in a recipe with a GAN.
+# Sections that have no effect in a recipe with a GAN, and those that have one only there.
 _WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
+_WITH_GAN = ("gan", "generate")
 
 
-def find_contradictions(recipe: Recipe, assigned: Collection[str] = ()) -> Iterator[str]:
-    """Yield a message for settings that exclude each other, and for each one that has no effect because of another.
-
-    assigned: the names of the settings in `--set`. Some settings without effect are only refused there, so that another
-        optimizer, or a single shift, can be selected for a recipe that contains them.
-    """
+def find_contradictions(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for settings that exclude each other."""
     split, model, ensemble, train = recipe.split, recipe.model, recipe.ensemble, recipe.train
     estimate, models = recipe.estimate, recipe.ensemble.models or (recipe.model.name,)
     if train.fit_all and train.checkpoint_selection == "best":
@@ -44,29 +38,21 @@ def find_contradictions(recipe: Recipe, assigned: Collection[str] = ()) -> Itera
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
     if recipe.compare.ensemble and recipe.compare.seeds == 1:
         yield "compare.ensemble averages over seeds: set compare.seeds (--seeds) to 2 or more"
-    if recipe.has_gan:
-        changed = [name for name in _WITHOUT_GAN if getattr(recipe, name) != SECTIONS[name]()]
-        if changed:
-            sections = ", ".join(f"[{name}]" for name in changed)
-            yield f"{sections}: a recipe with gan.architecture trains no classifier; its settings are in [gan]"
-        if split.folds:
-            yield "split.folds: a GAN is measured on the rows of a validation split: set it to 0"
+    if recipe.has_gan and split.folds:
+        yield "split.folds: a GAN is measured on the rows of a validation split: set it to 0"
     if 0 < recipe.explore.rows < 10:
         yield "explore.rows must be 0 (all rows) or at least 10, which t-SNE requires"
     if train.schedule == "steps" and not train.steps:
         yield "train.schedule is steps, but train.steps is empty"
     if train.schedule == "exponential" and train.lr_gamma == 1:
         yield "train.schedule is exponential, but train.lr_gamma is 1, which changes nothing"
-    has_dropout = models != ("layers",) or "dropout" in model.layers
     transfer_models = [name for name in models if name in TRANSFER_MODELS]
-    is_transfer, defaults = bool(transfer_models), Model()
-    transfer = f"model.name is one of {', '.join(TRANSFER_MODELS)}"
     for name in transfer_models:
         if model.side < TRANSFER_MODELS[name]:
             yield f"model.side is {model.side}, but {name} requires at least {TRANSFER_MODELS[name]}"
-    if is_transfer and model.pixels != "unit":
+    if transfer_models and model.pixels != "unit":
         yield f"model.pixels must be unit: {transfer_models[0]} has a normalization of its own"
-    if is_transfer and model.frozen != "nothing":
+    if transfer_models and model.frozen != "nothing":
         for name, is_changed in (
             ("augment", recipe.augment != Augment()),
             ("affine", recipe.affine != Affine()),
@@ -74,35 +60,39 @@ def find_contradictions(recipe: Recipe, assigned: Collection[str] = ()) -> Itera
         ):
             if is_changed:
                 yield f"{name} changes the images, whose features are computed once: set model.frozen to nothing"
-    for name, is_set, condition, holds in (
-        ("train.momentum", train.momentum, "train.optimizer is sgd", train.optimizer == "sgd"),
-        ("train.lr_gamma", train.lr_gamma != 1, "train.schedule is exponential", train.schedule == "exponential"),
-        ("train.steps", train.steps, "train.schedule is steps", train.schedule == "steps"),
-        (
-            "train.muon_learning_rate",
-            "train.muon_learning_rate" in assigned,
-            "train.optimizer is muon",
-            train.optimizer == "muon",
-        ),
-        (
-            "predict.shift_margin",
-            "predict.shift_margin" in assigned,
-            "predict.shifts contains several shifts",
-            len(recipe.predict.shifts) > 1,
-        ),
-        ("train.ema_decay", train.ema_decay, "train.swa_fraction is more than 0", train.swa_fraction > 0),
-        ("model.layers", model.layers, "model.name is layers", "layers" in models),
-        ("model.pretrained", model.pretrained != defaults.pretrained, transfer, is_transfer),
-        ("model.side", model.side != defaults.side, transfer, is_transfer),
-        ("model.frozen", model.frozen != defaults.frozen, transfer, is_transfer),
-        ("model.weights_file", model.weights_file, "model.pretrained is imagenet", model.pretrained == "imagenet"),
-        ("model.dropout", model.dropout != defaults.dropout, "model.layers contains dropout", has_dropout),
-        ("model.view", model.view != defaults.view, "ensemble.views is empty", not ensemble.views),
-        *(
-            (f"{section}.{name}", value != default, "gan.architecture is set", recipe.has_gan)
-            for section, settings, defaults in (("gan", recipe.gan, Gan()), ("generate", recipe.generate, Generate()))
-            for (name, value), (_, default) in zip(settings, defaults, strict=True)
-        ),
+
+
+def find_unused(recipe: Recipe) -> Iterator[str]:
+    """Yield a message for each setting that differs from its default and has no effect because of another."""
+    model, ensemble, train = recipe.model, recipe.ensemble, recipe.train
+    models = ensemble.models or (model.name,)
+    is_transfer = any(name in TRANSFER_MODELS for name in models)
+    transfer = f"model.name is one of {', '.join(TRANSFER_MODELS)}"
+    changed = {
+        f"{section}.{name}"
+        for section in ("gan", "generate", "model", "predict", "train")
+        for name, value in getattr(recipe, section)
+        if value != getattr(SECTIONS[section](), name)
+    }
+    if recipe.has_gan:
+        sections = [f"[{name}]" for name in _WITHOUT_GAN if getattr(recipe, name) != SECTIONS[name]()]
+        if sections:
+            yield f"{', '.join(sections)}: no effect, since a recipe with gan.architecture trains no classifier"
+    for name, condition, holds in (
+        ("train.momentum", "train.optimizer is sgd", train.optimizer == "sgd"),
+        ("train.lr_gamma", "train.schedule is exponential", train.schedule == "exponential"),
+        ("train.steps", "train.schedule is steps", train.schedule == "steps"),
+        ("train.muon_learning_rate", "train.optimizer is muon", train.optimizer == "muon"),
+        ("predict.shift_margin", "predict.shifts contains several shifts", len(recipe.predict.shifts) > 1),
+        ("train.ema_decay", "train.swa_fraction is more than 0", train.swa_fraction > 0),
+        ("model.layers", "model.name is layers", "layers" in models),
+        ("model.pretrained", transfer, is_transfer),
+        ("model.side", transfer, is_transfer),
+        ("model.frozen", transfer, is_transfer),
+        ("model.weights_file", "model.pretrained is imagenet", model.pretrained == "imagenet"),
+        ("model.dropout", "model.layers contains dropout", models != ("layers",) or "dropout" in model.layers),
+        ("model.view", "ensemble.views is empty", not ensemble.views),
+        *((name, "gan.architecture is set", recipe.has_gan) for name in changed if name.split(".")[0] in _WITH_GAN),
     ):
-        if is_set and not holds:
+        if name in changed and not holds:
             yield f"{name} has an effect only if {condition}"

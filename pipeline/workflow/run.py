@@ -122,7 +122,7 @@ class Workflow:
             return State("missing", damage)
         if not stage.publishes_itself:
             if manifest.get("format") != FORMAT:
-                return State("stale", "made by an earlier version of the pipeline")
+                return State("stale", "made by another version of the pipeline")
             if changes := config.changed_settings(manifest.get("settings", {}), self.settings(stage)):
                 return State("stale", ", ".join(changes))
         for name in stage.inputs:

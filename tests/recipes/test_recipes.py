@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipeline.nn.networks import make_network
 from pipeline.recipes import config
 from pipeline.recipes.config import OBSERVATIONAL, ConfigError
+from pipeline.recipes.rules import find_unused
 from pipeline.recipes.settings import SECTIONS, TRANSFER_MODELS, ModelName, Train
 
 FIELDS = {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
@@ -144,7 +145,7 @@ class TestRecipeFiles:
         assert set(str(error.value).split("; ")) == {
             "mine.toml: about is 1, expected a string",
             "mine.toml: train.epochs is 0, expected at least 1",
-            "mine.toml: train.batch is now called train.batch_size",
+            "mine.toml: unknown setting train.batch (nearest: batch_size)",
             "mine.toml: train.warmup is 2, expected less than 1",
             "mine.toml: unknown setting model.size (nearest: side)",
             "mine.toml: augment.angles is [-999, 999], expected at least -360",
@@ -154,16 +155,6 @@ class TestRecipeFiles:
             "mine.toml with --set: split.folds is 1, which leaves no rows to train on: set it to 2 or more, "
             "or to 0 for a single split",
         }
-
-    @pytest.mark.parametrize(("old", "new"), config.RENAMED.items())
-    def test_the_name_of_an_earlier_version_names_the_new_one(self, recipe_file, old, new):
-        assert new in FIELDS | {"baseline"} and old not in FIELDS
-        section, dot, field = old.partition(".")
-        with pytest.raises(ConfigError, match=f"mine.toml: {old} is now called {new}$"):
-            config.load_recipe(recipe_file(f"[{section}]\n{field} = 1" if dot else f'{old} = "quick"'))
-        if dot:
-            with pytest.raises(ConfigError, match=f"--set: {old} is now called {new}$"):
-                config.load_recipe("quick", [f"{old}=1"])
 
     def test_a_name_with_control_characters_is_printed_escaped(self, recipe_file, command):
         run = command("--status", "--recipe", recipe_file('"\\u001b[31m" = 3\n[train]\n"\\u001b[31m" = 3'))
@@ -231,13 +222,23 @@ class TestAssignments:
             ("dropout_cnn", "predict.shift_margin=0.5", "several shifts"),
         ],
     )
-    def test_settings_without_effect_are_refused(self, name, assignment, condition):
-        with pytest.raises(ConfigError, match=condition):
-            config.load_recipe(name, [assignment])
+    def test_a_setting_without_effect_is_told(self, name, assignment, condition):
+        (message,) = set(find_unused(config.load_recipe(name, [assignment]))) - {*find_unused(config.load_recipe(name))}
+        assert condition in message and message.startswith(assignment.partition("=")[0])
 
-    def test_settings_of_muon_and_of_shifts_can_be_left_in_a_recipe(self):
-        recipe = config.load_recipe("quick", ["train.optimizer=adamw", "predict.shifts=[[0, 0]]"])
-        assert recipe.train.muon_learning_rate == 0.06 and recipe.predict.shift_margin == 0.7
+    def test_a_setting_without_effect_is_told_when_a_stage_runs(self, command, tmp_path):
+        run = command(
+            "--stage", "download", "--recipe", "quick", "--set", "train.momentum=0.5", "--workspace", tmp_path
+        )
+        assert run.code == 0
+        assert "note: train.momentum has an effect only if train.optimizer is sgd\n" in run.out
+
+    def test_built_in_recipes_have_no_setting_without_effect(self):
+        assert [note for name in config.recipe_names() for note in find_unused(config.load_recipe(name))] == []
+
+    def test_a_classifier_in_a_recipe_with_a_gan_has_no_effect(self):
+        (message,) = find_unused(config.load_recipe("gan/better", ["train.epochs=3", "affine.zoom=0.1"]))
+        assert message.startswith("[affine], [train]: no effect")
 
 
 class TestSchema:

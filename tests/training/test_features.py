@@ -13,6 +13,7 @@ from pipeline.nn.networks import load_networks, trained_part
 from pipeline.nn.trainer import seed_everything
 from pipeline.recipes import config
 from pipeline.recipes.config import ConfigError
+from pipeline.recipes.rules import find_unused
 from pipeline.training import features
 from tests import oracles
 from tests.conftest import stop_after_epoch, write_tables
@@ -271,6 +272,17 @@ class TestFrozenParts:
         ),
         (["augment.angles=[5]"], "augment changes the images"),
         (["predict.shifts=[[1, 0]]"], "predict.shifts changes the images"),
+    ],
+)
+def test_settings_that_contradict_each_other(assignments, message):
+    with pytest.raises(ConfigError) as error:
+        config.load_recipe("transfer/alexnet", assignments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
         (
             ["model.pretrained=none", "model.weights_file=x"],
             "model.weights_file has an effect only if model.pretrained is",
@@ -280,7 +292,6 @@ class TestFrozenParts:
         (["model.name=small_cnn", "model.pretrained=none", "model.frozen=features"], "model.frozen has an effect only"),
     ],
 )
-def test_settings_that_contradict_each_other(assignments, message):
-    with pytest.raises(ConfigError) as error:
-        config.load_recipe("transfer/alexnet", assignments)
-    assert message in str(error.value)
+def test_settings_without_effect(assignments, message):
+    notes = find_unused(config.load_recipe("transfer/alexnet", assignments))
+    assert any(note.startswith(message) for note in notes)

@@ -77,7 +77,7 @@ def test_results_of_an_earlier_version_are_stale_and_its_download_is_valid(statu
     folders = [path.parent for path in tiny.rglob(store.MANIFEST)]
     for folder in folders:
         forge(folder, lambda manifest: manifest.pop("format"))
-    reason = "made by an earlier version of the pipeline"
+    reason = "made by another version of the pipeline"
     assert status() == {"download": ("fresh", "")} | dict.fromkeys(NAMES[1:], ("stale", reason))
     raw = content(tiny / "data/raw")
     run = stage("all")

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.dataset import files
 from pipeline.errors import PipelineError, StageError, display_path
 from pipeline.recipes import config
+from pipeline.recipes.rules import find_unused
 from pipeline.recipes.settings import MAX_NETWORKS, Recipe
 from pipeline.training import imagenet
 from pipeline.workflow import schemas, store
@@ -103,6 +104,9 @@ def run(stage: Stage, options: argparse.Namespace, make_run: Callable[..., Workf
         for assignment in assignments:
             if assignment.startswith("predict."):
                 first.say(f"compare: {assignment} has no effect: networks are compared without shifted copies")
+        for recipe in recipes:
+            for note in find_unused(recipe):
+                first.say(f"note: {recipe.name}: {note}")
         first.say(devices.describe_choice(device, options.device))
         first.restore()
         first.ensure_fresh(first.stages["download"])

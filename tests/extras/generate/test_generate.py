@@ -176,7 +176,6 @@ def test_clean_keeps_networks_that_are_used(command, generated):
         (("--stage", "compare", "--recipe", "gan"), "run --stage generate --recipe gan/conditional"),
         (("--stage", "generate", "--recipe", "quick"), "quick has no GAN"),
         (("--stage", "generate", "--recipe", "gan/conditional,gan/better"), "choose one recipe"),
-        (("--stage", "generate", "--recipe", "gan/better", "--set", "train.epochs=3"), "[train]"),
         (("--stage", "generate", "--recipe", "gan/better", "--set", "split.folds=3"), "split.folds"),
     ],
 )
