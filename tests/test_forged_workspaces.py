@@ -11,8 +11,6 @@ import pytest
 
 from pipeline.cli import main, status, summary
 from pipeline.errors import PipelineError, StageError, one_line
-from pipeline.extras.export import model_card
-from pipeline.extras.inspect import internals, report
 from pipeline.kaggle import competition
 from pipeline.metrics.expected_score import estimate_score
 from pipeline.nn import pretrained
@@ -22,6 +20,10 @@ from pipeline.stages import predict, submit
 from pipeline.workflow import schemas, store
 from tests import forgeries
 from tests.conftest import TINY, forge
+
+model_card = pytest.importorskip("pipeline.extras.export.model_card")
+internals = pytest.importorskip("pipeline.extras.inspect.internals")
+report = pytest.importorskip("pipeline.extras.inspect.report")
 
 FAST, SLOW = 30, 2000  # forgeries
 SUFFIXES = (".json", ".npy", ".safetensors", ".csv")

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from pipeline import ROOT
-from pipeline.extras.generate.training import GanTrainer, fit_gan
 from pipeline.machine import devices
 from pipeline.nn import precision
 from pipeline.nn import trainer as training_loop
@@ -172,6 +171,7 @@ def train_epoch_without_waiting(trainer, n_steps):
 def test_a_deterministic_gan_continues_with_the_same_weights(recipe):
     gan = load_recipe(recipe).gan.replace(epochs=3, precision="fp32", deterministic=True)
     arrays, checkpoints = TrainingArrays(IMAGES[:300], LABELS[:300]), []
+    fit_gan = pytest.importorskip("pipeline.extras.generate.training").fit_gan
     expected = fit_gan(
         arrays, gan, "cuda", None, lambda state: checkpoints.append(copy.deepcopy(state)), progress_bar=False
     )
@@ -191,7 +191,8 @@ def test_the_loop_does_not_wait_within_an_epoch():
 @pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
 def test_the_loop_of_a_gan_does_not_wait_within_an_epoch(recipe):
     gan = load_recipe(recipe).gan.replace(precision="fp32", batch_size=50)
-    trainer = GanTrainer(on_device("cuda"), gan, "cuda")
+    training = pytest.importorskip("pipeline.extras.generate.training")
+    trainer = training.GanTrainer(on_device("cuda"), gan, "cuda")
     trainer.train_epoch(training_loop.tqdm(disable=True))
     train_epoch_without_waiting(trainer, n_steps=6)
 

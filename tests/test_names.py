@@ -103,6 +103,7 @@ class TestInputs:
         assert np.array_equal(arrays["test_images"], IMAGES[200:])
 
     def test_images(self, command, tmp_path):
+        pytest.importorskip("pipeline.extras.recognize")
         image = Image.new("L", (80, 80), 255)
         ImageDraw.Draw(image).line([(40, 12), (40, 68)], fill=0, width=7)
         created = [name + ".png" for name in map(os.fsdecode, FRAGMENTS) if can_create(tmp_path, name + ".png")]
@@ -116,11 +117,6 @@ class TestInputs:
         rows = list(csv.DictReader(io.StringIO(table, newline="")))
         expected = [str(tmp_path / name).encode(errors="backslashreplace").decode() for name in sorted(created)]
         assert [row["file"] for row in rows] == expected
-
-    def test_a_backslash_does_not_end_the_name_in_the_picture(self):
-        from pipeline.extras.recognize import figure
-
-        assert figure._label("a/b\\c.png", 1) == (r"b\c.png" if os.sep == "/" else "c.png")
 
     def test_the_command_that_a_message_names_can_be_repeated(self, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)

@@ -132,7 +132,9 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     check_recipes(stages, workflow.recipes)
     _check_options(options, workflow)
     parts = [workflow.for_recipe(recipe) for recipe in workflow.recipes]
-    check_recipe_files(workflow, [part.folder(STAGES[name]) for part in parts for name in ("train", "generate")])
+    check_recipe_files(
+        workflow, [part.folder(STAGES[name]) for part in parts for name in ("train", "generate") if name in STAGES]
+    )
     about_device = ""
     if any(stage.uses_device for stage in stages):
         from pipeline.machine import devices  # not at the top: it imports torch

@@ -46,7 +46,7 @@ def _next_steps(workflow: Workflow, receipt: dict[str, Any]) -> Iterator[str]:
             better.append(f"--recipe {name} (about {accuracy:.4f}; {duration})")
     if better:
         yield f"for a higher score, try {' or '.join(better)}"
-    if len(workflow.recipes) == 1:
+    if len(workflow.recipes) == 1 and "inspect" in workflow.stages:
         yield f"for pictures of this network, run --stage inspect{workflow.arguments}"
 
 

@@ -5,7 +5,6 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from pipeline.dataset.copies import find_copies
-from pipeline.extras.explore import figures
 from pipeline.metrics import dataset_statistics
 from pipeline.metrics.dataset_statistics import digit_statistics, find_nearest, nearest_pairs, similar_pairs
 from pipeline.metrics.embedding import fit_pca, flatten_pixels
@@ -34,6 +33,7 @@ def test_a_digit_without_rows():
     statistics = digit_statistics(IMAGES[kept], LABELS[kept])
     assert statistics.rows[3] == 0 and np.isnan(statistics.ink[3])
     assert np.isfinite(np.delete(statistics.ink, 3)).all()
+    figures = pytest.importorskip("pipeline.extras.explore.figures")
     for picture in (
         training_figures.samples(IMAGES[kept], LABELS[kept], columns=3),
         figures.means(statistics.mean, statistics.std),

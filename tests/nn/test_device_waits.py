@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from pipeline.extras.generate import training
 from pipeline.machine import devices
 from pipeline.nn import batches, precision
 from pipeline.nn import trainer as training_loop
@@ -70,16 +69,6 @@ def count_waits(recipe, n_batches, device, used):
     return sum(waits.counts.values())
 
 
-def count_waits_of_gan(gan, n_batches, device):
-    images = torch.zeros(8 * n_batches, 28, 28, dtype=torch.uint8, device=device)
-    data = LabelledImages(images, torch.zeros(8 * n_batches, dtype=torch.int64, device=device))
-    trainer, progress = training.GanTrainer(data, gan, device), training_loop.tqdm(disable=True)
-    with CountWaits(device) as waits:
-        for _ in range(3):
-            trainer.train_epoch(progress)
-    return sum(waits.counts.values())
-
-
 @pytest.mark.parametrize(
     ("recipe", "used"),
     [
@@ -94,14 +83,6 @@ def test_no_value_is_read_within_an_epoch(monkeypatch, recipe, used):
     monkeypatch.setattr(batches, "MIN_EPOCH_ROWS", 0)
     few, many = (count_waits(recipe, n_batches, "cpu", used) for n_batches in (3, 6))
     assert few == many and 1 <= few <= 3 * MAX_WAITS_PER_EPOCH
-
-
-@pytest.mark.parametrize("recipe", ["gan/conditional", "gan/better"])
-def test_no_value_is_read_within_an_epoch_of_a_gan(monkeypatch, recipe):
-    """The losses and the images of an epoch are copied as a whole, which is not counted on the CPU."""
-    monkeypatch.setattr(training, "BATCH_NORM_BATCHES", 1)
-    gan = config.load_recipe(recipe).gan.replace(precision="fp32", batch_size=8)
-    assert count_waits_of_gan(gan, 3, "cpu") == 0
 
 
 @pytest.mark.skipif(

@@ -10,16 +10,15 @@ import torch
 
 from pipeline import ROOT
 from pipeline.errors import StageError
-from pipeline.extras.export import make_pretrained
 from pipeline.nn import pretrained
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.pretrained import RECORD, load_pretrained
 from pipeline.recipes import config
 from pipeline.recipes.settings import Predict
 from pipeline.workflow import store
-from tests.conftest import TINY, digits_28
+from tests.conftest import TINY
 
-by_recipe = pytest.mark.parametrize("recipe", make_pretrained.RECIPES)
+by_recipe = pytest.mark.parametrize("recipe", ["quick", "standard"])
 
 
 def count_correct(recipe, predict):
@@ -70,7 +69,7 @@ def test_the_record_is_complete_and_is_of_the_present_recipe(recipe):
 def test_the_files_are_small():
     files = [path for path in pretrained.FOLDER.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 3_000_000
-    assert pretrained.pretrained_recipes() == list(make_pretrained.RECIPES)
+    assert pretrained.pretrained_recipes() == ["quick", "standard"]
 
 
 def test_recipes_without_pretrained_weights():
@@ -81,40 +80,6 @@ def test_recipes_without_pretrained_weights():
     changed = config.load_recipe("quick", ["train.epochs=13"])
     assert pretrained.find_record(changed, metrics) is None and pretrained.choose_temperature(changed, metrics) is None
     assert pretrained.choose_temperature(changed, metrics | {"temperature": 0.7}) == 0.7
-
-
-def test_digits_of_the_sample_among_the_training_rows_are_found(monkeypatch):
-    """Also if a pixel differs by one gray level."""
-    images, labels = digits_28(60)
-    sample = images[20:].copy()
-    sample[3, 14, 14] ^= 1
-    monkeypatch.setattr(make_pretrained, "TRAIN_ROWS", 40)
-    monkeypatch.setattr(make_pretrained, "load_sample", lambda: (sample, labels[20:]))
-    assert make_pretrained._compare_with_sample(images[:40])["unseen_rows"] == list(range(20, 40))
-    with pytest.raises(SystemExit, match="39 training rows"):
-        make_pretrained._compare_with_sample(images[:39])
-
-
-@pytest.mark.slow
-def test_the_weights_are_made_by_one_command(tmp_path, tables, monkeypatch, capsys):
-    """On small tables and a small network: the files are written, and have the accuracy of the network in them."""
-    from tests.conftest import write_tables
-
-    write_tables(tmp_path / "tables", tables)
-    folder = tmp_path / "pretrained"
-    folder.mkdir()
-    for name, value in {"FOLDER": folder, "SAMPLE_ROWS": folder / "sample_rows.json"}.items():
-        monkeypatch.setattr(pretrained, name, value)
-    monkeypatch.setattr(make_pretrained, "SAMPLE_ROWS", folder / "sample_rows.json")
-    monkeypatch.setattr(make_pretrained, "PAGE", tmp_path / "demo.html")
-    monkeypatch.setattr(make_pretrained, "TRAIN_ROWS", 400)
-    monkeypatch.setattr(make_pretrained, "RECIPES", ("quick",))
-    assert make_pretrained.main(["--data", str(tmp_path / "tables"), *TINY[2:]]) == 0
-    record = load_pretrained("quick").metadata[RECORD]
-    assert load_pretrained("quick").metadata["fit_all"] and record["held_out"]["rows"] == 100
-    assert record["unseen_sample"]["rows"] == 5000  # the tables have other digits
-    assert "quick.safetensors" in capsys.readouterr().out.splitlines()[-1]
-    assert b"the network of the recipe quick" in (tmp_path / "demo.html").read_bytes()
 
 
 def test_a_submission_with_pretrained_weights_is_not_sent(command, sendable, kaggle, requests_in_process):

@@ -1,16 +1,13 @@
 """Pictures are the same whatever matplotlib's settings, its environment and its folders are."""
 
 import ast
-import hashlib
 import os
 import subprocess
 import sys
 
 import matplotlib
-import numpy as np
 import pytest
 
-from pipeline.extras.recognize import figure
 from pipeline.reports import training_figures
 from tests.interference import ROOT
 
@@ -135,25 +132,3 @@ def test_every_picture_is_drawn_with_the_default_parameters():
                     assert "style.default_parameters()" in map(ast.unparse, node.decorator_list), (path, node.name)
                     n_functions += 1
     assert n_functions > 30
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        ("数字1.png", "row 3: ??1.png"),
-        ("\N{PILE OF POO}.png", "row 3: ?.png"),
-        ("a\nb.png", "row 3: a?b.png"),
-        ("\udce9.png", "row 3: ?.png"),
-        ("numéro Ω.png", "numéro Ω.png"),
-        ("$\\alpha$.png", "$\\alpha$.png"),
-        ("$x^$ $.png", "$x^$ $.png"),
-        ("a name of more than 18 characters.png", "a name of…ters.png"),
-        ("数" * 20 + ".png", "row 3: ??…????.png"),
-    ],
-)
-def test_labels_of_files_whose_names_the_font_lacks(name, label):
-    assert figure._label(f"/folder/{name}", 3) == label
-    image = np.zeros((28, 28), np.uint8)
-    picture = figure.draw([image], [name], ["1  99%"], [False], 1)
-    assert hashlib.sha256(picture).digest() and picture.startswith(b"\x89PNG")

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.extras.recognize.drawings import STROKES, smooth
+from tests.drawings import STROKES, smooth
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TIMEOUT = 60  # seconds

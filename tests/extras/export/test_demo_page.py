@@ -13,15 +13,16 @@ from PIL import Image
 from pipeline import ROOT
 from pipeline.extras.export import demo_page
 from pipeline.extras.export.graph import to_page_network
-from pipeline.extras.recognize import photos
 from pipeline.metrics.calibration import calibrate
 from pipeline.nn.networks import LoadedNetwork, make_network
 from pipeline.nn.pretrained import RECORD, load_pretrained, unseen_sample_rows
 from pipeline.recipes.settings import Model
 from tests import oracles
+from tests.drawings import draw_strokes, photograph
 from tests.extras.export.devtools import BROWSER, Page
-from tests.extras.recognize.drawings import draw_strokes, photograph
-from tests.extras.recognize.scenes import KINDS, draw_scenes
+from tests.scenes import KINDS, draw_scenes
+
+photos = pytest.importorskip("pipeline.extras.recognize.photos")
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium is installed: apt-get install chromium")
 # Every kind of layer, batch norm after each kind that it can follow, and pixels that are scaled.

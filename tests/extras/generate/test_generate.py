@@ -15,8 +15,9 @@ from pipeline.extras import EXTRAS
 from pipeline.extras.generate import report, training
 from pipeline.reports import captions
 from pipeline.training import task
-from tests.benchmarks import generated_rows
 from tests.conftest import write_tables
+
+generated_rows = pytest.importorskip("tests.benchmarks.generated_rows")
 
 DRAWS = True
 SETTINGS = ("gan.epochs=3", "gan.generator_width=4", "gan.discriminator_width=4", "generate.samples=200")

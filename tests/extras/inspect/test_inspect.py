@@ -14,13 +14,14 @@ from PIL import Image
 import run_pipeline
 from pipeline.cli import cleanup, workflows
 from pipeline.extras import EXTRAS
-from pipeline.extras.explore import report
 from pipeline.extras.inspect import report as network_report
 from pipeline.metrics import embedding
 from pipeline.nn.inference import as_input
 from pipeline.nn.networks import load_networks
 from pipeline.reports import captions
 from tests.conftest import SHORT
+
+report = pytest.importorskip("pipeline.extras.explore.report")
 
 DRAWS = True
 OPTIONS = (*SHORT, "--device", "cpu")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
 from pipeline.extras.recognize import image_files, photos
-from tests.extras.recognize.drawings import draw_font, draw_strokes
+from tests.drawings import draw_font, draw_strokes
 
 DRAWING = draw_strokes(4, 1, 300, width=0.12)
 PAPER_AND_INK = [("black", "white"), ("white", "black"), ("#1c3d8f", "#f3efe2"), ("#f5f1c4", "#23402f")]

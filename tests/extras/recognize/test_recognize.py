@@ -16,8 +16,8 @@ from pipeline.extras.recognize.photos import read_digit
 from pipeline.nn import pretrained
 from tests import oracles
 from tests.conftest import TINY, forge
-from tests.extras.recognize.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
-from tests.extras.recognize.scenes import KINDS, draw_scenes
+from tests.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
+from tests.scenes import KINDS, draw_scenes
 
 DRAWS = True
 

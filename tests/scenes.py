@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.nn.pretrained import unseen_sample_rows
-from tests.extras.recognize.drawings import STROKES, smooth
+from tests.drawings import STROKES, smooth
 
 
 class Sheet:
