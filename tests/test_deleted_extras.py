@@ -10,7 +10,7 @@ from pipeline import ROOT
 from pipeline.extras import NAMES
 from tests.conftest import SHORT
 
-COPIED = ("pipeline", "tests", "docs", "requirements", "run_pipeline.py", "pyproject.toml", "README.md")
+COPIED = ("pipeline", "tests", "docs", "examples", "requirements", "run_pipeline.py", "pyproject.toml", "README.md")
 
 
 @pytest.fixture

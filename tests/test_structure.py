@@ -133,7 +133,17 @@ def test_no_two_modules_differ_only_in_their_ending():
 
 
 def test_top_level_files():
-    expected = {"README.md", "run_pipeline.py", "pyproject.toml", "pipeline", "data", "docs", "submissions", "tests"}
+    expected = {
+        "README.md",
+        "run_pipeline.py",
+        "pyproject.toml",
+        "pipeline",
+        "data",
+        "docs",
+        "submissions",
+        "tests",
+        "examples",
+    }
     expected |= {
         "requirements.txt",
         "requirements-dev.txt",
