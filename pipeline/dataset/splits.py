@@ -17,7 +17,6 @@ def split_rows(
 
     With folds, both contain every row, and `assign_folds` determines which rows each network holds out.
     """
-
     rows = np.arange(len(labels))
     if settings.folds:
         return rows, rows
@@ -42,7 +41,6 @@ def split_rows(
 
 def assign_folds(labels: UInt8[np.ndarray, " n"], settings: Split) -> UInt8[np.ndarray, " n"]:
     """The fold, from 0 to `settings.folds` - 1, that holds out each row, stratified by label. Raises DataError."""
-
     for label, count in enumerate(np.bincount(labels)):
         if 0 < count < settings.folds:
             n_rows = "1 row" if count == 1 else f"{count} rows"

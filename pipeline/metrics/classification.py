@@ -13,7 +13,6 @@ def wilson_interval(n_correct: int, n_rows: int) -> tuple[float, float]:
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
-
     interval = binomtest(n_correct, n_rows).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -85,7 +85,6 @@ def similar_pairs(
     points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"], digits: tuple[int, int], limit: int
 ) -> Int64[np.ndarray, "pairs 2"]:
     """Index pairs of rows of two digits, the nearest first; a row of the second digit occurs in one pair only."""
-
     first, second = (np.flatnonzero(labels == digit) for digit in digits)
     if not len(first) or not len(second):
         return np.empty((0, 2), np.int64)

@@ -29,7 +29,6 @@ def fit_pca(values: Float32[np.ndarray, "n d"], solver: str = "full") -> tuple[A
 
     solver: scikit-learn's `svd_solver`, for at most MAX_COLUMNS columns.
     """
-
     solver = solver if values.shape[1] <= MAX_COLUMNS else "randomized"
     pca = PCA(min(N_COMPONENTS, *values.shape), svd_solver=solver, random_state=0)
     return pca, pca.fit_transform(values).astype(np.float32)
@@ -86,7 +85,6 @@ def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarra
 
     The most frequent digit wins; if several are equally frequent, that of the nearest of these neighbours.
     """
-
     neighbours = min(NEIGHBOURS, len(points) - 1)
     indices = NearestNeighbors(n_neighbors=neighbours, n_jobs=-1).fit(points).kneighbors(return_distance=False)
     votes = labels[indices]
@@ -97,7 +95,6 @@ def neighbour_accuracy(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarra
 
 def silhouette(points: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, " n"]) -> float | None:
     """scikit-learn's mean silhouette of the digits, from -1 to 1; None if there are fewer than two digits."""
-
     if not 1 < len(np.unique(labels)) < len(labels):
         return None
     return float(silhouette_score(points, labels))

@@ -17,7 +17,6 @@ from pipeline.workflow.stage import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     images, labels = read_digits(context.files)
     if not context.settings.train.fit_all:
         rows = read_rows(context.files, len(labels), "train_rows.npy")

@@ -27,7 +27,6 @@ MAX_SUSPECTS = 100  # rows in the table of suspects
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     parts = [_predict(context, part) for part in context.parts]
     training_rows = load_training_rows(context.parts[0].files)
     numbers = _record(context, parts)
@@ -76,14 +75,12 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
-
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     return predict_training_rows(context, part, loaded, part.settings.predict)
 
 
 def _class_metrics(labels: UInt8[np.ndarray, " n"], predictions: Int64[np.ndarray, " n"]) -> list[dict[str, Any]]:
     """Precision, recall and number of rows of each digit; None where the denominator is 0."""
-
     columns = sklearn.metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(10), zero_division=math.nan
     )
@@ -129,7 +126,6 @@ def _rests_on(parts: list[HeldOutPredictions], folds: UInt8[np.ndarray, " n"] | 
 
 
 def _mean_and_std(values: list[float]) -> dict[str, Any]:
-
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std, "each": values}
 
@@ -142,7 +138,6 @@ def _draw(
     probabilities: Float32[np.ndarray, "n 10"],
 ) -> None:
     """Write the pictures of errors and suspects, and the table of the rows whose own label is least likely."""
-
     predictions = probabilities.argmax(1)
 
     def draw_errors(selected: Any, title: str, empty: str) -> bytes:
@@ -191,7 +186,6 @@ def _record(context: StageContext, parts: list[HeldOutPredictions]) -> dict[str,
 
 def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     """Why the recipe's recorded accuracy does not apply to this run, or ""."""
-
     recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
     if not recipe.estimate.seeds:
         return "the recipe has no recorded accuracy"

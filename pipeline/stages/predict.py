@@ -25,7 +25,6 @@ SUBMISSION_SETTINGS = ("prepare", "split", *config.ACCURACY_SETTINGS)
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     parts = [_predict(context, part) for part in context.parts]
     probabilities = np.mean(parts, axis=0)
     labels = probabilities.argmax(1).astype(np.uint8)
@@ -47,7 +46,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
-
     loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
     for network in loaded:
         refuse_pretrained(network)
@@ -56,7 +54,6 @@ def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n
 
 def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     """What is recorded with a submission: where it comes from, what score to expect, what was sent to Kaggle."""
-
     workflow = context.workflow
     evaluation = store.require_json(context.parts[0].files["evaluate/metrics.json"], schemas.Metrics)
     expected = estimate_score(evaluation, n_rows)

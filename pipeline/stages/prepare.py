@@ -17,7 +17,6 @@ MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv;
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     settings = context.settings
     arrays = context.published_dir.parent.parent / "arrays"
     numbers = _read_tables_once(context, arrays)
@@ -50,7 +49,6 @@ def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
 
 
 def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> None:
-
     csvs = files.find_tables(context.files.values())  # download has checked that all three exist
     with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:
         images, labels = tables.read_train_table(csvs["train"])

@@ -31,7 +31,6 @@ class Submission:
     @classmethod
     def load(cls, folder: Path) -> Submission:
         """Load a submission. Raises StageError if it is edited, or not made from the competition's data."""
-
         file, receipt_file = folder / "submission.csv", folder / "submission.json"
         receipt = store.read_json(receipt_file, schemas.Receipt)
         if not receipt:

@@ -28,7 +28,6 @@ DRAWING_SECONDS = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     recipe = context.settings
     weights = imagenet.add_inputs(context)
     requested = plan.network_specs(recipe, context.only, make_pool(context))
@@ -57,7 +56,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _collect_weights(trained: Sequence[TrainedNetwork]) -> bytes:
     """The weights of all networks as one file; for a single network, its own file."""
-
     paths = [network.folder / "weights.safetensors" for network in trained]
     if len(paths) == 1:
         return paths[0].read_bytes()

@@ -65,7 +65,6 @@ class TrainedNetwork:
         return numbers
 
     def history(self) -> History:
-
         return read_history(self.folder / HISTORY, self.spec)
 
 
@@ -82,7 +81,6 @@ def ensure(
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """
-
     workflow, pool = context.workflow, make_pool(context)
     base = store.resolve(workflow.workspace / NETWORKS)
     networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
@@ -196,7 +194,6 @@ def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
 
 def _task_arguments(context: StageContext, device: str, folder: Path, request: Request) -> tuple[Any, ...]:
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
-
     spec, staging, started = request.spec, publishing.staging_dir(folder), _read_started(folder)
     if context.workflow.force or not _can_resume(started, request):
         if started:
@@ -242,7 +239,6 @@ def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
 
 def _publish(context: StageContext, folder: Path, request: Request, outcome: TrainingOutcome) -> None:
     """Write a trained network into its folder and publish it, unless its inputs have changed."""
-
     staging = publishing.staging_dir(folder)
     for name, content in outcome.files.items():
         store.write(staging / name, content)
@@ -256,7 +252,6 @@ def _publish(context: StageContext, folder: Path, request: Request, outcome: Tra
 
 def _publish_if_complete(network: TrainedNetwork) -> None:
     """Publish a network if a run was interrupted after it had written everything."""
-
     staging = publishing.staging_dir(network.folder)
     manifest = _read_manifest(staging, network.spec)
     if manifest and not store.changed_outputs(staging, manifest):

@@ -46,7 +46,6 @@ def ensure_features(
     precision: of the training; where the device has no instructions for it, features are computed in fp32.
     table: "train" or "test".
     """
-
     name = f"prepare/{table}_images.npy"
     key = {
         "format": FORMAT,
@@ -70,7 +69,6 @@ def ensure_features(
 
 def _feature_size(model: Model) -> tuple[int, ...]:
     """The shape of the features of an image."""
-
     with torch.device("meta"):
         extractor: torch.nn.Module = make_network(model).extractor  # type: ignore[assignment]
         return tuple(extractor(torch.zeros(1, 1, 28, 28)).shape[1:])
@@ -85,7 +83,6 @@ def _extract(
     size: tuple[int, ...],
 ) -> None:
     """Compute features, whose size is known, in parts, and publish them as one file."""
-
     settings, device, start = key["settings"], context.workflow.device, time.monotonic()
     precision = inference_precision(settings["precision"], device)
     context.say(
@@ -134,7 +131,6 @@ def with_features(
     context: StageContext, part: StageInputs, spec: NetworkSpec, arrays: TrainingArrays
 ) -> TrainingArrays:
     """The arrays of a network with a frozen extractor, with features in place of images."""
-
     weights_file = part.files.get(imagenet.input_name(spec.model))
     network = make_initial_network(spec.model, spec.train.seed, weights_file)
     assert isinstance(network, TransferNetwork)

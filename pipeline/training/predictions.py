@@ -23,7 +23,6 @@ def predict_test_rows(
     context: StageContext, part: StageInputs, networks: Sequence[LoadedNetwork], predict: Predict
 ) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of all networks for the rows of test.csv."""
-
     probabilities = []
     for network in networks:
         predictor, inputs = load_inputs(context, part, network, "test")
@@ -38,7 +37,6 @@ def predict_training_rows(
     context: StageContext, part: StageInputs, networks: Sequence[LoadedNetwork], predict: Predict
 ) -> HeldOutPredictions:
     """The mean probabilities for each row of train.csv, by the networks that were not trained on it."""
-
     inputs = functools.partial(load_inputs, context, part, table="train")
     return predict_held_out(networks, load_training_rows(part.files), predict, context.workflow.device, inputs)
 
@@ -47,7 +45,6 @@ def load_inputs(
     context: StageContext, part: StageInputs, loaded: LoadedNetwork, table: str
 ) -> tuple[LoadedNetwork, Shaped[np.ndarray, "n ..."]]:
     """A network and the images of a table; of a network with a frozen extractor, its head and their features."""
-
     model = Model(**loaded.metadata["model"])
     if not model.has_frozen_extractor:
         return loaded, read_images(part.files, f"prepare/{table}_images.npy")

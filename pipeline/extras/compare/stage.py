@@ -64,14 +64,12 @@ class Measurement:
     @functools.cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:
         """The numbers of the rows, from 0."""
-
         if self.on_test_rows:
             return np.arange(len(self.labels))
         return arrays.read_rows(self.part.files, len(arrays.read_digits(self.part.files)[1]))
 
     @property
     def images(self) -> UInt8[np.ndarray, "n 28 28"]:
-
         if self.on_test_rows:
             return arrays.read_images(self.part.files, "prepare/test_images.npy")
         images: UInt8[np.ndarray, "n 28 28"] = arrays.read_digits(self.part.files)[0][self.rows]
@@ -79,7 +77,6 @@ class Measurement:
 
     @functools.cached_property
     def labels(self) -> UInt8[np.ndarray, " n"]:
-
         if self.on_test_rows:
             path = self.part.files[f"download/{files.TEST_LABELS}"]
             return read_submission_table(TableFile(path), len(self.images))
@@ -100,7 +97,6 @@ class Measurement:
 
     def arrays(self) -> TrainingArrays:
         """The arrays to train with; with the test rows, if these are measured."""
-
         training = load_arrays(self.part.settings, self.part.files)
         if not self.on_test_rows:
             return training
@@ -113,7 +109,6 @@ class Measurement:
 
     def predict(self, context: StageContext) -> None:
         """Predict the rows with the networks of each run that has no errors."""
-
         device = context.workflow.device
         for run in self.complete_runs():
             loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
@@ -136,7 +131,6 @@ class Measurement:
 
     def accuracy_curves(self) -> Float[np.ndarray, "seeds epochs"] | None:
         """Accuracies of the runs, NaN where not measured; None for ensembles and without complete runs."""
-
         runs = self.complete_runs()
         if not runs or len(runs[0]) > 1:
             return None
@@ -176,7 +170,6 @@ def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Ite
 
 def _write_report(context: StageContext, measurements: Sequence[Measurement]) -> None:
     """Write the table, as CSV and Markdown, and the page with pictures."""
-
     rows, curves, costs = [], {}, {}
     for measurement in measurements:
         if measurement.recipe.published.untrained:
@@ -210,7 +203,6 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
 
 def _row(measurement: Measurement, device: str) -> Row:
     """The row of a recipe without its step."""
-
     recipe, runs = measurement.recipe, measurement.complete_runs()
     row = statistics.Row(recipe.name, epochs=recipe.train.epochs, seeds=len(runs), note="; ".join(measurement.errors()))
     if not runs:
@@ -233,7 +225,6 @@ def _row(measurement: Measurement, device: str) -> Row:
 
 def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> list[float]:
     """The accuracy of the first network of each run on images that are distorted as in training, once for all runs."""
-
     model = measurement.recipe.models[0]
     seed_everything(0)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
@@ -251,7 +242,6 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
 
 def _untrained_row(measurement: Measurement, device: str) -> Row:
     """The row of a recipe's network before training, with each seed."""
-
     recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
     weights_file = measurement.part.files.get(imagenet.input_name(model))
     training_images = torch.from_numpy(measurement.arrays().split(fold).images)
@@ -270,7 +260,6 @@ def _untrained_row(measurement: Measurement, device: str) -> Row:
 
 def _add_steps(rows: Sequence[Row], measurements: Sequence[Measurement]) -> None:
     """Compare each recipe with its baseline, if both are measured on the same rows."""
-
     measured = {measurement.recipe.name: measurement for measurement in measurements if measurement.correct}
     by_name = {row.recipe: row for row in rows}
     for name, after in measured.items():

@@ -68,7 +68,6 @@ def compare_recipes(before: Bool[np.ndarray, "seeds n"], after: Bool[np.ndarray,
     new rows: to the two variances of Welch's test it adds that of sampling rows, estimated from the paired differences
     minus the seeds' contribution to them, with the degrees of freedom of Welch and Satterthwaite.
     """
-
     difference = float(after.mean() - before.mean())
     if min(len(before), len(after)) < 2:
         return Step(difference)

@@ -15,7 +15,6 @@ from pipeline.workflow.stage import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     train_images, labels = read_digits(context.files)
     images = {"train": train_images, "test": read_images(context.files, "prepare/test_images.npy")}
     settings = context.settings.explore

@@ -28,7 +28,6 @@ PICTURES = ("errors.png", "confusion.png")
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     _require_packages()
     files, folder, recipe = context.files, context.output_dir, context.only.recipe
     loaded = load_networks(files["train/weights.safetensors"], "cpu")
@@ -70,7 +69,6 @@ def _export_graph(
     context: StageContext, loaded: Sequence[LoadedNetwork], images: UInt8[np.ndarray, "n 28 28"]
 ) -> float:
     """Write model.onnx; returns its largest difference to PyTorch. Raises PipelineError if that is large."""
-
     graph = export.to_onnx(loaded, context.settings.predict)
     difference = export.compare_graph(graph, loaded, context.settings.predict, torch.from_numpy(images))
     views = {network.metadata["model"]["view"] for network in loaded}
@@ -83,7 +81,6 @@ def _export_graph(
 
 def _write_page(context: StageContext, loaded: Sequence[LoadedNetwork], temperature: float | None) -> str:
     """Write demo.html if the page can run a network of the recipe; returns a sentence about it."""
-
     try:
         network = export.to_page_network(loaded[0])
     except export.NotOnPage as error:

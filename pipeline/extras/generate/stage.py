@@ -23,7 +23,6 @@ from pipeline.workflow.stage import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     recipe, folder = context.only.recipe, context.output_dir
     request = _judge_request(context)
     (judge,) = ensure.ensure(context, [request])
@@ -52,7 +51,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _judge_request(context: StageContext) -> ensure.Request:
-
     judge = judge_recipe(context.only.recipe)
     (spec,) = plan.network_specs(judge, context.only, make_pool(context))
     arrays = load_arrays(judge, context.files)
@@ -65,7 +63,6 @@ def _gan_spec(context: StageContext) -> GanSpec:
 
 def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
     """Digits of all classes in turn."""
-
     device, settings = context.workflow.device, context.settings
     generator = make_generator(settings.gan)
     generator.load_state_dict(safetensors.torch.load((gan.folder / "weights.safetensors").read_bytes()))
@@ -75,7 +72,6 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
 
 def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
-
     device = context.workflow.device
     training_digits = LabelledDigits(*read_digits(context.files, "augment/"))
     images, labels = read_digits(context.files)

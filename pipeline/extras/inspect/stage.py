@@ -16,7 +16,6 @@ from pipeline.workflow.stage import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-
     files, settings, device = context.files, context.settings, context.workflow.device
     training_rows = load_training_rows(files)
     if settings.inspect.image > len(training_rows.labels):
@@ -54,7 +53,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
     """The network to inspect, and, if the recipe has several, which one it is."""
-
     loaded = load_networks(context.files["train/weights.safetensors"], context.workflow.device)
     number, count = context.settings.inspect.network, len(loaded)
     if number > count:

@@ -54,7 +54,6 @@ class Recognizer:
 
 
 def run(context: StageContext) -> None:
-
     recognizer = _load_recognizer(context)
     context.say(recognizer.about)
     predictions: list[Prediction] = []
@@ -84,7 +83,6 @@ def run(context: StageContext) -> None:
 
 def _load_recognizer(context: StageContext) -> Recognizer:
     """The recipe's trained networks if they are fresh, otherwise the pretrained one. Raises StageError."""
-
     recipe, files, device = context.only.recipe, context.files, context.workflow.device
     if weights := files.get("train/weights.safetensors"):
         file = files.get("evaluate/metrics.json")
@@ -108,7 +106,6 @@ def _load_recognizer(context: StageContext) -> Recognizer:
 
 def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, PreparedDigit]]:
     """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
-
     for path in context.workflow.images:
         try:
             files, note = list_image_files(path)
@@ -130,7 +127,6 @@ def _predict(
     context: StageContext, recognizer: Recognizer, digits: Sequence[tuple[str, PreparedDigit]]
 ) -> Iterator[Prediction]:
     """The calibrated predictions for digits with the names of their files."""
-
     batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.workflow.device
     each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
     probabilities = calibrate(np.mean(each, axis=0), recognizer.temperature)
