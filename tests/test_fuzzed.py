@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests import readers
 
-FOUND = {"csv": (), "idx": (), "recipe": (b"#\n\n[estimate]\nseeds = 3\n",)}
+FOUND = {"csv": (), "idx": (), "recipe": ()}
 ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 

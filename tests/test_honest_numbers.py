@@ -143,14 +143,6 @@ CHANGED_VALUES = {
     "train.seed": "7",
     "predict.shifts": "[[1, 1]]",
     "predict.shift_margin": "0.5",
-    "estimate.accuracy": "0.5",
-    "estimate.std": "0.5",
-    "estimate.seeds": "0",
-    "estimate.rows": "7",
-    "estimate.training_rows": "7",
-    "estimate.date": '"1999-01-01"',
-    "estimate.data": '"x"',
-    "estimate.settings": '"x"',
 }
 # Settings of the stages that run on demand, and what only observes a training.
 ON_DEMAND = ("compare", "explore", "gan", "generate", "inspect", "notebook", "published", "submit")
@@ -184,5 +176,4 @@ def test_every_setting_is_read_as_an_attribute():
         if path.name != "settings.py":
             tree = ast.parse(path.read_text())
             attributes |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names = {name for name in setting_names() if not name.startswith("estimate.")}  # evaluate reads these by name
-    assert {name for name in names if name.partition(".")[2] not in attributes} == set()
+    assert {name for name in setting_names() if name.partition(".")[2] not in attributes} == set()

@@ -41,7 +41,7 @@ def _next_steps(workflow: Workflow, receipt: dict[str, Any]) -> Iterator[str]:
     """The recommended recipes whose recorded accuracy is higher than the expected score, and pictures of a network."""
     expected, better = (receipt["expected_score"] or {}).get("estimate", 0.0), []
     for name, duration in DURATIONS.items():
-        accuracy = config.load_recipe(name).estimate.accuracy
+        accuracy = config.load_recipe(name).measured.accuracy
         if name != workflow.name and accuracy > expected:
             better.append(f"--recipe {name} (about {accuracy:.4f}; {duration})")
     if better:

@@ -18,11 +18,12 @@ from pydantic_core import ErrorDetails
 from pipeline import ROOT
 from pipeline.errors import UserError
 from pipeline.recipes.rules import find_contradictions
-from pipeline.recipes.settings import LAYER, SECTIONS, TITLE, Recipe, RecipeTable, Section
+from pipeline.recipes.settings import LAYER, SECTIONS, TITLE, Measured, Recipe, RecipeTable, Section
 
 M = TypeVar("M", bound=BaseModel)
 
 RECIPES = ROOT / "pipeline/recipes"
+MEASURED = RECIPES / "measured.toml"
 MAX_RECIPE_BYTES = 1 << 20
 MAX_VALUE_CHARACTERS = 80  # of a name or a value in an error message
 MAX_CHANGE_CHARACTERS = 40  # of a value in `changed_settings`
@@ -46,8 +47,6 @@ _EXPECTED = {
     "too_short": "a list that is not empty",
     "missing": "lists of 2 numbers",
     "too_long": "lists of 2 numbers",
-    "dict_type": "a table of settings",
-    "invalid-json-value": "a table of settings without dates",
     "model_type": "a section",
     "literal_error": "one of {expected}",
     "string_too_short": "at least {min_length} characters",
@@ -71,7 +70,8 @@ class ConfigError(UserError):
 @functools.cache
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the built-in recipes in order: their paths below `recipes/` without `.toml`."""
-    return tuple(sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.toml")))
+    paths = (path.relative_to(RECIPES) for path in RECIPES.rglob("*.toml") if path != MEASURED)
+    return tuple(sorted(path.with_suffix("").as_posix() for path in paths))
 
 
 def recipes_in(folder: str) -> list[str]:
@@ -123,12 +123,19 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
         mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
         for section, values in changes.items():
             table.setdefault(section, {}).update(values)
-    recipe = Recipe(name=name, file=file, **table)
+    measured = {} if file else read_measured()
+    recipe = Recipe(name=name, file=file, measured=measured.get(name, Measured()), **table)
     source = f"{path.name} with --set" if assignments else path.name
     mistakes += [f"{source}: {contradiction}" for contradiction in find_contradictions(recipe)]
     if mistakes:
         raise ConfigError("; ".join(mistakes))
     return recipe
+
+
+@functools.cache
+def read_measured() -> dict[str, Measured]:
+    """Return the measured accuracies of the built-in recipes."""
+    return {name: Measured(**values) for name, values in _read_toml(MEASURED).items()}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -247,7 +254,7 @@ DEFAULTS: dict[str, Any] = {
     f"{section}.{field}": value
     for section, kind in SECTIONS.items()
     for field, value in kind().model_dump(mode="json").items()
-} | {"baseline": ""}
+} | {"baseline": "", **{f"measured.{field}": value for field, value in Measured().model_dump(mode="json").items()}}
 
 
 def changed_settings(recorded: Any, current: dict[str, Any]) -> list[str]:
@@ -299,6 +306,12 @@ def accuracy_settings(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NOT_ACCURACY_SETTINGS}
 
 
-def estimate_difference(recipe: Recipe) -> str:
-    """Return the first difference between the settings of the recipe's estimate and its own; "" if there is none."""
-    return next(iter(changed_settings(recipe.estimate.settings, accuracy_settings(recipe))), "")
+def measured_difference(recipe: Recipe) -> str:
+    """Return how a built-in recipe's settings differ from those that its accuracy was measured with; "" if they do not.
+
+    recipe: with changed settings, as by `--set`.
+    """
+    settings = accuracy_settings(recipe)
+    if changes := changed_settings(accuracy_settings(load_recipe(recipe.name)), settings):
+        return changes[0]
+    return "" if digest(settings) == recipe.measured.settings else "the recipe was changed since"

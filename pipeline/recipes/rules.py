@@ -13,14 +13,14 @@ from pipeline.recipes.settings import (
 )
 
 # Sections that have no effect in a recipe with a GAN, and those that have one only there.
-_WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "estimate", "published")
+_WITHOUT_GAN = ("affine", "model", "ensemble", "train", "predict", "published")
 _WITH_GAN = ("gan", "generate")
 
 
 def find_contradictions(recipe: Recipe) -> Iterator[str]:
     """Yield a message for settings that exclude each other."""
     split, model, ensemble, train = recipe.split, recipe.model, recipe.ensemble, recipe.train
-    estimate, models = recipe.estimate, recipe.ensemble.models or (recipe.model.name,)
+    models = recipe.ensemble.models or (recipe.model.name,)
     if train.fit_all and train.checkpoint_selection == "best":
         yield "train.fit_all leaves no validation rows to select the epoch with: set train.checkpoint_selection to last"
     if split.folds == 1:
@@ -32,8 +32,6 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
             yield f"ensemble.{name} contains a name twice: use ensemble.seeds to train several networks of each"
     if (n_networks := recipe.n_networks) > MAX_NETWORKS:
         yield f"the recipe has {n_networks:,} networks (ensemble, split.folds), more than {MAX_NETWORKS:,}"
-    if estimate.seeds and not (estimate.rows and estimate.training_rows and estimate.settings):
-        yield "estimate.seeds requires estimate.rows, estimate.training_rows and estimate.settings"
     if train.record and (split.folds or ensemble.seeds > 1 or ensemble.models or ensemble.views):
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
     if recipe.compare.ensemble and recipe.compare.seeds == 1:

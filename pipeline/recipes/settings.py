@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from pipeline import ROOT
 
@@ -224,30 +224,21 @@ class Predict(Section):
     shift_margin: float = Field(default=1.0, ge=0, le=1)
 
 
-class Estimate(Section):
-    """An accuracy measured on held-out rows of the competition's 42,000 training rows; `seeds` = 0 means none.
+class Measured(Section):
+    """An accuracy in recipes/measured.toml, which explains the entries; `seeds` = 0 means that none was measured.
 
     It applies to all tables of the competition's size with MNIST's images, for the settings it was measured with.
     """
 
-    # Mean over seeds, or over all rows out of fold.
     accuracy: float = Field(default=0.0, ge=0, le=1)
-    # Standard deviation over seeds, or over folds if `seeds` is 1.
     std: float = Field(default=0.0, ge=0, le=1)
-    # Number of trainings, each with its own seed and split; 1 with `rows` = 42000 means all rows out of fold.
     seeds: int = Field(default=0, ge=0)
-    # Number of rows held out per seed.
     rows: int = Field(default=0, ge=0)
-    # Number of rows that each network was trained on. The estimate does not apply to a run that trains on fewer.
+    # It does not apply to a run that trains on fewer.
     training_rows: int = Field(default=0, ge=0)
     date: str = ""
-    # `data` and `settings` of "measured_with" in the `metrics.json` of the measurement: a SHA-256 of the training data,
-    # and the result of `accuracy_settings`.
     data: str = ""
-    settings: dict[str, JsonValue] = {}
-
-    def __hash__(self) -> int:
-        return hash((self.accuracy, self.std, self.date, self.data))  # `settings` is not hashable
+    settings: str = ""
 
 
 class Explore(Section):
@@ -321,7 +312,6 @@ class RecipeTable(Section):
     gan: Gan = Gan()
     generate: Generate = Generate()
     predict: Predict = Predict()
-    estimate: Estimate = Estimate()
     published: Published = Published()
     explore: Explore = Explore()
     inspect: Inspect = Inspect()
@@ -333,6 +323,7 @@ class RecipeTable(Section):
 class Recipe(RecipeTable):
     name: str
     file: str = ""  # absolute path; empty for a built-in recipe
+    measured: Measured = Measured()  # of a built-in recipe
 
     @property
     def n_networks(self) -> int:

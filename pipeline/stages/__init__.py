@@ -60,7 +60,7 @@ EVALUATE = Stage(
     name="evaluate",
     run="pipeline.stages.evaluate:run",
     folder="data/runs/{name}/evaluate",
-    settings=("estimate", *config.ACCURACY_SETTINGS),
+    settings=("measured", *config.ACCURACY_SETTINGS),
     inputs={
         "prepare": ("train_images.npy", "train_labels.npy", "validation_rows.npy", "folds.npy"),
         "train": ("weights.safetensors",),

@@ -174,22 +174,23 @@ def _record(context: StageContext, parts: list[HeldOutPredictions]) -> dict[str,
     part, recipe = context.parts[0], context.parts[0].settings
     names = ("prepare/train_images.npy", "prepare/train_labels.npy")
     data = hashlib.sha256("".join(part.hashes[name] for name in names).encode()).hexdigest()
-    measured_with = {"data": data, "settings": config.accuracy_settings(recipe)}
+    settings = config.accuracy_settings(recipe)
+    measured_with = {"data": data, "settings": settings, "digest": config.digest(settings)}
     reason = _why_no_record(part, parts[0].metadata)
     record = None
     if not reason:
         fields = ("accuracy", "std", "seeds", "rows", "training_rows", "date")
-        record = {name: getattr(recipe.estimate, name) for name in fields}
-        record["same_data"] = recipe.estimate.data == data
+        record = {name: getattr(recipe.measured, name) for name in fields}
+        record["same_data"] = recipe.measured.data == data
     return {"record": record, "why_no_record": reason, "measured_with": measured_with}
 
 
 def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     """Why the recipe's recorded accuracy does not apply to this run, or ""."""
     recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
-    if not recipe.estimate.seeds:
+    if not recipe.measured.seeds:
         return "the recipe has no recorded accuracy"
-    if difference := config.estimate_difference(recipe):
+    if difference := config.measured_difference(part.recipe):
         return f"the recipe's recorded accuracy was measured with different settings ({difference})"
     n_rows, n_test_rows = sizes.get("train_rows", 0), sizes.get("test_rows", 0)
     if (n_rows, n_test_rows) != (TRAIN_ROWS, TEST_ROWS):
@@ -200,8 +201,8 @@ def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
     training_rows = n_rows if metadata[0]["fit_all"] else sizes.get("training_rows", 0)
     if folds := part.files.get("prepare/folds.npy"):
         training_rows -= int(np.bincount(store.read_array(folds, "uint8", (None,))).max())
-    if training_rows < recipe.estimate.training_rows:
-        return f"the recipe's recorded accuracy requires at least {recipe.estimate.training_rows:,} training rows"
+    if training_rows < recipe.measured.training_rows:
+        return f"the recipe's recorded accuracy requires at least {recipe.measured.training_rows:,} training rows"
     mean = read_images(part.files, "prepare/train_images.npy").mean()
     if abs(mean - MEAN_PIXEL) > MEAN_PIXEL_TOLERANCE:
         return f"the images are not MNIST's: their mean pixel is {mean:.2f} instead of {MEAN_PIXEL:.2f}"

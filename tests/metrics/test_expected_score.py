@@ -19,8 +19,9 @@ from pipeline.metrics.expected_score import (
     measure_record,
     prediction_interval,
 )
-from pipeline.recipes.config import accuracy_settings, load_recipe
-from pipeline.recipes.settings import Estimate
+from pipeline.recipes import config
+from pipeline.recipes.config import accuracy_settings, digest, load_recipe
+from pipeline.recipes.settings import Measured
 from pipeline.stages import evaluate
 from pipeline.workflow.stage import StageInputs
 from tests.conftest import TINY
@@ -161,12 +162,12 @@ def why_no_record(tmp_path):
     """`evaluate._why_no_record` for images with the mean pixel of MNIST."""
     recipe = load_recipe("quick")
 
-    def call(estimate=None, sizes=(), fit_all=False, mean=competition.MEAN_PIXEL):
+    def call(measured=None, assignments=(), sizes=(), fit_all=False, mean=competition.MEAN_PIXEL):
         images = np.full((1000, 28, 28), int(mean), np.uint8)
         images[: round(mean % 1 * 1000)] += 1
         np.save(tmp_path / "images.npy", images)
-        fields = {"seeds": 5, "training_rows": 31_500, "settings": accuracy_settings(recipe)} | (estimate or {})
-        changed = recipe.replace(estimate=Estimate(**fields))
+        fields = {"seeds": 5, "training_rows": 31_500, "settings": digest(accuracy_settings(recipe))} | (measured or {})
+        changed = load_recipe("quick", assignments).replace(measured=Measured(**fields))
         files = {"prepare/train_images.npy": tmp_path / "images.npy"}
         manifests = {"prepare": {"numbers": SIZES | dict(sizes)}}
         part = StageInputs(changed, settings=changed, files=files, hashes={}, manifests=manifests)
@@ -179,12 +180,13 @@ def why_no_record(tmp_path):
     ("changes", "reason"),
     [
         ({}, ""),
-        ({"fit_all": True, "estimate": {"training_rows": 42_000}}, ""),
-        ({"estimate": {"seeds": 0}}, "has no recorded accuracy"),
-        ({"estimate": {"settings": {"train.epochs": 13}}}, "different settings"),
+        ({"fit_all": True, "measured": {"training_rows": 42_000}}, ""),
+        ({"measured": {"seeds": 0}}, "has no recorded accuracy"),
+        ({"assignments": ["train.epochs=13"]}, "different settings (train.epochs 12 -> 13)"),
+        ({"measured": {"settings": "0" * 12}}, "the recipe was changed since"),
         ({"sizes": {"train_rows": 60_000, "test_rows": 10_000}}, "this data set has 60,000 and 10,000"),
         ({"sizes": {"training_rows": 21_000}}, "requires at least 31,500 training rows"),
-        ({"estimate": {"training_rows": 33_600}}, "requires at least 33,600 training rows"),
+        ({"measured": {"training_rows": 33_600}}, "requires at least 33,600 training rows"),
         ({"mean": 72.9}, "not MNIST's: their mean pixel is 72.90"),
         ({"mean": 33.1}, "not MNIST's"),
     ],
@@ -195,19 +197,22 @@ def test_when_a_record_does_not_apply(why_no_record, changes, reason):
 
 
 @pytest.fixture
-def run_with_record(command, tiny):
+def run_with_record(command, tiny, monkeypatch):
     """Run `--stage all` with a record of the current settings and data; returns its output and the receipt."""
 
     def call(*options):
         arguments = ("--stage", "all", *TINY, *options, "--workspace", tiny)
         assert command(*arguments).code == 0
         measured = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())["measured_with"]
-        settings = ", ".join(f'"{name}" = {json.dumps(value)}' for name, value in measured["settings"].items())
         record = {"accuracy": 0.9, "std": 0.01, "seeds": 5, "rows": 100, "training_rows": 300}
-        record |= {"data": measured["data"], "date": "2026-01-02"}
-        values = {name: json.dumps(value) for name, value in record.items()} | {"settings": f"{{{settings}}}"}
-        estimate = [word for name, value in values.items() for word in ("--set", f"estimate.{name}={value}")]
-        run = command(*arguments, *estimate)
+        record |= {"data": measured["data"], "date": "2026-01-02", "settings": measured["digest"]}
+        monkeypatch.setattr(config, "read_measured", lambda: {"quick": Measured(**record)})
+        builtin = config.load_recipe("quick", [*TINY[3::2], *options[1::2]])
+        load_recipe = config.load_recipe
+        monkeypatch.setattr(
+            config, "load_recipe", lambda name, changes=(): load_recipe(name, changes) if changes else builtin
+        )
+        run = command(*arguments)
         assert run.code == 0 and "train: fresh" in run.out
         return run.out, json.loads((tiny / "submissions/quick/submission.json").read_text())
 

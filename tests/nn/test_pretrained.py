@@ -58,7 +58,7 @@ def test_the_record_is_complete_and_is_of_the_present_recipe(recipe):
     assert pretrained.find_record(config.load_recipe(recipe), other_data) is None
     assert pretrained.choose_temperature(config.load_recipe(recipe), other_data) is None
     assert re.fullmatch("[0-9a-f]{64}", record["data"]) and re.fullmatch(r"20\d\d-\d\d-\d\d", record["date"])
-    assert record["estimate"]["accuracy"] == config.load_recipe(recipe).estimate.accuracy
+    assert record["estimate"]["accuracy"] == config.load_recipe(recipe).measured.accuracy
     assert "CC BY-SA 3.0" in record["license"] and "not for submissions" in record["use"]
     held_out = record["held_out"]
     low, high = held_out["interval_95"]

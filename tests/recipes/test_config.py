@@ -1,5 +1,6 @@
 """Settings as recorded values: flattened, compared with those of another run, hashed, and those of an estimate."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipes import config
-from pipeline.recipes.config import DEFAULTS, OBSERVATIONAL, ConfigError
-from pipeline.recipes.settings import SECTIONS, Estimate, Train
+from pipeline.recipes.config import DEFAULTS, OBSERVATIONAL
+from pipeline.recipes.settings import SECTIONS, Train
 
 FIELDS = {f"{section}.{field}" for section, kind in SECTIONS.items() for field in kind.model_fields}
 
@@ -114,18 +115,18 @@ class TestDigest:
         assert config.digest(QUICK | {"train.epochs": 13}) != config.digest(QUICK)
 
 
-class TestEstimates:
+class TestMeasured:
     @pytest.mark.parametrize("name", config.recipe_names())
-    def test_an_estimate_was_measured_with_the_settings_of_its_recipe(self, name):
+    def test_an_accuracy_was_measured_with_the_settings_of_its_recipe(self, name):
         recipe = config.load_recipe(name)
-        assert bool(recipe.estimate.seeds) == (name in ("quick", "standard", "best"))
-        if recipe.estimate.seeds:
-            assert config.changed_settings(recipe.estimate.settings, config.accuracy_settings(recipe)) == []
-            assert config.estimate_difference(recipe) == ""
+        assert bool(recipe.measured.seeds) == (name in ("quick", "standard", "best"))
+        if recipe.measured.seeds:
+            assert recipe.measured.rows and recipe.measured.training_rows and recipe.measured.data
+            assert config.measured_difference(recipe) == ""
 
     def test_the_first_difference_is_named(self):
         recipe = config.load_recipe("quick", ["train.epochs=13", "affine.shear=7"])
-        assert config.estimate_difference(recipe) == "affine.shear 6.0 -> 7.0"
+        assert config.measured_difference(recipe) == "affine.shear 6.0 -> 7.0"
 
     @pytest.mark.parametrize(
         "assignments",
@@ -139,12 +140,15 @@ class TestEstimates:
         ],
     )
     def test_settings_that_do_not_change_the_accuracy_on_other_rows(self, assignments):
-        assert config.estimate_difference(config.load_recipe("quick", assignments)) == ""
+        assert config.measured_difference(config.load_recipe("quick", assignments)) == ""
 
-    def test_an_estimate_requires_its_settings(self):
-        rows = ["estimate.seeds=1", "estimate.rows=10", "estimate.training_rows=10"]
-        with pytest.raises(ConfigError, match=r"estimate\.settings"):
-            config.load_recipe("dropout_cnn", rows)
-        recipe = config.load_recipe("dropout_cnn", [*rows, 'estimate.settings={"train.epochs" = 150}'])
-        assert recipe.estimate == Estimate(seeds=1, rows=10, training_rows=10, settings={"train.epochs": 150})
-        assert config.estimate_difference(recipe).startswith("augment.angles [] -> [10.0, -10.0]")
+    def test_a_recipe_file_has_no_measured_accuracy(self, tmp_path):
+        path = tmp_path / "mine.toml"
+        path.write_text((config.RECIPES / "quick.toml").read_text())
+        assert not config.load_recipe(str(path)).measured.seeds
+
+    def test_the_defaults_are_those_that_accuracies_were_measured_with(self):
+        """A digest contains only what differs from the defaults. After a neutral new setting, renew this value."""
+        defaults = {name: value for name, value in DEFAULTS.items() if name.split(".")[0] in config.ACCURACY_SETTINGS}
+        text = json.dumps(defaults, sort_keys=True)
+        assert hashlib.sha256(text.encode()).hexdigest()[:12] == "8e22b148546a"

@@ -45,7 +45,7 @@ class TestBuiltInRecipes:
         table = tomllib.loads((config.RECIPES / f"{name}.toml").read_text())
         recipe = config.load_recipe(name)
         for section, kind in SECTIONS.items():
-            if name == "dropout_cnn" and section not in ("estimate", "gan", "generate"):
+            if name == "dropout_cnn" and section not in ("gan", "generate"):
                 assert set(table[section]) == set(kind.model_fields)
             else:
                 for field in table.get(section, {}):
@@ -123,8 +123,6 @@ class TestRecipeFiles:
             ("[predict]\nshifts = []", ["expected a list that is not empty"]),
             ("[predict]\nshifts = [[0.5, 0]]", ["expected a whole number"]),
             ('[model]\nname = "layers"\nlayers = ["conv 3"]', ['expected a layer such as "conv 32 3x3"']),
-            ("[estimate.settings]\ndate = 1979-05-27", ["expected a table of settings without dates"]),
-            ('[estimate]\nsettings = "029550f3"', ["estimate.settings is '029550f3', expected a table of settings"]),
             ("[train\n", ["not a TOML file"]),
             ("\0", ["not a TOML file"]),
         ],

@@ -109,7 +109,7 @@ def test_the_last_line_names_the_next_step(command, sendable, expected_score, re
     *_, send, last = command("--stage", "all", *TINY, "--workspace", sendable, "--device", "cpu").lines()
     assert send.startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
     names = re.findall(r"--recipe (\w+) \(about ([0-9.]+)", last)
-    assert names == [(name, f"{config.load_recipe(name).estimate.accuracy:.4f}") for name in recommended]
+    assert names == [(name, f"{config.load_recipe(name).measured.accuracy:.4f}") for name in recommended]
     assert last.startswith("next: ") and "for pictures of this network, run --stage inspect --recipe quick" in last
 
 

@@ -78,7 +78,6 @@ def test_every_setting_of_the_training_identifies_the_network(monkeypatch, name)
         "split.fraction=0.3",
         "augment.angles=[5]",  # and so are the training images
         "compare.seeds=2",
-        "estimate.seeds=0",
     ],
 )
 def test_other_settings_do_not(setting):

@@ -6,7 +6,7 @@ STAGE = Stage(
     name="export",
     run="pipeline.extras.export.stage:run",
     folder="data/runs/{name}/export",
-    settings=("predict", "estimate"),
+    settings=("measured", "predict"),
     inputs={
         "prepare": ("train_images.npy",),
         "train": ("weights.safetensors",),

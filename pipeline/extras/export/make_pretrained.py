@@ -109,7 +109,7 @@ def _write_weights(recipe: Recipe, workspace: Path, metrics: dict[str, Any]) -> 
         "data": metrics["measured_with"]["data"],
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"torch": torch.__version__},
-        "estimate": recipe.estimate.model_dump(mode="json", exclude={"settings"}),
+        "estimate": recipe.measured.model_dump(mode="json", exclude={"settings"}),
         "held_out": {name: metrics[name] for name in HELD_OUT},
         "temperature": metrics["temperature"],
         "unseen_sample": {

@@ -74,7 +74,7 @@ def _facts(networks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _accuracy(recipe: Recipe, evaluation: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> list[str]:
-    estimate = recipe.estimate
+    measured = recipe.measured
     if held_out is None:
         return [f"Not measured: {evaluation['why_none']}."]
     low, high = held_out["interval_95"]
@@ -89,10 +89,10 @@ def _accuracy(recipe: Recipe, evaluation: Mapping[str, Any], held_out: Mapping[s
         )
     elif evaluation["chosen_on_these_rows"]:
         text += " Slightly optimistic: the epoch was chosen on these rows."
-    if evaluation.get("record") or (held_out is not evaluation and estimate.seeds):
+    if evaluation.get("record") or (held_out is not evaluation and measured.seeds):
         text += (
-            f" The recipe's recorded accuracy is {estimate.accuracy:.4f} (standard deviation {estimate.std:.4f}, "
-            f"{estimate.seeds} {'seed' if estimate.seeds == 1 else 'seeds'}, {estimate.date})."
+            f" The recipe's recorded accuracy is {measured.accuracy:.4f} (standard deviation {measured.std:.4f}, "
+            f"{measured.seeds} {'seed' if measured.seeds == 1 else 'seeds'}, {measured.date})."
         )
     return [text]
 
