@@ -51,7 +51,7 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("read_json", "os.path.getsize(path) > max_bytes", "False"),
         ("read_json", "os.path.isfile(path)", "True"),
         ("read_manifest", "manifest.pop(SEAL, None) != _seal(manifest)", "False and manifest.pop(SEAL, None)"),
-        ("read_intact_manifest", "changed_outputs(folder, manifest)", "False", "store run"),
+        ("read_intact_manifest", "changed_outputs(folder, manifest)", "False", "store engine"),
         ("write_manifest", "sync_folder(folder)", "None"),
         ("changed_outputs", "sha256(path) != digest", "False"),
         ("changed_outputs", "[*_fingerprint(path), digest]", "[*_fingerprint(path), *files.get(name, [''])[-1:]]"),
@@ -66,14 +66,14 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("_beside", "is_staged(path) or _is_free(path)", "True", "foreign_files"),
         ("published_dir", "not folder.exists()", "True"),
     ]),
-    "workflow.run": ("run freshness", [
+    "workflow.engine": ("engine freshness", [
         ("Workflow._state", "manifest.get('format') != FORMAT", "False"),
         ("Workflow._state", "load_function(stage.stale_reason)(self, manifest)", "''", "download"),
         ("Workflow._state", "store.changed_outputs(folder, manifest)", "{}"),
         ("Workflow.run_stage", "self.force or not store.read_intact_manifest(staging, context.key)",
-         "not store.read_intact_manifest(staging, context.key)", "run"),
-        ("Workflow.run_stage", "context.check_inputs()", "None", "run"),
-        ("Workflow._stage_context", "store.sha256(file.path) != file.sha256", "False", "run"),
+         "not store.read_intact_manifest(staging, context.key)", "engine"),
+        ("Workflow.run_stage", "context.check_inputs()", "None", "engine"),
+        ("Workflow._stage_context", "store.sha256(file.path) != file.sha256", "False", "engine"),
         ("_first_difference", "recorded.keys() | current.keys()", "current.keys()"),
     ]),
     "dataset.splits": ("splits", [

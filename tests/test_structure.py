@@ -26,8 +26,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TABLE = "pipeline/stages/__init__.py"
 
 
-def imported_modules(path):
-    """Dotted names below `pipeline` that a file imports, except for the type checker: "config", "stages.train", ..."""
+def imported_modules(path, for_types_too=True):
+    """Dotted names below `pipeline` that a file imports: "recipes.config", "stages.train", ..."""
     tree = ast.parse(path.read_text())
     for_types = {
         id(statement)
@@ -36,7 +36,7 @@ def imported_modules(path):
         for statement in node.body
     }
     for node in ast.walk(tree):
-        if id(node) in for_types:
+        if id(node) in for_types and not for_types_too:
             continue
         if isinstance(node, ast.Import):
             yield from (

@@ -6,8 +6,8 @@ the content of the files alone says whether a result is fresh: an oracle that kn
 
 from pipeline.recipes import config
 from pipeline.workflow import publishing, store
+from pipeline.workflow.engine import Workflow
 from pipeline.workflow.log import RunLog
-from pipeline.workflow.run import Workflow
 from pipeline.workflow.stage import Stage
 from pipeline.workflow.store import FORMAT
 
@@ -26,7 +26,7 @@ def _stale_reason(workflow, manifest):
 
 
 def _take(context):
-    source = context.workflow.workspace / "in.txt"
+    source = context.run.workspace / "in.txt"
     key = {"format": FORMAT, "stage": "take", "inputs": {"in.txt": store.sha256(source)}}
     staging = publishing.create_staging_dir(context.published_dir)
     store.write(staging / "copy.txt", source.read_bytes())

@@ -28,7 +28,7 @@ def import_checked():
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
     install_import_hook(names, f"{__name__}.check_types")
     import pipeline
-    from pipeline.workflow import run  # noqa: F401  # for the type checker, it and its declarations import each other
+    import pipeline.workflow.engine  # pydantic must be imported before, too
 
     typing.TYPE_CHECKING = True  # the names that are imported for annotations alone
     try:

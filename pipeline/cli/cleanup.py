@@ -9,7 +9,7 @@ from pipeline.recipes import config
 from pipeline.recipes.config import ConfigError
 from pipeline.training import imagenet
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.engine import Workflow
 from pipeline.workflow.stage import Stage
 
 CACHES = ("data/augmented", "data/features", "data/networks", "data/prepared/splits")

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -26,8 +27,8 @@ from pipeline.recipes import config
 from pipeline.recipes.rules import find_unused
 from pipeline.workflow import locks
 from pipeline.workflow.checks import check_recipe_files, check_recipes
+from pipeline.workflow.engine import Workflow
 from pipeline.workflow.log import start_run
-from pipeline.workflow.run import Workflow
 from pipeline.workflow.stage import load_function
 
 
@@ -139,11 +140,12 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
     if any(stage.uses_device for stage in stages):
         from pipeline.machine import devices  # not at the top: it imports torch
 
-        workflow.device = devices.choose_device(options.device)
+        workflow = replace(workflow, device=devices.choose_device(options.device))
         about_device = devices.describe_choice(workflow.device, options.device)
     for name in dict.fromkeys(stage.check for stage in stages if stage.check):
         load_function(name)(workflow.recipes, workflow.device)
-    with start_run(options.workspace, options.stage, options.wait) as workflow.log:
+    with start_run(options.workspace, options.stage, options.wait) as log:
+        workflow = replace(workflow, log=log)
         if argument or options.stage != "download":
             hint = "" if argument else " (--recipe chooses another)"
             about = (

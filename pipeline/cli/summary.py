@@ -11,7 +11,7 @@ from pipeline.kaggle.client import submit_command
 from pipeline.kaggle.competition import TEST_ROWS
 from pipeline.recipes import config
 from pipeline.workflow import schemas, store
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.engine import Workflow
 
 # From the zip to the submission, for the recipes that are recommended.
 DURATIONS = {

@@ -9,7 +9,7 @@ from pipeline.cli.arguments import ALL_STAGES, HOME
 from pipeline.errors import StageError
 from pipeline.recipes import config
 from pipeline.recipes.settings import Recipe
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.engine import Workflow
 
 STAGES = {name: stage for name, stage in ALL_STAGES.items() if not stage.command}  # those that the engine runs
 

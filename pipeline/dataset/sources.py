@@ -12,7 +12,7 @@ from pipeline.dataset import files
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.kaggle import competition, machine
 from pipeline.workflow import store
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.run import Run
 from pipeline.workflow.store import Manifest
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def require_user_tables(raw: Path, user_files: list[Path]) -> dict[str, TableFil
     return tables
 
 
-def why_stale(workflow: Workflow, manifest: Manifest) -> str:
+def why_stale(run: Run, manifest: Manifest) -> str:
     """Why the contents of `data/raw`, with their manifest, are not what `--data DATA` asks for; "" if they are."""
-    data, source = workflow.data, manifest["numbers"].get("source")
-    user_files = find_user_files(workflow.published_dir("download"))
+    data, source = run.data, manifest["numbers"].get("source")
+    user_files = find_user_files(run.published_dir("download"))
     if data == "auto":
         used = {table.path.name for table in files.find_tables(user_files).values()}
         return "there are new files in data/raw" if used and used != set(manifest["outputs"]) else ""

@@ -13,7 +13,7 @@ from pipeline.reports import training_figures
 from pipeline.shapes import UInt8
 from pipeline.training.arrays import read_digits, read_rows
 from pipeline.workflow import store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pipeline.dataset import fetch, files, sources
 from pipeline.dataset.files import SourceError
 from pipeline.kaggle import client
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.store import FORMAT, Manifest
 
 
@@ -49,7 +49,7 @@ def _key(inputs: dict[str, str]) -> dict[str, Any]:
 
 def _register(context: StageContext, raw: Path, own_files: list[Path]) -> None:
     """Write a manifest for the user's own files. Raises SourceError if --data requests other data."""
-    if context.workflow.data != "auto":
+    if context.run.data != "auto":
         names = ", ".join(path.name for path in own_files)
         raise SourceError(
             f"{raw} contains your own files ({names}), which a download does not overwrite: "
@@ -69,7 +69,7 @@ def _register(context: StageContext, raw: Path, own_files: list[Path]) -> None:
 
 def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -> str | None:
     """The source to fetch from: a name or a path; None if the earlier download is intact."""
-    data = context.workflow.data
+    data = context.run.data
     source = earlier["numbers"].get("source") if earlier else None
     if data != "auto":
         return data
@@ -87,7 +87,7 @@ def _choose_source(context: StageContext, raw: Path, earlier: Manifest | None) -
         if problem:
             context.say(f"no data from Kaggle: {problem}")
         return "kaggle" if has_credentials else "sample"
-    if not (store.changed_outputs(raw, earlier) or context.workflow.force):
+    if not (store.changed_outputs(raw, earlier) or context.run.force):
         return None
     if source in sources.NAMES:
         return str(source)

@@ -20,7 +20,7 @@ from pipeline.training.arrays import read_images
 from pipeline.training.held_out import HeldOutPredictions, load_training_rows
 from pipeline.training.predictions import predict_training_rows
 from pipeline.workflow import store
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 
 MAX_IMAGES = 40  # in a picture of errors
 MAX_SUSPECTS = 100  # rows in the table of suspects
@@ -75,7 +75,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
     """The predictions of a recipe's networks for the rows that they did not see."""
-    loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
+    loaded = load_networks(part.files["train/weights.safetensors"], context.run.device)
     return predict_training_rows(context, part, loaded, part.settings.predict)
 
 

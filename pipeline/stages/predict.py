@@ -18,7 +18,7 @@ from pipeline.recipes import config
 from pipeline.shapes import Float32
 from pipeline.training.predictions import predict_test_rows
 from pipeline.workflow import schemas, store
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 
 # Sections that the content of a submission depends on.
 SUBMISSION_SETTINGS = ("prepare", "split", *config.ACCURACY_SETTINGS)
@@ -46,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n 10"]:
     """The mean probabilities of a recipe's networks for the test rows."""
-    loaded = load_networks(part.files["train/weights.safetensors"], context.workflow.device)
+    loaded = load_networks(part.files["train/weights.safetensors"], context.run.device)
     for network in loaded:
         refuse_pretrained(network)
     return predict_test_rows(context, part, loaded, part.settings.predict)
@@ -54,7 +54,7 @@ def _predict(context: StageContext, part: StageInputs) -> Float32[np.ndarray, "n
 
 def _receipt(context: StageContext, digest: str, n_rows: int) -> dict[str, Any]:
     """What is recorded with a submission: where it comes from, what score to expect, what was sent to Kaggle."""
-    workflow = context.workflow
+    workflow = context.run
     evaluation = store.require_json(context.parts[0].files["evaluate/metrics.json"], schemas.Metrics)
     expected = estimate_score(evaluation, n_rows)
     download = context.parts[0].manifests["download"]

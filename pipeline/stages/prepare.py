@@ -11,7 +11,7 @@ from pipeline.dataset import files, splits, tables
 from pipeline.dataset.copies import find_copies
 from pipeline.dataset.tables import DataError
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv; in MNIST none does
 
@@ -42,7 +42,7 @@ def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
     # The same for all splits: without settings.
     key = {**context.key, "settings": {}}
     publishing.restore(arrays)
-    if context.workflow.force or not store.read_intact_manifest(arrays, key):
+    if context.run.force or not store.read_intact_manifest(arrays, key):
         _read_tables(context, arrays, key)
     numbers: dict[str, Any] = store.require_manifest(arrays)["numbers"]
     return numbers

@@ -13,7 +13,7 @@ from pipeline.kaggle import client, competition
 from pipeline.kaggle.client import KaggleError
 from pipeline.nn import pretrained
 from pipeline.workflow import schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 POLL_INTERVAL = 5  # seconds between two requests for the list of submissions
 MAX_WAIT = 600  # seconds; Kaggle takes about ten to score a submission
@@ -81,7 +81,7 @@ def _weights_hashes(receipt: dict[str, Any]) -> set[str]:
 
 
 def run(context: StageContext) -> None:
-    submission = Submission.load(context.workflow.published_dir("predict"))
+    submission = Submission.load(context.run.published_dir("predict"))
     for entry in submission.entries():
         if entry["score"] is not None:
             context.say(f"this file was sent on {entry['date']} and scored {entry['score']}; it is not sent again")
@@ -89,7 +89,7 @@ def run(context: StageContext) -> None:
     tag = submission.receipt["tag"]
     listed = next((item for item in client.list_submissions() if tag in item["description"]), None)
     if listed and listed["status"] == "ERROR":
-        if not context.workflow.force:
+        if not context.run.force:
             raise KaggleError(f"Kaggle could not score this file ({listed['error']}); --force sends it again")
         listed = None
     if listed:

@@ -19,7 +19,7 @@ from pipeline.training.pool import make_pool
 from pipeline.training.specs import Spec
 from pipeline.training.task import History
 from pipeline.workflow import store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 # The largest share of the time that drawing the curves between epochs may take, and about what the first drawing takes,
 # which imports matplotlib; the others take 0.1 s.
@@ -75,9 +75,9 @@ class _Monitor:
         self.next_drawing = time.monotonic() + DRAWING_SECONDS / DRAWING_SHARE
         self.finished: list[History] = []
         self.writer: EventWriter | None = None
-        if context.workflow.tracker == "tensorboard":
+        if context.run.tracker == "tensorboard":
             run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            folder = context.workflow.workspace / "data/logs/tensorboard" / context.workflow.name / run_name
+            folder = context.run.workspace / "data/logs/tensorboard" / context.run.name / run_name
             self.writer = EventWriter(folder)
             context.say(f"event files for TensorBoard in {folder}")
 

@@ -21,7 +21,7 @@ from pipeline.training.pool import Pool, make_pool
 from pipeline.training.specs import NetworkSpec, Spec
 from pipeline.training.task import HISTORY, LOG, History, TrainingOutcome, TrainingTask, read_history, train_network
 from pipeline.workflow import code, publishing, schemas, store
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 from pipeline.workflow.store import Manifest
 
 NETWORKS = "data/networks"  # below the workspace
@@ -81,7 +81,7 @@ def ensure(
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """
-    workflow, pool = context.workflow, make_pool(context)
+    workflow, pool = context.run, make_pool(context)
     base = store.resolve(workflow.workspace / NETWORKS)
     networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
     context.network_folders |= {network.folder.name for network in networks}
@@ -187,7 +187,7 @@ def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
     """How many networks to train on each GPU at the same time; recorded in context.json."""
     if pool.device != "cuda" or pool.engine != "local":
         return 1
-    n_networks = min(recipe.ensemble.networks_per_gpu for recipe in context.workflow.recipes)
+    n_networks = min(recipe.ensemble.networks_per_gpu for recipe in context.run.recipes)
     context.environment["networks_per_gpu"] = n_networks = n_networks or devices.networks_per_gpu()
     return n_networks
 
@@ -195,7 +195,7 @@ def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
 def _task_arguments(context: StageContext, device: str, folder: Path, request: Request) -> tuple[Any, ...]:
     """The arguments of `train_network` for one network, whose staging folder is created unless it can be resumed."""
     spec, staging, started = request.spec, publishing.staging_dir(folder), _read_started(folder)
-    if context.workflow.force or not _can_resume(started, request):
+    if context.run.force or not _can_resume(started, request):
         if started:
             context.say(f"{request}: the interrupted training is not continued (--force, new code, or less recorded)")
         publishing.create_staging_dir(folder)
@@ -232,7 +232,7 @@ def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
             last = time.monotonic()
             context.say(message)
         else:
-            context.workflow.log.write(f"{context.stage.name}: {message}")
+            context.run.log.write(f"{context.stage.name}: {message}")
 
     return log
 

@@ -27,7 +27,7 @@ from pipeline.training.arrays import TrainingArrays, read_images, read_rows
 from pipeline.training.extraction import extract_features
 from pipeline.training.specs import NetworkSpec
 from pipeline.workflow import code, publishing, schemas, store
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 from pipeline.workflow.store import FORMAT
 
 FEATURES = "data/features"  # below the workspace
@@ -56,11 +56,11 @@ def ensure_features(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     key["code"] = code.digest((*CODE, f"pipeline.nn.models.{model.name}"))
-    folder = store.resolve(context.workflow.workspace / FEATURES / f"{model.name}-{digest}")
+    folder = store.resolve(context.run.workspace / FEATURES / f"{model.name}-{digest}")
     publishing.restore(folder)
     if store.read_intact_manifest(publishing.staging_dir(folder), key):  # a run was killed just before
         publishing.publish(folder)
-    is_forced = context.workflow.force and folder not in context.workflow.recomputed
+    is_forced = context.run.force and folder not in context.run.recomputed
     images = read_images(part.files, name)
     if is_forced or not store.read_intact_manifest(folder, key):
         _extract(context, folder, key, network, images, _feature_size(model))
@@ -83,15 +83,15 @@ def _extract(
     size: tuple[int, ...],
 ) -> None:
     """Compute features, whose size is known, in parts, and publish them as one file."""
-    settings, device, start = key["settings"], context.workflow.device, time.monotonic()
+    settings, device, start = key["settings"], context.run.device, time.monotonic()
     precision = inference_precision(settings["precision"], device)
     context.say(
         f"computing the features of {len(images):,} images at {settings['side']}x{settings['side']} with "
         f"{settings['model']}, once"
     )
     staging = publishing.staging_dir(folder)
-    context.workflow.recomputed.add(folder)
-    if context.workflow.force or store.read_json(staging / store.STARTED, schemas.Started) != key:
+    context.run.recomputed.add(folder)
+    if context.run.force or store.read_json(staging / store.STARTED, schemas.Started) != key:
         publishing.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, key)
     network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]

@@ -6,17 +6,16 @@ import socket
 import sys
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.recipes.config import expand_home
 from pipeline.recipes.settings import Model, Recipe
 from pipeline.workflow import store
-from pipeline.workflow.stage import InputFile, StageContext
+from pipeline.workflow.context import StageContext
+from pipeline.workflow.run import Run
+from pipeline.workflow.stage import InputFile
 from pipeline.workflow.store import Manifest
-
-if TYPE_CHECKING:
-    from pipeline.workflow.run import Workflow
 
 ADDRESS = "https://download.pytorch.org/models/"
 # The names contain the first digits of the SHA-256.
@@ -122,19 +121,19 @@ def add_inputs(context: StageContext) -> dict[str, Any]:
     added = {}
     for part in context.parts:
         for model in pretrained_models(part.settings):
-            weights = find_weights(model, context.workflow.workspace)
+            weights = find_weights(model, context.run.workspace)
             part.files[input_name(model)] = weights.path
             added[input_name(model)] = part.hashes[input_name(model)] = weights.sha256
     return {"initial_weights": added} if added else {}
 
 
-def why_stale(workflow: Workflow, manifest: Manifest) -> str:
+def why_stale(run: Run, manifest: Manifest) -> str:
     """Why a result that recorded what `add_inputs` returned is stale; "" if it is not.
 
     The published file may be deleted: its name contains its hash.
     """
     hashes = manifest["numbers"].get("initial_weights", {})
-    for model in (model for recipe in workflow.recipes for model in pretrained_models(recipe)):
+    for model in (model for recipe in run.recipes for model in pretrained_models(recipe)):
         digest = hashes.get(input_name(model), "")
         if model.weights_file:
             path = Path(expand_home(model.weights_file))

@@ -10,7 +10,7 @@ from pipeline.training import imagenet
 from pipeline.training.pool import Pool
 from pipeline.training.specs import NetworkSpec, variants
 from pipeline.training.task import resolve_precision
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 
 
 def network_specs(

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import joblib
@@ -22,10 +22,8 @@ import torch
 
 from pipeline.errors import StageError
 from pipeline.machine.devices import choose_device, release_memory, usable_gpus
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.locks import acquire_lock
-
-if TYPE_CHECKING:
-    from pipeline.workflow.stage import StageContext
 
 IDLE_TIMEOUT = 5  # seconds after which a process without work ends
 DASK_TIMEOUT = 10  # seconds to wait for a Dask scheduler
@@ -218,5 +216,5 @@ def _end_with_parent(parent: int) -> None:
 
 def make_pool(context: StageContext) -> Pool:
     """The pool that the command line selects."""
-    workflow = context.workflow
+    workflow = context.run
     return Pool(workflow.engine, workflow.device, workflow.requested_device)

@@ -16,7 +16,7 @@ from pipeline.shapes import Float32, Shaped
 from pipeline.training.arrays import read_images
 from pipeline.training.features import ensure_features
 from pipeline.training.held_out import HeldOutPredictions, load_training_rows, predict_held_out
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 
 
 def predict_test_rows(
@@ -26,9 +26,7 @@ def predict_test_rows(
     probabilities = []
     for network in networks:
         predictor, inputs = load_inputs(context, part, network, "test")
-        probabilities.append(
-            predict_probabilities(predictor, torch.from_numpy(inputs), predict, context.workflow.device)
-        )
+        probabilities.append(predict_probabilities(predictor, torch.from_numpy(inputs), predict, context.run.device))
     mean: Float32[np.ndarray, "n 10"] = np.mean(probabilities, axis=0)
     return mean
 
@@ -38,7 +36,7 @@ def predict_training_rows(
 ) -> HeldOutPredictions:
     """The mean probabilities for each row of train.csv, by the networks that were not trained on it."""
     inputs = functools.partial(load_inputs, context, part, table="train")
-    return predict_held_out(networks, load_training_rows(part.files), predict, context.workflow.device, inputs)
+    return predict_held_out(networks, load_training_rows(part.files), predict, context.run.device, inputs)
 
 
 def load_inputs(

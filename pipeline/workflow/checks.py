@@ -10,7 +10,7 @@ from pipeline.errors import StageError
 from pipeline.recipes import config
 from pipeline.recipes.settings import Recipe
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.engine import Workflow
 from pipeline.workflow.stage import Stage
 
 

@@ -1,22 +1,14 @@
-"""What a stage declares, and what its `run` gets."""
+"""What a stage declares, its inputs and its state."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from pipeline.errors import PipelineError, StageError
-from pipeline.recipes.settings import Recipe
-from pipeline.workflow import store
-from pipeline.workflow.store import Manifest
-
-if TYPE_CHECKING:
-    from pipeline.workflow.run import Workflow
-
+from pipeline.errors import StageError
 
 T = TypeVar("T")
 
@@ -26,10 +18,6 @@ def load_function(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return loaded
-
-
-class InputChanged(PipelineError):
-    """An input changed while a stage ran, so its result was not published."""
 
 
 @dataclass(frozen=True)
@@ -126,61 +114,3 @@ class InputDict(dict[str, T]):
     def __missing__(self, name: str) -> T:
         stage = name.split("/")[0]
         raise StageError(f"{name} is missing: run --stage {stage} with the same options and --force to make it again")
-
-
-@dataclass
-class StageInputs:
-    """What a stage gets for one recipe."""
-
-    recipe: Recipe
-    settings: Recipe  # only with the sections that the stage declares
-    files: InputDict[Path]
-    hashes: InputDict[str]  # SHA-256 of the same files
-    manifests: dict[str, Manifest]  # of the stages that the inputs are from
-
-
-@dataclass
-class StageContext:
-    """What a stage's `run` gets: where to write, and the settings and inputs of each recipe."""
-
-    workflow: Workflow
-    stage: Stage
-    output_dir: Path
-    published_dir: Path  # where the result will be; unlike `Workflow.published_dir`, never X.previous
-    key: dict[str, Any]  # stage, settings, inputs, code
-    parts: list[StageInputs]  # one for each recipe; several only for a blend or a comparison
-    environment: dict[str, Any]  # recorded in context.json
-    network_folders: set[str] = field(default_factory=set)  # of the networks that the stage uses
-
-    @property
-    def only(self) -> StageInputs:
-        """The inputs of a stage that runs for one recipe."""
-        (part,) = self.parts
-        return part
-
-    @property
-    def files(self) -> InputDict[Path]:
-        return self.only.files
-
-    @property
-    def settings(self) -> Recipe:
-        return self.only.settings
-
-    def say(self, message: str) -> None:
-        """Show a message that begins with the stage's name."""
-        self.workflow.say(f"{self.stage.name}: {message}")
-
-    @contextlib.contextmanager
-    def show_progress(self, description: str) -> Iterator[Callable[[float], None]]:
-        """Show a progress bar; yields a function to call with the fraction that is done, up to 1."""
-        from tqdm import tqdm
-
-        with tqdm(total=100, desc=description, unit="%", disable=None) as bar:
-            yield lambda fraction: bar.update(int(100 * fraction) - bar.n)
-
-    def check_inputs(self) -> None:
-        """Hash the inputs again. Raises InputChanged if one differs from what it was at the start."""
-        paths = {path: part.hashes[name] for part in self.parts for name, path in part.files.items()}
-        for path, digest in paths.items():
-            if store.sha256(path) != digest:
-                raise InputChanged(f"{path} changed while {self.stage.name} ran; nothing was published, run it again")

@@ -22,7 +22,7 @@ from pipeline.nn.networks import LoadedNetwork
 from pipeline.nn.precision import choose_precision
 from pipeline.nn.trainer import FitOptions, LabelledImages
 from pipeline.recipes import config
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.engine import Workflow
 
 
 def load(folder, names):

@@ -156,7 +156,9 @@ def test_the_first_line_names_the_recipe_whose_default_depends_on_the_device(
     monkeypatch.setattr("pipeline.machine.devices.why_unusable", lambda device: "")
     monkeypatch.setattr("pipeline.machine.devices.usable_gpus", lambda: (0,))
     monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
-    monkeypatch.setattr("pipeline.workflow.run.describe_environment", lambda device: {"commit": None, "versions": {}})
+    monkeypatch.setattr(
+        "pipeline.workflow.engine.describe_environment", lambda device: {"commit": None, "versions": {}}
+    )
     run = command("--stage", "prepare", "--workspace", tmp_path, "--device", device)
     assert run.code == 0 and run.lines()[0].startswith(f"recipe {recipe}: ")
     assert run.lines()[0].endswith("(--recipe chooses another)")

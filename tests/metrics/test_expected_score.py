@@ -23,7 +23,7 @@ from pipeline.recipes import config
 from pipeline.recipes.config import accuracy_settings, digest, load_recipe
 from pipeline.recipes.settings import Measured
 from pipeline.stages import evaluate
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 from tests.conftest import TINY
 
 INFINITE = 10**15  # rows: no row is measured twice

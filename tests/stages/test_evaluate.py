@@ -14,7 +14,7 @@ from pipeline.recipes import config
 from pipeline.recipes.settings import Predict
 from pipeline.stages import evaluate
 from pipeline.training.held_out import TrainingRows, predict_held_out
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 from tests import oracles
 from tests.conftest import TINY, digits_28, run_all
 

@@ -13,7 +13,7 @@ from pipeline.recipes.settings import Recipe
 from pipeline.training import plan, task
 from pipeline.training.pool import Pool
 from pipeline.workflow import code
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 from tests.test_honest_numbers import CHANGED_VALUES
 
 HASHES = {

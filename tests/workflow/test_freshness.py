@@ -13,8 +13,7 @@ from pipeline.cli.arguments import ALL_STAGES
 from pipeline.recipes import config
 from pipeline.recipes.settings import MODELS, Model
 from pipeline.training import specs
-from pipeline.workflow import code, store
-from pipeline.workflow import run as workflow
+from pipeline.workflow import code, engine, store
 from pipeline.workflow.code import syntax_hash
 from pipeline.workflow.stage import load_function
 from tests.conftest import ALL_FRESH, NAMES, TINY, content, forge, ran
@@ -296,7 +295,7 @@ OTHER_EDITS = [
     ("reports/style.py", r"dpi=110", "dpi=50"),
     ("reports/training_figures.py", r"0\.72 \* n_digits", "0.8 * n_digits"),
     ("reports/page.py", r"max-width", "min-width"),
-    ("workflow/run.py", r": done in", ": took"),
+    ("workflow/engine.py", r": done in", ": took"),
     ("workflow/store.py", r"1 << 22", "1 << 20"),
     ("workflow/publishing.py", r"path\.rmdir\(\)", "pass"),
     ("kaggle/client.py", r"error.exit_code == 2", "error.exit_code == 3"),
@@ -375,7 +374,7 @@ def test_the_hash_depends_on_the_syntax_tree_alone():
 
 
 def test_an_input_or_a_module_that_no_longer_exists_is_named():
-    assert workflow._first_difference({"a": "1", "b": "2"}, {"a": "1"}) == "b is no longer available"
-    assert workflow._first_difference({"a": "1"}, {"a": "1", "b": "2"}) == "b is new"
-    assert workflow._first_difference({"a": "1", "b": "2"}, {"a": "2", "b": "3"}) == "a changed"
-    assert workflow._first_difference({"a": "1"}, {"a": "1"}) == ""
+    assert engine._first_difference({"a": "1", "b": "2"}, {"a": "1"}) == "b is no longer available"
+    assert engine._first_difference({"a": "1"}, {"a": "1", "b": "2"}) == "b is new"
+    assert engine._first_difference({"a": "1", "b": "2"}, {"a": "2", "b": "3"}) == "a changed"
+    assert engine._first_difference({"a": "1"}, {"a": "1"}) == ""

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.dataset import files
@@ -16,8 +17,8 @@ from pipeline.recipes.settings import MAX_NETWORKS, Recipe
 from pipeline.training import imagenet
 from pipeline.workflow import schemas, store
 from pipeline.workflow.checks import check_recipe_files, check_recipes
+from pipeline.workflow.engine import Workflow
 from pipeline.workflow.log import start_run
-from pipeline.workflow.run import Workflow
 from pipeline.workflow.stage import Stage, load_function
 
 MAX_TITLE = 80  # characters of a comparison's name
@@ -71,9 +72,7 @@ def _make_comparison(
 ) -> Workflow:
     """The run of a comparison of recipes."""
     workflow = make_run([*stage.inputs, stage.name], recipes, argument, assignments)
-    workflow.recipes = _adapt_to_data(workflow)
-    workflow.title = _make_title(argument, assignments)
-    return workflow
+    return replace(workflow, recipes=_adapt_to_data(workflow), title=_make_title(argument, assignments))
 
 
 def run(stage: Stage, options: argparse.Namespace, make_run: Callable[..., Workflow]) -> None:
@@ -97,7 +96,7 @@ def run(stage: Stage, options: argparse.Namespace, make_run: Callable[..., Workf
         if not recipes:
             raise StageError(f"--recipe {argument}: {next(iter(left_out.values()))}")
         first = make_run(["download"], recipes[:1], recipes[0].file or recipes[0].name, options.set)
-        first.log = log
+        first = replace(first, log=log)
         for name, reason in left_out.items():
             first.say(f"compare: {name} is left out: {reason}")
         first.say(f"compare: {', '.join(recipe.name for recipe in recipes)}")
@@ -112,7 +111,7 @@ def run(stage: Stage, options: argparse.Namespace, make_run: Callable[..., Workf
         first.ensure_fresh(first.stages["download"])
         # Not before: whether the recipes train on all rows depends on the data.
         workflow = _make_comparison(stage, make_run, recipes, argument, assignments)
-        workflow.log, workflow.device = log, device
+        workflow = replace(workflow, log=log, device=device)
         check_recipe_files(workflow, [workflow.folder(stage)])
         workflow.restore()
         for name in stage.inputs:

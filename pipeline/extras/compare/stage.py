@@ -37,7 +37,7 @@ from pipeline.training.ensure import Request, TrainedNetwork
 from pipeline.training.pool import make_pool
 from pipeline.training.predictions import predict_test_rows, predict_training_rows
 from pipeline.workflow import schemas, store
-from pipeline.workflow.stage import StageContext, StageInputs
+from pipeline.workflow.context import StageContext, StageInputs
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Measurement:
 
     def predict(self, context: StageContext) -> None:
         """Predict the rows with the networks of each run that has no errors."""
-        device = context.workflow.device
+        device = context.run.device
         for run in self.complete_runs():
             loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
             if self.on_test_rows:
@@ -173,8 +173,8 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
     rows, curves, costs = [], {}, {}
     for measurement in measurements:
         if measurement.recipe.published.untrained:
-            rows.append(_untrained_row(measurement, context.workflow.device))
-        row = _row(measurement, context.workflow.device)
+            rows.append(_untrained_row(measurement, context.run.device))
+        row = _row(measurement, context.run.device)
         rows.append(row)
         context.say(f"{row.recipe}: {_describe(row)}")
         if measurement.correct:
@@ -192,8 +192,8 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
     ]
     sources = dict.fromkeys(measurement.recipe.published.source for measurement in measurements)
     about += [f"Published: {source}." for source in sources if source]
-    recipes = load_recipes(context.workflow.recipe_argument, context.workflow.assignments)
-    available = {recipe.name for recipe in context.workflow.recipes}
+    recipes = load_recipes(context.run.recipe_argument, context.run.assignments)
+    available = {recipe.name for recipe in context.run.recipes}
     left_out = [recipe.name for recipe in recipes if recipe.name not in available]
     about += [f"Left out, since ImageNet's weights are not available: {', '.join(left_out)}."] if left_out else []
     contents = page.render(context.published_dir.name, about, rows, curves, costs)

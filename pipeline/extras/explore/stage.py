@@ -11,7 +11,7 @@ from pipeline.extras.explore import report
 from pipeline.extras.explore.study import DatasetStudy
 from pipeline.training.arrays import read_digits, read_images
 from pipeline.workflow import store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.nn.networks import LoadedNetwork, load_networks
 from pipeline.shapes import UInt8
 from pipeline.training.arrays import read_images
 from pipeline.workflow import schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHECKED_ROWS = 1000  # of train.csv, on which the graph is compared with PyTorch
@@ -54,7 +54,7 @@ def run(context: StageContext) -> dict[str, Any]:
     store.write(folder / "MODEL_CARD.md", card)
     context.say(f"model.onnx equals PyTorch within {difference:.1e} on {n_rows:,} rows")
     context.say(page_note)
-    context.workflow.say(f"exported: {context.published_dir}")
+    context.run.say(f"exported: {context.published_dir}")
     return {"difference": difference, "temperature": temperature, "page": page_note}
 
 

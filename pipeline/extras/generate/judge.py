@@ -3,7 +3,7 @@
 from pipeline.recipes import config
 from pipeline.recipes.settings import Recipe
 from pipeline.training import specs
-from pipeline.workflow.run import Workflow
+from pipeline.workflow.run import Run
 from pipeline.workflow.store import Manifest
 
 JUDGE = "quick"  # its recipe
@@ -24,7 +24,7 @@ def code(recipe: Recipe) -> tuple[str, ...]:
     return specs.training_code(judge_recipe(recipe))
 
 
-def why_stale(workflow: Workflow, manifest: Manifest) -> str:
+def why_stale(run: Run, manifest: Manifest) -> str:
     """Why digits that another classifier judged are stale; "" if it was this one."""
-    is_equal = manifest["numbers"].get("judge") == judge_digest(workflow.recipe)
+    is_equal = manifest["numbers"].get("judge") == judge_digest(run.recipe)
     return "" if is_equal else f"the recipe {JUDGE} changed"

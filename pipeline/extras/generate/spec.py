@@ -13,7 +13,7 @@ from pipeline.training.pool import Pool
 from pipeline.training.specs import check_epochs
 from pipeline.training.task import resolve_precision
 from pipeline.workflow import code, schemas
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 from pipeline.workflow.store import FORMAT
 
 

@@ -19,7 +19,7 @@ from pipeline.training.arrays import load_arrays, read_digits, read_rows
 from pipeline.training.ensure import TrainedNetwork
 from pipeline.training.pool import make_pool
 from pipeline.workflow import store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
     request = _judge_request(context)
     (judge,) = ensure.ensure(context, [request])
     (gan,) = ensure.ensure(context, [ensure.Request(_gan_spec(context), request.arrays, context.only)])
-    with library_settings(context.workflow.device):
+    with library_settings(context.run.device):
         generated = _generate(context, gan)
         study = _study(context, generated, judge)
     store.write_array(folder / "samples.npy", generated.images)
@@ -42,7 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
     page = report.render(recipe, JUDGE, pictures, numbers)
     store.write(folder / "generate.html", page)
     context.say(" ".join(report.summarize(numbers)))
-    context.workflow.say(f"page: {context.published_dir / 'generate.html'}")
+    context.run.say(f"page: {context.published_dir / 'generate.html'}")
     return {
         "networks": ensure.network_summary([judge, gan]),
         "judge": judge_digest(recipe),
@@ -63,7 +63,7 @@ def _gan_spec(context: StageContext) -> GanSpec:
 
 def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
     """Digits of all classes in turn."""
-    device, settings = context.workflow.device, context.settings
+    device, settings = context.run.device, context.settings
     generator = make_generator(settings.gan)
     generator.load_state_dict(safetensors.torch.load((gan.folder / "weights.safetensors").read_bytes()))
     inputs, labels = training.random_inputs(settings.generate.samples, settings.gan.latent_size, settings.generate.seed)
@@ -72,7 +72,7 @@ def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
 
 
 def _study(context: StageContext, generated: LabelledDigits, judge: TrainedNetwork) -> GeneratedStudy:
-    device = context.workflow.device
+    device = context.run.device
     training_digits = LabelledDigits(*read_digits(context.files, "augment/"))
     images, labels = read_digits(context.files)
     rows = read_rows(context.files, len(labels))

@@ -12,11 +12,11 @@ from pipeline.nn.networks import LoadedNetwork, load_networks
 from pipeline.nn.precision import library_settings
 from pipeline.training.held_out import load_training_rows
 from pipeline.workflow import schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    files, settings, device = context.files, context.settings, context.workflow.device
+    files, settings, device = context.files, context.settings, context.run.device
     training_rows = load_training_rows(files)
     if settings.inspect.image > len(training_rows.labels):
         n_rows = f"{len(training_rows.labels):,} rows"
@@ -47,13 +47,13 @@ def run(context: StageContext) -> dict[str, Any]:
     context.say(" ".join(report.summarize(numbers)))
     if not record:
         context.say(why_no_record)
-    context.workflow.say(f"report: {context.published_dir / 'report.html'}")
+    context.run.say(f"report: {context.published_dir / 'report.html'}")
     return {name: numbers[name] for name in ("network", "rows", "accuracy", "tsne")}
 
 
 def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
     """The network to inspect, and, if the recipe has several, which one it is."""
-    loaded = load_networks(context.files["train/weights.safetensors"], context.workflow.device)
+    loaded = load_networks(context.files["train/weights.safetensors"], context.run.device)
     number, count = context.settings.inspect.network, len(loaded)
     if number > count:
         n_networks = f"{count} network{'s' if count > 1 else ''}"
@@ -70,13 +70,13 @@ def _why_no_record(context: StageContext) -> str:
     """Why there are no pictures of the weights and gradients over the epochs."""
     if len(context.only.manifests["train"]["numbers"].get("networks", ())) > 1:
         return "Weights and gradients are recorded for single networks, not for ensembles."
-    command = f"--stage train{context.workflow.arguments} --set train.record=true"
+    command = f"--stage train{context.run.arguments} --set train.record=true"
     return f"Weights and gradients were not recorded during training: {command} records them."
 
 
 def _why_no_data(context: StageContext) -> str:
     """Why there are no pictures of the data."""
-    state = context.workflow.state(context.workflow.stages["explore"])
+    state = context.states["explore"]
     if state.status == "missing":
         return "There are no pictures of these data yet: --stage explore makes them."
     return f"The pictures of the data are not shown: --stage explore is {state}."

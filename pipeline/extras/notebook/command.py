@@ -19,7 +19,7 @@ from pipeline.kaggle.client import KaggleError
 from pipeline.kaggle.competition import SLUG, TEST_ROWS
 from pipeline.training.imagenet import pretrained_models
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 NOTEBOOK, METADATA, STATE, OUTPUT = f"{SLUG}.ipynb", "kernel-metadata.json", "push.json", "output"
 PLACEHOLDER = "YOUR-KAGGLE-NAME"  # in the metadata, without credentials
@@ -31,7 +31,7 @@ LOG_LINES = 15  # shown after a run that failed
 
 
 def run(context: StageContext) -> None:
-    workflow, settings = context.workflow, context.parts[0].settings.notebook
+    workflow, settings = context.run, context.parts[0].settings.notebook
     if workflow.requested_device == "mps":
         raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
     for recipe in workflow.recipes:
@@ -73,7 +73,7 @@ def make_slug(title: str) -> str:
 
 def _build(context: StageContext, gpu: bool) -> bytes:
     """The notebook for the workflow's recipes, with their files and the values of --set."""
-    workflow = context.workflow
+    workflow = context.run
     contents = {name: path.read_bytes() for name, path in notebook_file.list_package_files(ROOT).items()}
     names = []
     for recipe in workflow.recipes:
@@ -107,7 +107,7 @@ class _PushedNotebook:
         """Push the notebook, unless its present content was pushed and its run has not failed."""
         state, say = self.state, self.context.say
         same = (state.get("notebook"), state.get("sha256")) == (self.name, self.digest)
-        if same and not self.context.workflow.force:
+        if same and not self.context.run.force:
             if state["status"] == "pushing" and (version := kernels.find_version(self.name, self._marker())):
                 self._save(status="pushed", version=version, url=f"https://www.kaggle.com/code/{self.name}")
             if state["status"] in ("pushed", "fetched"):
@@ -194,7 +194,7 @@ class _PushedNotebook:
         except (ValueError, TypeError, KeyError, RecursionError):
             pass  # not the format of 2026: shown as it is
         for line in [line for line in text.splitlines() if line.strip()][-LOG_LINES:]:
-            self.context.workflow.say(f"    {line[:500]}")
+            self.context.run.say(f"    {line[:500]}")
 
     def _require_intact_results(self) -> None:
         """Raise PipelineError if the submission is missing, or if a file differs from what its manifest records."""
@@ -213,7 +213,7 @@ class _PushedNotebook:
             )
 
     def _receipt(self) -> dict[str, Any]:
-        name = self.context.workflow.name
+        name = self.context.run.name
         return store.read_json(self.folder / OUTPUT / f"submissions/{name}/submission.json", schemas.Receipt) or {}
 
     def show_submission(self) -> None:

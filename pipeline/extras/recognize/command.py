@@ -20,7 +20,7 @@ from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.networks import LoadedNetwork, load_networks
 from pipeline.shapes import UInt8
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.stage import StageContext
+from pipeline.workflow.context import StageContext
 
 CHUNK = 64  # images that are prepared before their digits are predicted and shown
 MAX_PICTURED = 300  # images in recognized.png
@@ -75,7 +75,7 @@ def run(context: StageContext) -> None:
             len(predictions),
         )
         _publish(context, recognizer, predictions, picture)
-        context.workflow.say(f"results: {context.published_dir}/recognized.csv, with a picture in recognized.png")
+        context.run.say(f"results: {context.published_dir}/recognized.csv, with a picture in recognized.png")
     if faults:
         n_images = len(faults) + len(predictions)
         raise UserError(f"{len(faults)} of {n_images} images could not be recognized: see the lines above")
@@ -83,20 +83,20 @@ def run(context: StageContext) -> None:
 
 def _load_recognizer(context: StageContext) -> Recognizer:
     """The recipe's trained networks if they are fresh, otherwise the pretrained one. Raises StageError."""
-    recipe, files, device = context.only.recipe, context.files, context.workflow.device
+    recipe, files, device = context.only.recipe, context.files, context.run.device
     if weights := files.get("train/weights.safetensors"):
         file = files.get("evaluate/metrics.json")
         metrics = store.require_json(file, schemas.Metrics) if file else None
         temperature = pretrained.choose_temperature(recipe, metrics) if metrics else None
-        evaluate = context.workflow.state(context.workflow.stages["evaluate"])
+        evaluate = context.states["evaluate"]
         reason = "no rows were held out" if metrics else f"evaluate is {evaluate}"
         note = "" if temperature else f"; its probabilities are not calibrated, since {reason}"
         return Recognizer(load_networks(weights, device), temperature or 1.0, f"using {weights}{note}")
-    state = context.workflow.state(context.workflow.stages["train"])
+    state = context.states["train"]
     if recipe.name not in pretrained.pretrained_recipes():
         raise StageError(
             f"recipe {recipe.name} has no trained network ({state}): run `python run_pipeline.py --stage all"
-            f"{context.workflow.arguments}` first, or use a pretrained one: "
+            f"{context.run.arguments}` first, or use a pretrained one: "
             + " or ".join(f"--recipe {name}" for name in pretrained.pretrained_recipes())
         )
     network = pretrained.load_pretrained(recipe.name, device)
@@ -106,7 +106,7 @@ def _load_recognizer(context: StageContext) -> Recognizer:
 
 def _read_digits(context: StageContext, faults: list[str]) -> Iterator[tuple[str, PreparedDigit]]:
     """The digits in the files and folders of --images; a file that cannot be read is reported and noted in `faults`."""
-    for path in context.workflow.images:
+    for path in context.run.images:
         try:
             files, note = list_image_files(path)
         except NoDigit as error:
@@ -127,7 +127,7 @@ def _predict(
     context: StageContext, recognizer: Recognizer, digits: Sequence[tuple[str, PreparedDigit]]
 ) -> Iterator[Prediction]:
     """The calibrated predictions for digits with the names of their files."""
-    batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.workflow.device
+    batch, device = torch.from_numpy(np.stack([digit.image for _, digit in digits])), context.run.device
     each = [predict_probabilities(loaded, batch, context.settings.predict, device) for loaded in recognizer.loaded]
     probabilities = calibrate(np.mean(each, axis=0), recognizer.temperature)
     for (file, digit), row in zip(digits, probabilities, strict=True):

@@ -16,7 +16,7 @@ from pipeline.extras.compare.command import _make_title
 from pipeline.recipes import config
 from pipeline.recipes.settings import Compare
 from pipeline.training import task
-from pipeline.workflow.stage import StageInputs
+from pipeline.workflow.context import StageInputs
 from tests import oracles
 from tests.conftest import TINY, Outcome, mnist_files, write_tables
 
