@@ -1,6 +1,7 @@
 """Photos and drawings of a digit, brought to the form of MNIST's images: 28x28, white on black, size and centre fixed.
 
-`prepare.js` and `search.js` in `pipeline/reports/demo/` have the same procedure in JavaScript; a test compares the two.
+`prepare.js` and `search.js` in `pipeline/extras/export/demo/` have the same procedure in JavaScript; a test compares
+the two.
 """
 
 from __future__ import annotations

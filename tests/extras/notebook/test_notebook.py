@@ -80,7 +80,7 @@ def test_equal_trees_give_equal_bytes(build, tmp_path):
 def test_package_excludes_what_does_not_run(tmp_path):
     files = ["run_pipeline.py", "LICENSE", "README.md", "tests/test_a.py", "docs/a.md", "data/raw/train.csv"]
     files += ["pipeline/cli/main.py", "pipeline/recipes/a.toml", "pipeline/stages/__pycache__/x.pyc"]
-    files += ["pipeline/pretrained/best.safetensors"]
+    files += ["pipeline/nn/pretrained/best.safetensors"]
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

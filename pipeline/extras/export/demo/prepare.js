@@ -1,5 +1,5 @@
-// Brings a drawing or a photo of a digit to MNIST's form. The same procedure as pipeline/extras/recognize/photos.py, where each
-// step and each number is explained; a test compares the two.
+// Brings a drawing or a photo of a digit to MNIST's form. The same procedure as pipeline/extras/recognize/photos.py,
+// where each step and each number is explained; a test compares the two.
 "use strict";
 
 const SIDE = 28, BOX = 20, CENTRE = 14, WORK_SIZE = 200, COARSE = 4, WINDOW = 25, FLAT_FRAME = 0.95, DARKNESS = 16;
