@@ -38,6 +38,7 @@ def test_a_recipe_that_is_too_large_is_refused_before_anything_runs(runs, tmp_pa
 
 
 def test_digits_that_do_not_fit_into_the_memory_are_refused(runs, tmp_path):
+    pytest.importorskip("pipeline.extras.generate")
     options = ("--set", "gan.latent_size=10000", "--set", "generate.samples=10000000", "--device", "cpu")
     run = runs("--stage", "generate", "--recipe", "gan/better", *options, "--workspace", tmp_path)
     assert run.code == 2 and run.err.count("\n") == 1 and "GiB of memory" in run.err, run.err[:500]

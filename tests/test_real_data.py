@@ -73,6 +73,7 @@ def test_published_augmentation_equals_scipy(command, archive, workspace):
 
 def test_a_gan_learns_within_two_epochs(command, archive, tmp_path):
     """With all 40 epochs, as in docs/generation.md, it takes most of an hour."""
+    pytest.importorskip("pipeline.extras.generate")
     options = ("--recipe", "gan/better", "--set", "gan.epochs=2", "--set", "generate.samples=2000")
     run = command("--stage", "generate", "--data", archive, *options, "--workspace", tmp_path)
     assert run.code == 0, run.err

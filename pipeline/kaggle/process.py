@@ -1,4 +1,4 @@
-"""Run one request through the official `kaggle` client: the child process that `kaggle_client` starts.
+"""Run one request through the official `kaggle` client: the child process that `client.py` starts.
 
 The request is JSON on stdin; the reply is one JSON line, the last on stdout. It is run as a script and imports nothing
 of this package.

@@ -98,7 +98,7 @@ def fit(
     on_epoch: called after each epoch. The tensors in the checkpoint change as the training continues; the rows of its
         lists "history" and "record" do not.
 
-    The history has a row for each epoch, with measurements after those of `select_validated_epochs`. Losses are means
+    The history has a row for each epoch, with measurements after those of `batches.is_validated`. Losses are means
     over the rows of the epoch: with label smoothing in training, without in validation.
     Raises FloatingPointError if a loss is not finite.
     """

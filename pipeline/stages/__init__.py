@@ -1,4 +1,4 @@
-"""The table of the pipeline: the stages of `--stage all` in their order."""
+"""The table of the pipeline: the seven stages in their order; `--stage all` runs all but `submit`."""
 
 from pipeline.dataset import files
 from pipeline.recipes import config

@@ -197,7 +197,7 @@ def _dask_worker() -> Any:
 
 @functools.cache  # one thread per process
 def _end_with_parent(parent: int) -> None:
-    """End this process when its parent has ended; a training is interrupted, so that it saves its last epoch first.
+    """End this process when its parent has ended; a training is interrupted.
 
     An idle worker would block forever on the result queue.
     """

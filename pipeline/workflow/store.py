@@ -1,4 +1,4 @@
-"""Files on disk: hashes, atomic writes, which files are the pipeline's, manifests and locks.
+"""Files on disk: hashes, atomic writes, which files are the pipeline's, and manifests.
 
 A folder without a valid manifest does not count as a result. `manifest.json` holds what is deterministic,
 `context.json` what is not. Folders of the pipeline have a list of the files that it wrote there: only these are deleted
