@@ -200,13 +200,13 @@ def mutate(source: str, mutant: Mutant) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def run_tests(folder: Path, names: str) -> subprocess.CompletedProcess[str]:
+def run_tests(folder: Path, names: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run test files in a copy of the checkout until a test fails."""
     files = [
         str(path.relative_to(folder)) for name in names.split() for path in folder.glob(f"tests/**/test_{name}.py")
     ]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def make_copy(folder: Path) -> Path:
@@ -223,7 +223,7 @@ def is_noticed(mutant: Mutant) -> tuple[bool, str]:
         path = folder / "pipeline" / f"{mutant.module.replace('.', '/')}.py"
         path.write_text(mutate(path.read_text(encoding="utf-8"), mutant), encoding="utf-8")
         try:
-            run = run_tests(folder, mutant.tests)
+            run = run_tests(folder, mutant.tests, TIMEOUT)
         except subprocess.TimeoutExpired:
             return True, f"no end within {TIMEOUT} s"
         if run.returncode not in (0, 1):  # 1: a test failed

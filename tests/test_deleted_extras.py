@@ -45,7 +45,9 @@ def test_the_rest_works_without_an_extra(delete, tmp_path_factory, names):
     text = run("run_pipeline.py", "--help")
     assert "recognize" in text or "recognize" in names
     assert "quick" in run("run_pipeline.py", "--list")
-    result = run("run_pipeline.py", "--stage", "all", *SHORT, "--data", "sample", "--workspace", workspace)
-    assert "submission: " in result
-    assert "stale" not in run("run_pipeline.py", "--status", *SHORT, "--data", "sample", "--workspace", workspace)
+    options = (*SHORT, "--set", "inspect.rows=20", "--data", "sample", "--device", "cpu", "--workspace", workspace)
+    assert "submission: " in run("run_pipeline.py", "--stage", "all", *options)
+    if names == ("explore",):  # whose pictures inspect shows if they are there
+        run("run_pipeline.py", "--stage", "inspect", *options)
+    assert "stale" not in run("run_pipeline.py", "--status", *options)
     run("-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow")

@@ -168,3 +168,12 @@ def test_modules_import_at_the_top():
             elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 for_types += len(imports)
     assert in_functions <= 25 and for_types <= 15
+
+
+@by_path
+def test_imports_have_the_form_that_the_hashes_of_code_follow(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "pipeline" for alias in node.names), f"line {node.lineno}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno} has a relative import"

@@ -152,8 +152,10 @@ def run(options: argparse.Namespace, argument: str | None) -> None:
                 workflow.recipe.about if len(workflow.recipes) == 1 else f"the mean of {len(workflow.recipes)} recipes"
             )
             workflow.say(f"recipe {workflow.name}: {about}{hint}")
-            for note in (note for recipe in workflow.recipes for note in find_unused(recipe)):
-                workflow.say(f"note: {note}")
+            for recipe in workflow.recipes:
+                of_recipe = f"{recipe.name}: " if len(workflow.recipes) > 1 else ""
+                for note in find_unused(recipe):
+                    workflow.say(f"note: {of_recipe}{note}")
         if about_device:
             workflow.say(about_device)
         workflow.restore()

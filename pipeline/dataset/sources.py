@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.dataset import files
 from pipeline.dataset.files import SourceError, TableFile
@@ -14,9 +13,6 @@ from pipeline.kaggle import competition, machine
 from pipeline.workflow import store
 from pipeline.workflow.run import Run
 from pipeline.workflow.store import Manifest
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = ("kaggle", "openml", "sample")  # in addition to "auto" and a path
 MAX_ATTACHED_DEPTH = 4  # folders below /kaggle/input that are searched for the competition's tables

@@ -1,7 +1,7 @@
 """Download the competition's data, send submissions and list them, through the official `kaggle` client.
 
 Importing the client already authenticates; it has no time limits, prints to stdout, and reports a failed upload by
-returning normally. Each call therefore runs in a short-lived child process (`kaggle_process.py`) with a time limit.
+returning normally. Each call therefore runs in a short-lived child process (`process.py`) with a time limit.
 """
 
 import contextlib

@@ -36,6 +36,8 @@ def find_contradictions(recipe: Recipe) -> Iterator[str]:
         yield "train.record is for a single network, not for an ensemble (split.folds, ensemble)"
     if recipe.compare.ensemble and recipe.compare.seeds == 1:
         yield "compare.ensemble averages over seeds: set compare.seeds (--seeds) to 2 or more"
+    if recipe.has_gan and train.fit_all:
+        yield "train.fit_all: a GAN is measured on the rows of a validation split, which it must not be trained on"
     if recipe.has_gan and split.folds:
         yield "split.folds: a GAN is measured on the rows of a validation split: set it to 0"
     if 0 < recipe.explore.rows < 10:

@@ -187,8 +187,9 @@ def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
     """How many networks to train on each GPU at the same time; recorded in context.json."""
     if pool.device != "cuda" or pool.engine != "local":
         return 1
-    n_networks = min(recipe.ensemble.networks_per_gpu for recipe in context.run.recipes)
-    context.environment["networks_per_gpu"] = n_networks = n_networks or devices.networks_per_gpu()
+    settings = [recipe.ensemble.networks_per_gpu for recipe in context.run.recipes]
+    n_networks = min(setting or devices.networks_per_gpu() for setting in settings)
+    context.environment["networks_per_gpu"] = n_networks
     return n_networks
 
 

@@ -13,7 +13,8 @@ from pipeline import ROOT
 EXCLUDED = frozenset(
     f"pipeline.{name}"
     for name in (
-        *("cli", "workflow", "recipes", "reports", "kaggle", "machine", "errors", "shapes", "nn.recorder"),
+        *("cli", "workflow", "recipes", "reports", "machine", "errors", "shapes", "nn.recorder"),
+        *("kaggle.client", "kaggle.machine", "kaggle.process"),
         *("training.ensure", "training.footprint", "training.imagenet", "training.pool", "training.task"),
     )
 ) | {"pipeline"}
@@ -91,8 +92,8 @@ def _is_excluded(name: str) -> bool:
 
 
 def _file(name: str) -> str:
-    path = ROOT / name.replace(".", "/")
-    return f"{name.replace('.', '/')}{'/__init__' if path.is_dir() else ''}.py"
+    path = name.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / path / "__init__.py").is_file() else f"{path}.py"
 
 
 def _read(file: str) -> bytes:

@@ -100,7 +100,7 @@ class Workflow(Run):
         """The outputs of earlier stages that a stage reads."""
         wanted = dict(stage.inputs)
         for name, patterns in stage.extra_inputs.items():
-            if self.state(self.stages[name], known).fresh:
+            if name in self.stages and self.state(self.stages[name], known).fresh:
                 wanted[name] = patterns
         for name, patterns in wanted.items():
             separate = self.stages[name].per_recipe and len(self.recipes) > 1
@@ -174,7 +174,8 @@ class Workflow(Run):
         publishing.publish(folder, also_kept=[stage.receipt] if stage.receipt else [])
 
     def _stage_context(self, stage: Stage) -> StageContext:
-        files = list(self._input_files(stage))
+        known: dict[tuple[str, str], State] = {}
+        files = list(self._input_files(stage, known))
         for file in files:
             if store.sha256(file.path) != file.sha256:  # although its size, time and inode are those recorded
                 command = f"--stage {file.stage}{self.arguments} --force"
@@ -189,7 +190,11 @@ class Workflow(Run):
             "assignments": list(self.assignments),
             **describe_environment(self.device),
         }
-        states = {name: self.state(self.stages[name]) for name in stage.extra_inputs}
+        missing = State("missing")  # of an extra that was deleted
+        states = {
+            name: self.state(self.stages[name], known) if name in self.stages else missing
+            for name in stage.extra_inputs
+        }
         return StageContext(self, stage, staging, folder, self._key(stage, files), parts, environment, states)
 
     def _stage_inputs(self, stage: Stage, recipe: Recipe, files: Iterable[InputFile]) -> StageInputs:

@@ -50,6 +50,7 @@ def _output(value: object) -> str:
 Text = Annotated[str, PlainValidator(_text)]
 Name = Annotated[str, PlainValidator(_name)]  # of a file or a folder, without its path
 Output = Annotated[str, PlainValidator(_output)]
+SourceFile = Annotated[str, Field(pattern=r"^pipeline/[A-Za-z0-9_/]+\.py$", max_length=MAX_NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Positive = Annotated[int, Field(ge=1, le=10**12)]
@@ -77,8 +78,8 @@ class Started(Nested):
     stage: Text = ""
     settings: Settings = {}
     inputs: dict[Text, Sha256] = {}
-    code: Text = ""
-    modules: dict[Text, Annotated[list[Text], Field(min_length=2, max_length=2)]] = {}
+    code: Text | dict[Text, Text] = ""  # a dict in another format
+    modules: dict[SourceFile, Annotated[list[Text], Field(min_length=2, max_length=2)]] = {}
     observations: dict[Text, Text] = {}
 
 

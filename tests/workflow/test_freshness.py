@@ -254,6 +254,7 @@ EDITS = [
     ("dataset/transforms.py", r"in settings\.angles", "in settings.angles[1:]", "augment"),
     ("training/held_out.py", r"np\.isin", "~np.isin", "evaluate"),
     ("training/predictions.py", r"np\.mean\(", "np.median(", "evaluate"),
+    ("kaggle/competition.py", r"42_000", "60_000", "evaluate"),
     ("metrics/classification.py", r"binomtest", "binom", "evaluate"),
     ("metrics/calibration.py", r"softmax", "log_softmax", "evaluate"),
     ("stages/evaluate.py", r"logical_and", "logical_or", "evaluate"),

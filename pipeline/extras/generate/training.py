@@ -1,6 +1,6 @@
 """The training of a conditional GAN: alternating steps of discriminator and generator, on images on the device.
 
-As in `training_loop`, nothing waits for the device within an epoch, and a training that continues from a checkpoint
+As in `nn.trainer`, nothing waits for the device within an epoch, and a training that continues from a checkpoint
 gives the same result as an uninterrupted one.
 """
 

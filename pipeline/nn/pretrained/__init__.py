@@ -17,7 +17,7 @@ from pipeline.shapes import Int64
 
 FOLDER = Path(__file__).parent
 SAMPLE_ROWS = FOLDER / "sample_rows.json"
-# Only the metadata of pretrained weights have this entry, which pretrained/make.py writes.
+# Only the metadata of pretrained weights have this entry, which extras/export/make_pretrained.py writes.
 RECORD = "pretrained"
 
 

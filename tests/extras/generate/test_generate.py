@@ -25,6 +25,8 @@ OPTIONS = ("--recipe", "gan/conditional", *(item for name in SETTINGS for item i
 
 COMMAND = (sys.executable, "run_pipeline.py")
 
+FIT_ALL = ("--stage", "generate", "--set", "train.fit_all=true", "--set", "train.checkpoint_selection=last")
+
 
 @pytest.fixture(scope="module")
 def _generated(tables, tmp_path_factory):
@@ -178,6 +180,7 @@ def test_clean_keeps_networks_that_are_used(command, generated):
         (("--stage", "generate", "--recipe", "quick"), "quick has no GAN"),
         (("--stage", "generate", "--recipe", "gan/conditional,gan/better"), "choose one recipe"),
         (("--stage", "generate", "--recipe", "gan/better", "--set", "split.folds=3"), "split.folds"),
+        ((*FIT_ALL, "--recipe", "gan/better"), "train.fit_all"),
     ],
 )
 def test_what_does_not_go_together_is_refused(command, tmp_path, options, message):
