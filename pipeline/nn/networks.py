@@ -104,6 +104,8 @@ def load_networks(path: Path, device: str) -> list[LoadedNetwork]:
         expected = require_trainable(model, batch_size=2).state_dict()  # without memory: the file may name any layers
         if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in expected.items()}:
             raise store.damaged(path, f"it does not contain the weights of {model.name}")
+        if not all(tensor.isfinite().all() for tensor in own.values()):
+            raise store.damaged(path, "a weight is not a finite number")
         network = make_network(model)
         network.load_state_dict(own)
         precision = inference_precision(own_metadata["precision"], device)

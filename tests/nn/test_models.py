@@ -1,6 +1,7 @@
 """Models: parameters and functions against networks written out, layers from a recipe, dropout, and weights files."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -256,6 +257,15 @@ class TestWeightsFile:
             self.assert_equal(item, network)
         with safetensors.safe_open(path, "pt") as file:
             assert list(json.loads(file.metadata()["metadata"])["networks"]) == ["seed0", "seed1"]
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_weight_that_is_no_finite_number_is_refused(self, tmp_path, value):
+        weights = make_network(Model(name="small_cnn")).state_dict()
+        next(iter(weights.values())).view(-1)[3] = value
+        path = tmp_path / "w.safetensors"
+        path.write_bytes(serialize_network(weights, METADATA | {"model": {"name": "small_cnn"}}))
+        with pytest.raises(StageError, match="a weight is not a finite number"):
+            load_networks(path, "cpu")
 
     def test_a_file_that_describes_another_network_is_refused(self, tmp_path):
         """Before memory is allocated for it: this one has 24 GB of weights."""
