@@ -259,7 +259,7 @@ EDITS = [
     ("metrics/calibration.py", r"softmax", "log_softmax", "evaluate"),
     ("stages/evaluate.py", r"logical_and", "logical_or", "evaluate"),
     ("metrics/expected_score.py", r"math\.sqrt", "math.exp", "predict"),
-    ("nn/pretrained/__init__.py", r"RECORD in", "RECORD not in", "predict"),
+    ("nn/pretrained.py", r"RECORD in", "RECORD not in", "predict"),
     ("stages/predict.py", r"argmax\(1\)", "argmin(1)", "predict"),
     ("training/features.py", r"is_training_row\[rows\] = False", "is_training_row[rows] = True", "alexnet"),
     ("training/extraction.py", r"\.eval\(\)", ".train()", "alexnet"),

@@ -170,9 +170,9 @@ sys.path.insert(0, str(CODE))"""
 RUN = """\
 import subprocess
 
-from pipeline import kaggle_machine
+from pipeline.kaggle import machine
 
-WORKING = kaggle_machine.working_root() or CODE
+WORKING = machine.working_root() or CODE
 ARGUMENTS = {arguments}
 
 if shutil.which("nvidia-smi"):

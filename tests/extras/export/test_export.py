@@ -155,14 +155,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import pipeline, torch
-from pipeline.nn import export
-from pipeline.nn.networks import (LoadedNetwork, make_network)
+from pipeline.extras.export import graph
+from pipeline.nn.networks import LoadedNetwork, make_network
 from pipeline.recipes.settings import Model, Predict
 assert Path(pipeline.__file__).parent.parent == Path(sys.argv[1])
 torch.manual_seed(0)
 network = make_network(Model(name="layers", layers=("conv 4 5x5 stride 3", "batch_norm", "relu"))).eval()
 loaded = [LoadedNetwork(network, {"model": {"view": view}}) for view in ("plain", "even")]
-sys.stdout.buffer.write(export.to_onnx(loaded, Predict(shifts=((0, 0), (1, -2)))))
+sys.stdout.buffer.write(graph.to_onnx(loaded, Predict(shifts=((0, 0), (1, -2)))))
 """
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import ROOT
 from pipeline.errors import StageError
 from pipeline.nn.networks import LoadedNetwork, load_networks, read_metadata
 from pipeline.recipes import config
 from pipeline.recipes.settings import Recipe
 from pipeline.shapes import Int64
 
-FOLDER = Path(__file__).parent
+FOLDER = ROOT / "pipeline/nn/pretrained"
 SAMPLE_ROWS = FOLDER / "sample_rows.json"
 # Only the metadata of pretrained weights have this entry, which extras/export/make_pretrained.py writes.
 RECORD = "pretrained"
