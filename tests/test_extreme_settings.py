@@ -100,6 +100,7 @@ def test_the_number_of_steps(as_on_many_rows, epochs, fraction):
 
 
 def test_the_memory_of_a_training_does_not_depend_on_its_epochs():
+    make_trainer(Train(epochs=1, batch_size=1, precision="fp32"))  # what is imported or cached once does not count
     tracemalloc.start()
     try:
         make_trainer(Train(epochs=100_000, batch_size=1, precision="fp32"))
