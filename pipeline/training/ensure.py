@@ -81,19 +81,19 @@ def ensure(
     on_trained: called with each network that was trained.
     keep_going: a training that diverges is returned with its error, instead of raising StageError.
     """
-    workflow, pool = context.run, make_pool(context)
-    base = store.resolve(workflow.workspace / NETWORKS)
+    run, pool = context.run, make_pool(context)
+    base = store.resolve(run.workspace / NETWORKS)
     networks = [TrainedNetwork(request.spec, base / request.spec.folder_name) for request in requests]
     context.network_folders |= {network.folder.name for network in networks}
     store.write_json(context.output_dir / store.REFERENCES, {"folders": sorted(context.network_folders)})
     missing: dict[Path, Request] = {}
     for network, request in zip(networks, requests, strict=True):
         publishing.restore(network.folder)
-        if not workflow.force:
+        if not run.force:
             _publish_if_complete(network)
         # A training that --force started and that was interrupted continues, although there is an older network.
         can_resume = _can_resume(_read_started(network.folder), request)
-        if workflow.force or can_resume or not _is_reusable(context, network, request):
+        if run.force or can_resume or not _is_reusable(context, network, request):
             missing.setdefault(network.folder, request)
     if len(requests) > 1 and len(missing) < len(networks):
         n_existing = len({network.folder for network in networks}) - len(missing)

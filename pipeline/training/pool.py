@@ -216,5 +216,4 @@ def _end_with_parent(parent: int) -> None:
 
 def make_pool(context: StageContext) -> Pool:
     """The pool that the command line selects."""
-    workflow = context.run
-    return Pool(workflow.engine, workflow.device, workflow.requested_device)
+    return Pool(context.run.engine, context.run.device, context.run.requested_device)

@@ -29,11 +29,9 @@ from pipeline.nn.precision import inference_precision, library_settings
 from pipeline.recipes import config
 from pipeline.recipes.settings import Predict, Published, Recipe
 from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
-from pipeline.training import arrays as arrays
-from pipeline.training import ensure as networks
 from pipeline.training import imagenet, plan, specs
-from pipeline.training.arrays import TrainingArrays, load_arrays
-from pipeline.training.ensure import Request, TrainedNetwork
+from pipeline.training.arrays import TrainingArrays, load_arrays, read_digits, read_images, read_rows
+from pipeline.training.ensure import Request, TrainedNetwork, ensure, network_summary
 from pipeline.training.pool import make_pool
 from pipeline.training.predictions import predict_test_rows, predict_training_rows
 from pipeline.workflow import schemas, store
@@ -66,13 +64,13 @@ class Measurement:
         """The numbers of the rows, from 0."""
         if self.on_test_rows:
             return np.arange(len(self.labels))
-        return arrays.read_rows(self.part.files, len(arrays.read_digits(self.part.files)[1]))
+        return read_rows(self.part.files, len(read_digits(self.part.files)[1]))
 
     @property
     def images(self) -> UInt8[np.ndarray, "n 28 28"]:
         if self.on_test_rows:
-            return arrays.read_images(self.part.files, "prepare/test_images.npy")
-        images: UInt8[np.ndarray, "n 28 28"] = arrays.read_digits(self.part.files)[0][self.rows]
+            return read_images(self.part.files, "prepare/test_images.npy")
+        images: UInt8[np.ndarray, "n 28 28"] = read_digits(self.part.files)[0][self.rows]
         return images
 
     @functools.cached_property
@@ -80,7 +78,7 @@ class Measurement:
         if self.on_test_rows:
             path = self.part.files[f"download/{files.TEST_LABELS}"]
             return read_submission_table(TableFile(path), len(self.images))
-        labels: UInt8[np.ndarray, " n"] = arrays.read_digits(self.part.files)[1][self.rows]
+        labels: UInt8[np.ndarray, " n"] = read_digits(self.part.files)[1][self.rows]
         return labels
 
     def description(self) -> str:
@@ -141,7 +139,7 @@ class Measurement:
 def run(context: StageContext) -> dict[str, Any]:
     measurements = [Measurement(part) for part in context.parts]
     weights = imagenet.add_inputs(context)
-    trained = networks.ensure(context, list(_requests(context, measurements)), keep_going=True)
+    trained = ensure(context, list(_requests(context, measurements)), keep_going=True)
     remaining = iter(trained)
     for measurement in measurements:
         recipe = measurement.part.settings
@@ -149,7 +147,7 @@ def run(context: StageContext) -> dict[str, Any]:
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
         measurement.predict(context)
     _write_report(context, measurements)
-    summary = networks.network_summary([network for network in trained if not network.error])
+    summary = network_summary([network for network in trained if not network.error])
     return {"networks": summary} | weights
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import PipelineError, StageError
 from pipeline.extras.export import demo_page, model_card
-from pipeline.extras.export import graph as export
+from pipeline.extras.export.graph import NotOnPage, compare_graph, to_onnx, to_page_network
 from pipeline.nn import pretrained
 from pipeline.nn.networks import LoadedNetwork, load_networks
 from pipeline.shapes import UInt8
@@ -69,8 +69,8 @@ def _export_graph(
     context: StageContext, loaded: Sequence[LoadedNetwork], images: UInt8[np.ndarray, "n 28 28"]
 ) -> float:
     """Write model.onnx; returns its largest difference to PyTorch. Raises PipelineError if that is large."""
-    graph = export.to_onnx(loaded, context.settings.predict)
-    difference = export.compare_graph(graph, loaded, context.settings.predict, torch.from_numpy(images))
+    graph = to_onnx(loaded, context.settings.predict)
+    difference = compare_graph(graph, loaded, context.settings.predict, torch.from_numpy(images))
     views = {network.metadata["model"]["view"] for network in loaded}
     tolerance = TOLERANCE if views == {"plain"} else VIEW_TOLERANCE
     if not difference <= tolerance:
@@ -82,8 +82,8 @@ def _export_graph(
 def _write_page(context: StageContext, loaded: Sequence[LoadedNetwork], temperature: float | None) -> str:
     """Write demo.html if the page can run a network of the recipe; returns a sentence about it."""
     try:
-        network = export.to_page_network(loaded[0])
-    except export.NotOnPage as error:
+        network = to_page_network(loaded[0])
+    except NotOnPage as error:
         return f"no demo.html: {error}"
     which = "the network" if len(loaded) == 1 else f"the first of {len(loaded)} networks"
     title = f"{which} of the recipe {context.only.recipe.name}"
