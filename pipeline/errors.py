@@ -1,5 +1,6 @@
 """Errors that are explained to the user in one line, without a traceback, and how a line is shown."""
 
+import errno
 import os
 import sys
 import unicodedata
@@ -30,7 +31,9 @@ class StageError(UserError):
 
 
 def explain(error: Exception) -> Exception:
-    """A UserError if a required package is not installed, otherwise the same error."""
+    """A UserError if a required package is not installed or a path is too long, otherwise the same error."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UserError(one_line(error))
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module not in REQUIRED:
         return error

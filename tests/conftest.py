@@ -33,6 +33,7 @@ from pipeline.cli.main import main
 from pipeline.kaggle import client, process
 from pipeline.reports import style
 from pipeline.workflow import code
+from pipeline.workflow.engine import Workflow
 from tests.interference import BLANK, Runs
 from tests.kaggle_server import KaggleServer
 
@@ -126,6 +127,39 @@ def drawn_pictures(request):
             for name, function in DRAWING.items():
                 patch.setattr(style, name, function)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def declared_settings():
+    """A stage can read only the settings that it declares: a result does not depend on others."""
+    stage_context = Workflow.stage_context
+
+    def restricted(workflow, stage):
+        context = stage_context(workflow, stage)
+        for each in (context, *context.members):
+            each.recipe = only(each.recipe, stage.settings)
+        return context
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workflow, "stage_context", restricted)
+        yield
+
+
+def only(recipe, names):
+    """A recipe that has, beside its name, only these sections ("train") and settings ("train.fit_all")."""
+
+    def with_attributes(model, values):
+        instance = type(model).model_construct()
+        object.__setattr__(instance, "__dict__", dict(values))
+        return instance
+
+    sections = {"name": recipe.name, "file": recipe.file, "about": recipe.about}
+    for section, _, field in (name.partition(".") for name in names):
+        values = getattr(recipe, section)
+        if field:
+            values = with_attributes(values, {**dict(sections.get(section, ())), field: getattr(values, field)})
+        sections[section] = values
+    return with_attributes(recipe, sections)
 
 
 @pytest.fixture(autouse=True)
@@ -335,7 +369,7 @@ def without_pictures(monkeypatch):
 @pytest.fixture
 def sendable(tiny, command, monkeypatch):
     """Like `tiny`, in a competition whose test set has the 100 rows of the small tables."""
-    for module in ("kaggle.competition", "stages.predict", "cli.summary"):
+    for module in ("kaggle.competition", "cli.summary"):
         monkeypatch.setattr(f"pipeline.{module}.TEST_ROWS", 100)
     assert command("--stage", "predict", *TINY, "--workspace", tiny, "--device", "cpu").code == 0
     return tiny

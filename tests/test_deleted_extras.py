@@ -46,8 +46,8 @@ def test_the_rest_works_without_an_extra(delete, tmp_path_factory, names):
     assert "recognize" in text or "recognize" in names
     assert "quick" in run("run_pipeline.py", "--list")
     options = (*SHORT, "--set", "inspect.rows=20", "--data", "sample", "--device", "cpu", "--workspace", workspace)
-    assert "submission: " in run("run_pipeline.py", "--stage", "all", *options)
-    if names == ("explore",):  # whose pictures inspect shows if they are there
+    assert "submission.csv (" in run("run_pipeline.py", "--stage", "all", *options)
+    if names == ("explore",):  # to whose page inspect links
         run("run_pipeline.py", "--stage", "inspect", *options)
     assert "stale" not in run("run_pipeline.py", "--status", *options)
     run("-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow")

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.extras import EXTRAS
 from pipeline.nn.batches import is_validated, rows_per_epoch, split_into_batches
 from pipeline.nn.networks import make_network
 from pipeline.nn.trainer import FitOptions, LabelledImages, Trainer
@@ -54,9 +55,9 @@ def test_a_comparison_that_is_too_large_is_refused(command, tmp_path):
 @pytest.mark.parametrize(
     "recorded",
     [
-        {"recipe": "quick", "assignments": ["ensemble.seeds=1000000", "compare.seeds=1000"]},
-        {"recipe": "quick", "assignments": ["ensemble.seeds=10000", "compare.seeds=1000"]},
-        {"recipe": ",".join(["ladder"] * 4500), "assignments": []},
+        {"recipe": "quick", "recipes": ["quick"], "assignments": ["ensemble.seeds=1000000", "compare.seeds=1000"]},
+        {"recipe": "quick", "recipes": ["quick"], "assignments": ["ensemble.seeds=10000", "compare.seeds=1000"]},
+        {"recipe": "quick", "recipes": ["ladder"] * 900, "assignments": []},
         {"recipe": "quick", "assignments": [f"train.seed={seed}" for seed in range(100_000)]},
         {"recipe": "quick", "assignments": [f"model.layers={['dense 9999'] * 10_000}"]},
     ],
@@ -66,9 +67,10 @@ def test_what_is_recorded_does_not_delay_the_status(runs, tmp_path, recorded):
     for name in ("compare/mine", "runs/quick/train", "runs/other/evaluate"):
         path = tmp_path / "data" / name / "context.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(recorded))
+        path.write_text(json.dumps({"stage": name.split("/")[0], **recorded}))
     run = runs("--status", "--workspace", tmp_path)
-    assert run.code == 0 and "recipe quick" in run.out and "comparison mine: " in run.out, run.err
+    assert run.code == 0 and "recipe quick" in run.out, run.err
+    assert ("compare " in run.out) == ("compare" in EXTRAS), run.out
     assert run.seconds < MAX_SECONDS and run.memory < MAX_MEMORY
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import workflows
 from pipeline.cli.arguments import parse_arguments
 from pipeline.cli.main import _explain_read_only, main
 from pipeline.errors import StageError
@@ -69,6 +70,44 @@ def test_an_old_filelock_that_takes_every_error_for_a_held_lock(without_locks, t
     monkeypatch.setattr(locks.filelock.FileLock, "acquire", acquire)
     with pytest.raises(StageError, match="cannot be locked"):
         locks.acquire_lock(tmp_path / "a.lock", wait=True)
+
+
+@pytest.mark.parametrize("to", ["file", "folder", "missing", ".lock", "a folder"])
+def test_a_link_or_a_folder_in_place_of_a_lock_is_named_and_its_target_stays(to, command, tmp_path):
+    (tmp_path / "outside/folder").mkdir(parents=True)
+    (tmp_path / "outside/file").write_text("mine")
+    before = content(tmp_path / "outside")
+    for lock in (tmp_path / "data/.lock", tmp_path / "data/networks/net.lock", tmp_path / "gpu/0"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        if to == "a folder":
+            lock.mkdir()
+        else:
+            lock.symlink_to(lock.name if to == ".lock" else tmp_path / "outside" / to)
+    expected = "must be a file that can be locked, not a link or a folder: move it elsewhere"
+    for options in (("--stage", "download", "--data", "sample"), ("--clean", "--yes", "--wait")):
+        run = command(*options, "--workspace", tmp_path)
+        assert (run.code, run.err) == (2, f"error: {tmp_path}/data/.lock {expected}\n")
+    with pytest.raises(StageError, match=f"{tmp_path}/data/networks/net.lock {expected}"):
+        locks.acquire_lock(tmp_path / "data/networks/net.lock", wait=True)
+    with pytest.raises(StageError, match=f"{tmp_path}/gpu/0 {expected}"):
+        pool._take_gpu.__wrapped__(str(tmp_path / "gpu"), (0,), 1)
+    assert content(tmp_path / "outside") == before and os.listdir(tmp_path / "outside/folder") == []
+
+
+@pytest.mark.parametrize("to", ["file", "folder", "missing"])
+def test_links_in_place_of_the_file_that_names_the_holder(to, tmp_path):
+    (tmp_path / "outside/folder").mkdir(parents=True)
+    (tmp_path / "outside/file").write_text("mine")
+    (tmp_path / "data").mkdir()
+    for name in (".lock-holder.json", f"..lock-holder.json.{os.getpid()}.tmp", "..lock-holder.json.7.tmp"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "outside" / to)
+    (tmp_path / f"data/..lock-holder.json.{os.getpid() + 1}.tmp").mkdir()  # a folder of the user
+    (tmp_path / "data/..lock-holder.json.8.tmp").write_text("{")  # of a process that was killed
+    for _ in range(2):
+        with locks.lock_workspace(tmp_path, "all"):
+            assert f'"pid": {os.getpid()}' in (tmp_path / "data/.lock-holder.json").read_text()
+    assert (tmp_path / "outside/file").read_text() == "mine" and not (tmp_path / "outside/missing").exists()
+    assert os.listdir(tmp_path / "outside/folder") == [] and not (tmp_path / "data/..lock-holder.json.8.tmp").exists()
 
 
 # Folders that cannot be written
@@ -198,10 +237,10 @@ def test_the_home_folder_in_options(home):
         ["--stage", "recognize", "--data=~/x", "--workspace=~/y", "--images=~/x/1.png", "--recipe=~/mine.toml"]
     )
     assert (options.data, options.workspace, options.images) == (f"{home}/x", home / "y", [home / "x/1.png"])
-    assert config.split_argument(options.recipe) == [f"{home}/mine.toml"]
-    assert config.split_argument("quick,~/a.toml") == ["quick", f"{home}/a.toml"]
+    assert workflows.split(options.recipe) == [f"{home}/mine.toml"]
+    assert workflows.split("quick,~/a.toml") == ["quick", f"{home}/a.toml"]
     (home / "a,b.toml").touch()
-    assert config.split_argument("~/a,b.toml") == [f"{home}/a,b.toml"]
+    assert workflows.split("~/a,b.toml") == [f"{home}/a,b.toml"]
     user = pwd.getpwuid(os.getuid())
     assert config.expand_home(f"~{user.pw_name}/x") == f"{user.pw_dir.rstrip('/')}/x"
 
@@ -227,7 +266,7 @@ def test_a_name_that_exists_as_it_is_written_is_used(home):
     Path("~draft.toml").touch()
     assert config.expand_home("~/x") == "~/x"
     assert parse_arguments(["--stage", "recognize", "--images", "~draft.toml"]).images == [Path("~draft.toml")]
-    assert config.split_argument("~draft.toml") == [str(Path("~draft.toml").absolute())]
+    assert workflows.split("~draft.toml") == [str(Path("~draft.toml").absolute())]
     assert config.expand_home("~/y") == f"{home}/y"
 
 

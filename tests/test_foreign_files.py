@@ -35,14 +35,16 @@ UNUSUAL = [
     "n" * 250,
     "n.kept",
     "thesis.partial",
+    ".ipynb_checkpoints",
     "x.previous",
 ]
 TEMPORARY = [".notes.tmp", ".copy.txt.tmp", ".a.csv.7.tmp", "...5.tmp", ".staged-by-pipeline.7.tmp2", ".left.txt.5.tmp"]
 OWN = ["manifest.json", "context.json", "started.json", "networks.json", "left.txt", "copy.txt", "right.txt", "weights"]
 OWN += ["log.txt", "checkpoint.pt", "net-0123456789ab.lock", "sub", "part-00000.npy"]
+THIS_PROCESS = [f".{name}.{os.getpid()}.tmp" for name in ("left.txt", "manifest.json", "weights")]  # what `write` uses
 NOT_UTF8 = [os.fsdecode(b"\xff\xfe")] if sys.platform == "linux" else []
 NAMES = st.one_of(
-    st.sampled_from([*UNUSUAL, *TEMPORARY, *OWN, *NOT_UTF8]),
+    st.sampled_from([*UNUSUAL, *TEMPORARY, *THIS_PROCESS, *OWN, *NOT_UTF8]),
     st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=20),
 )
 
@@ -121,11 +123,11 @@ class ForeignFiles(RuleBasedStateMachine):
             path.write_text(f"file {self.count}")
             self.files[f"file {self.count}"] = path.relative_to(self.workspace)
 
-    @rule(place=st.sampled_from(PLACES), name=NAMES, to=st.sampled_from(("outside", "outside/file", "missing")))
+    @rule(place=st.sampled_from(PLACES), name=NAMES, to=st.sampled_from(("outside", "outside/file", "missing", "")))
     def put_link(self, place, name, to):
         if path := self.place(place, name):
             self.count += 1
-            target = f"{self.top}/{'./' * self.count}{to}"  # another text for each
+            target = f"{self.top}/{'./' * self.count}{to}" if to else f"{'./' * self.count}{name}"  # to itself
             path.symlink_to(target)
             self.links[target] = path.relative_to(self.workspace)
 
@@ -183,7 +185,7 @@ class ForeignFiles(RuleBasedStateMachine):
 
     @rule()
     def clean(self):
-        for path in cleanup.find_unused(self.workspace, {}, ()):
+        for path in cleanup.find_unused(self.workspace, ()):
             cleanup.remove(path)
 
     @rule()

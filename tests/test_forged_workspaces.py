@@ -5,21 +5,22 @@ import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.cli import main, status, summary
+from pipeline.dataset.submission import Submission
 from pipeline.errors import PipelineError, StageError, one_line
 from pipeline.kaggle import competition
 from pipeline.metrics.expected_score import estimate_score
 from pipeline.nn import pretrained
 from pipeline.nn.networks import load_networks
 from pipeline.recipes import config
-from pipeline.stages import predict, submit
 from pipeline.workflow import schemas, store
 from tests import forgeries
-from tests.conftest import TINY, forge
+from tests.conftest import ALL_FRESH, TINY, forge, ran
 
 model_card = pytest.importorskip("pipeline.extras.export.model_card")
 internals = pytest.importorskip("pipeline.extras.inspect.internals")
@@ -32,7 +33,7 @@ SUFFIXES = (".json", ".npy", ".safetensors", ".csv")
 STARTED = "data/runs/quick/train.partial/started.json"
 ADDED = {
     "data/runs/quick/train.partial/networks.json": {"folders": ["small-seed0-0123456789ab"]},
-    "data/compare/quick/context.json": {"recipe": "quick", "assignments": ["compare.seeds=2"], "recipe_file": ""},
+    "data/compare/quick/context.json": {"stage": "compare", "recipes": ["quick"], "assignments": ["compare.seeds=2"]},
     "data/.lock-holder.json": {"pid": 5, "stage": "train", "since": "2026-01-01 00:00:00"},
     "data/notebook/push.json": {"notebook": "a/b", "sha256": "0" * 64, "status": "pushed", "version": 1}
     | {"url": "https://www.kaggle.com/code/a/b", "date": "2026-01-01"},
@@ -116,7 +117,7 @@ def check(command, monkeypatch, forger):
     errors = []
     for module in (main, status):
         monkeypatch.setattr(module, "one_line", lambda error: errors.append(error) or one_line(error))
-    for module in (competition, predict, summary):
+    for module in (competition, summary):
         monkeypatch.setattr(module, "TEST_ROWS", 100)
 
     def call(*arguments):
@@ -192,12 +193,12 @@ def forge_many(value, schema, count=300):
 
 def test_accepted_metrics_can_be_used(_tiny):
     metrics = json.loads((_tiny / "data/runs/quick/evaluate/metrics.json").read_bytes())
-    record = {"accuracy": 0.99, "std": 0.001, "seeds": 4, "rows": 10500, "same_data": False, "date": ""}
+    measured = {"accuracy": 0.99, "std": 0.001, "seeds": 4, "rows": 10500, "same_data": False, "date": ""}
     recipe = config.load_recipe("quick")
     network = {"model": {"name": "small_cnn"}, "fit_all": False, "fold": None, "precision": "fp32"}
-    for accepted in forge_many(metrics | {"record": record}, schemas.Metrics):
+    for accepted in forge_many(metrics | {"measured": measured}, schemas.Metrics):
         estimate_score(accepted, 28_000)
-        pretrained.choose_temperature(recipe, accepted)
+        pretrained.choose_temperature(accepted)
         model_card.render(recipe, [network], accepted, None, {})
         list(report._overview({}, accepted, {"numbers": {}}))
 
@@ -206,9 +207,49 @@ def test_accepted_receipts_can_be_shown(_tiny):
     receipt = json.loads((_tiny / "submissions/quick/submission.json").read_bytes())
     receipt["sent"] = [{"sha256": "0" * 64, "message": "", "date": "", "ref": 5, "score": 0.5}]
     for accepted in forge_many(receipt, schemas.Receipt):
-        assert summary._accuracy_lines(accepted) and summary._submission_lines(accepted, "submission.csv")
-        submit._weights_hashes(accepted)
+        assert list(summary._accuracy_lines(accepted, "")) and list(summary._submission_lines(accepted, "a.csv", ""))
+        Submission(Path(), Path(), accepted, "").weights()
         json.dumps(accepted, indent=2)
+
+
+# The entries of a receipt that no code reads, and changes of others that leave it valid; (): removed.
+UNREAD = (
+    "recipe",
+    "commit",
+    "versions",
+    "sha256/settings",
+    "sha256/data",
+    "validation/rests_on",
+    "validation/why_none",
+)
+VALID = {
+    "expected_score": [(None,)],
+    "test_score": [(None,)],
+    "sent/0": [()],
+    "sent/0/ref": [(None,), ("x",)],
+    "sent/0/score": [(None,), (-5,)],
+}
+
+
+def test_a_receipt_that_lacks_a_field_or_has_one_of_another_type_is_stale(tiny, status, stage):
+    path = tiny / "submissions/quick/submission.json"
+    expected = {"estimate": 0.9, "interval_95": [0.8, 0.95], "rests_on": "4 seeds"}
+    sent = [{"sha256": "0" * 64, "message": "", "date": "", "ref": 7, "score": 0.5}]
+    receipt = {**json.loads(path.read_bytes()), "expected_score": expected, "test_score": 0.9, "sent": sent}
+    path.write_text(json.dumps(receipt))
+    assert status() == ALL_FRESH
+    fields = {"/".join(map(str, field)): field for field in forgeries.list_paths(receipt)}
+    fields = {name: field for name, field in fields.items() if not name.startswith(UNREAD)}
+    assert len(fields) == 31
+    for name, field in fields.items():
+        kind = type(forgeries.get(receipt, field))
+        changes = [(), *((other,) for other in (None, -5, "x", True, ["x"], {"x": 1}) if type(other) is not kind)]
+        for change in changes:
+            path.write_text(json.dumps(forgeries.change(receipt, field, *change)))
+            valid = change in VALID.get(name, [])
+            assert status()["predict"][1] == ("" if valid else "submission.json was deleted or is damaged"), change
+    run = stage("all")
+    assert run.code == 0 and ran(run) == ["predict"] and status() == ALL_FRESH
 
 
 def test_accepted_records_can_be_drawn():

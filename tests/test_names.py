@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw
 
 from pipeline import errors
 from pipeline.cli.main import main
+from pipeline.cli.workflows import BLEND
+from pipeline.extras import EXTRAS
 from pipeline.kaggle.client import KaggleError
 from pipeline.machine import environment
 from pipeline.workflow import store
@@ -170,12 +172,12 @@ class TestShowing:
         require_lines(log.read_text())
         folder = tmp_path / "data/runs/\x1b[31mred\n/train"
         folder.mkdir(parents=True)
-        (folder / "context.json").write_text(json.dumps({"recipe_file": "\x1b[31m\n.toml"}))
+        (folder / "context.json").write_text(json.dumps({"recipe": "\x1b[31m\n.toml"}))
         folder = tmp_path / "data/compare/\x1b[31m\n"
         folder.mkdir(parents=True)
-        (folder / "context.json").write_text("{}")
+        (folder / "context.json").write_text('{"stage": "compare"}')
         run = command("--status", "--workspace", tmp_path)
-        assert run.code == 0 and len(run.lines()) == 2
+        assert run.code == 0 and len(run.lines()) == 1 + ("compare" in EXTRAS)
         require_lines(run.out)
 
     def test_answers_and_errors(self, command, monkeypatch, tmp_path):
@@ -250,7 +252,7 @@ class TestRecipeFilesOfOneName:
     def record(self, workspace, file):
         folder = workspace / "data/runs/mine/train"
         folder.mkdir(parents=True)
-        store.write_json(folder / store.CONTEXT, {"recipe": str(file), "recipe_file": str(file)})
+        store.write_json(folder / store.CONTEXT, {"recipe": str(file)})
 
     def test_the_results_of_another_file_are_not_replaced(self, command, tmp_path, files):
         self.record(tmp_path, files[0])
@@ -259,7 +261,6 @@ class TestRecipeFilesOfOneName:
         assert run.code == 2 and str(files[0]) in run.err and str(files[1]) in run.err
         assert "rename one of the files" in run.err
         refused = "which has the same name"
-        assert refused in command(*options, f"quick,{files[1]}").err
         assert refused not in command(*options, files[0]).err
         assert refused not in command(*options, "quick").err
         assert refused not in command(*options, files[1], "--force").err
@@ -270,7 +271,7 @@ class TestRecipeFilesOfOneName:
         write_tables(tmp_path / "data/raw", TABLES)
         folder = tmp_path / "data/compare/mine+quick"
         folder.mkdir(parents=True)
-        store.write_json(folder / store.CONTEXT, {"recipe": f"{files[0]},quick"})
+        store.write_json(folder / store.CONTEXT, {"recipes": [str(files[0]), "quick"]})
         run = command("--stage", "compare", "--recipe", f"{files[1]},quick", "--workspace", tmp_path)
         assert run.code == 2 and "which has the same name" in run.err and not (tmp_path / "data/networks").exists()
 
@@ -283,23 +284,22 @@ class TestRecipeFilesOfOneName:
 
 class TestStatus:
     def test_a_run_that_cannot_be_read_is_one_line(self, command, tmp_path):
-        for name, recipe in (
-            *(
-                ("quick", ""),
-                ("quick+quick", "quick,quick"),
-                ("a+b", "a,b"),
-                ("gone", ""),
-                ("c+d", "/a\0b/c.toml,\udce9"),
-            ),
-        ):
+        for name, recipe in (("quick", "quick"), ("gone", "/nowhere/gone.toml"), ("c+d", "/a\0b/c.toml"), ("e", "")):
             folder = tmp_path / "data/runs" / name / "evaluate"
             folder.mkdir(parents=True)
-            file = "" if name == "quick" else "/nowhere/gone.toml"
-            (folder / store.CONTEXT).write_text(json.dumps({"recipe": recipe, "recipe_file": file}))
+            (folder / store.CONTEXT).write_text(json.dumps({"recipe": recipe}))
+        for name, recipes in (
+            ("e+f", []),
+            ("a+b", ["a", "b"]),
+            ("c+d", ["/c\0d.toml", "\udce9"]),
+        ):
+            folder = tmp_path / "submissions" / name
+            folder.mkdir(parents=True)
+            (folder / store.CONTEXT).write_text(json.dumps({"stage": "blend", "recipes": recipes}))
         run = command("--status", "--workspace", tmp_path)
         assert run.code == 0
-        failed = [line for line in run.lines() if line.startswith("a recipe that has runs cannot be read: ")]
-        assert len(failed) == 4 and sum("a recipe occurs twice" in line for line in failed) == 1
+        assert len([line for line in run.lines() if line.startswith("a recipe that has runs cannot be read: ")]) == 3
+        assert len([line for line in run.lines() if re.match("blend .*: cannot be read ", line)]) == (2 if BLEND else 0)
         assert "recipe quick" in run.lines() and any(line.startswith("  train ") for line in run.lines())
 
 

@@ -40,7 +40,7 @@ def test_quick_from_zip_to_submission(command, archive, workspace):
     assert receipt["validation"]["accuracy"] > 0.992  # 0.9942 +- 0.0003
     # The default split's rows are harder than most: with the recipe's record, the expected score is 0.9956.
     assert 0.9945 < receipt["expected_score"]["estimate"] < 0.9965 and receipt["can_be_submitted"]
-    assert "on the recipe's record of" in receipt["expected_score"]["rests_on"]
+    assert "on the recipe's measured accuracy of" in receipt["expected_score"]["rests_on"]
 
     before = (folder / "submission.csv").read_bytes()
     repeated = command("--stage", "all", "--data", archive, *options)

@@ -61,6 +61,12 @@ def test_the_constraints_are_the_oldest_allowed_versions():
     assert {name: Version(specifier.removeprefix("==")) for name, specifier in oldest.items()} == allowed
 
 
+def test_filelock_does_not_follow_links():
+    """CVE-2025-68146: up to 3.20.0, a link in place of a lock file leads to the file that is emptied."""
+    (requirement,) = [item for item, _ in requirements("requirements.txt") if item.name == "filelock"]
+    assert "3.20.0" not in requirement.specifier and "3.20.1" in requirement.specifier
+
+
 def test_installing_runs_no_code_of_this_project():
     assert not [name for name in ("setup.py", "setup.cfg", "MANIFEST.in") if (ROOT / name).exists()]
     project = (ROOT / "pyproject.toml").read_text()

@@ -1,15 +1,13 @@
 """The rules of the architecture, checked over the syntax trees: imports, writers of files, sizes."""
 
 import ast
+import functools
 import itertools
 import subprocess
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([ROOT / "run_pipeline.py", *(ROOT / "pipeline").rglob("*.py")])
-by_path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 
 # Each layer may import those below it. Extras do not import each other, and only the table lists them.
 LAYERS = [
@@ -26,18 +24,15 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TABLE = "pipeline/stages/__init__.py"
 
 
-def imported_modules(path, for_types_too=True):
+@functools.cache
+def trees():
+    """The syntax tree of each module, by its path."""
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
+
+
+def imported_modules(path):
     """Dotted names below `pipeline` that a file imports: "recipes.config", "stages.train", ..."""
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(statement)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for statement in node.body
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types and not for_types_too:
-            continue
+    for node in ast.walk(trees()[path.relative_to(ROOT).as_posix()]):
         if isinstance(node, ast.Import):
             yield from (
                 alias.name.removeprefix("pipeline.") for alias in node.names if alias.name.startswith("pipeline")
@@ -50,19 +45,19 @@ def imported_modules(path, for_types_too=True):
                 yield name if location.is_dir() or location.with_suffix(".py").exists() else base
 
 
-@by_path
-def test_imports_point_one_way(path):
-    file = path.relative_to(ROOT).as_posix()
-    own = tuple(path.relative_to(ROOT / "pipeline").with_suffix("").parts) if file.startswith("pipeline/") else ()
-    if len(own) < 2 and own != ("errors",):
-        return
-    for name in filter(None, imported_modules(path)):
-        imported = tuple(name.split("."))
-        if imported[0] == own[0] and own[0] != "extras":
+def test_imports_point_one_way():
+    faults = []
+    for path in MODULES:
+        file = path.relative_to(ROOT).as_posix()
+        own = tuple(path.relative_to(ROOT / "pipeline").with_suffix("").parts) if file.startswith("pipeline/") else ()
+        if file == TABLE or (len(own) < 2 and own != ("errors",)):
             continue
-        if imported[:2] == own[:2] or file == TABLE:
-            continue
-        assert LEVEL[imported[0]] > LEVEL[own[0]], f"{own} imports {name}"
+        for name in filter(None, imported_modules(path)):
+            imported = tuple(name.split("."))
+            is_own = imported[:2] == own[:2] or (imported[0] == own[0] and own[0] != "extras")
+            if not is_own and LEVEL[imported[0]] <= LEVEL[own[0]]:
+                faults.append(f"{file} imports {name}")
+    assert not faults, "\n".join(faults)
 
 
 def test_the_package_has_few_parts():
@@ -85,43 +80,52 @@ def test_there_is_no_import_cycle():
 WRITERS = {"write_text", "write_bytes", "to_csv", "save", "savez", "tofile", "save_file", "savefig", "dump"}
 
 
-@by_path
-def test_only_store_writes_files(path):
-    if path.name in ("store.py", "locks.py", "event_files.py"):  # TensorBoard's writer opens its files itself
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.Call):
+def test_only_store_writes_files():
+    faults = []
+    for file, tree in trees().items():
+        if Path(file).name in ("store.py", "locks.py", "event_files.py"):  # TensorBoard's writer opens its files itself
             continue
-        if isinstance(node.func, ast.Name) and node.func.id == "open":
-            mode = node.args[1].value if len(node.args) > 1 else "r"
-            assert set(mode) <= set("rb"), f"line {node.lineno} opens a file for writing"
-        if isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
-            # Writing to memory is fine: torch.save(x, BytesIO()), figure.savefig(BytesIO()), frame.to_csv().
-            targets = [ast.unparse(argument) for argument in node.args]
-            assert not any(name in target for target in targets for name in ("path", "folder", "file", "dir")), (
-                f"line {node.lineno} writes a file"
-            )
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            if isinstance(node.func, ast.Name) and node.func.id == "open":
+                mode = node.args[1].value if len(node.args) > 1 else "r"
+                if not set(mode) <= set("rb"):
+                    faults.append(f"{file}, line {node.lineno}: opens a file for writing")
+            if isinstance(node.func, ast.Attribute) and node.func.attr in WRITERS:
+                # Writing to memory is fine: torch.save(x, BytesIO()), figure.savefig(BytesIO()), frame.to_csv().
+                targets = [ast.unparse(argument) for argument in node.args]
+                if any(name in target for target in targets for name in ("path", "folder", "file", "dir")):
+                    faults.append(f"{file}, line {node.lineno}: writes a file")
+    assert not faults, "\n".join(faults)
 
 
-@by_path
-def test_files_are_short_and_documented(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    assert ast.get_docstring(ast.parse(text))
+def test_files_are_short_and_documented():
+    faults = [f"{file} has no docstring" for file, tree in trees().items() if not ast.get_docstring(tree)]
+    faults += [
+        f"{path} has more than 400 lines"
+        for path in MODULES
+        if len(path.read_text(encoding="utf-8").splitlines()) > 400
+    ]
+    assert not faults, "\n".join(faults)
 
 
-@by_path
-def test_functions_have_at_most_seven_parameters_and_short_results(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
-        assert len(names) <= 7, f"{node.name} (line {node.lineno}) has {len(names)} parameters"
-        returns = node.returns
-        if isinstance(returns, ast.Subscript) and ast.unparse(returns.value) == "tuple":
-            items = returns.slice.elts if isinstance(returns.slice, ast.Tuple) else [returns.slice]
-            assert len(items) <= 3, f"{node.name} (line {node.lineno}) returns {len(items)} values"
+def test_functions_have_at_most_seven_parameters_and_short_results():
+    faults = []
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+            if len(names) > 7:
+                faults.append(f"{file}, line {node.lineno}: {node.name} has {len(names)} parameters")
+            returns = node.returns
+            if isinstance(returns, ast.Subscript) and ast.unparse(returns.value) == "tuple":
+                items = returns.slice.elts if isinstance(returns.slice, ast.Tuple) else [returns.slice]
+                if len(items) > 3:
+                    faults.append(f"{file}, line {node.lineno}: {node.name} returns {len(items)} values")
+    assert not faults, "\n".join(faults)
 
 
 def test_no_two_modules_differ_only_in_their_ending():
@@ -160,8 +164,8 @@ def test_top_level_files():
 def test_modules_import_at_the_top():
     """Only what --status loads imports large libraries within functions."""
     in_functions, for_types = 0, 0
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for tree in trees().values():
+        for node in ast.walk(tree):
             imports = [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
             if isinstance(node, ast.FunctionDef):
                 in_functions += len(imports)
@@ -170,10 +174,12 @@ def test_modules_import_at_the_top():
     assert in_functions <= 25 and for_types <= 15
 
 
-@by_path
-def test_imports_have_the_form_that_the_hashes_of_code_follow(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            assert not any(alias.name.split(".")[0] == "pipeline" for alias in node.names), f"line {node.lineno}"
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno} has a relative import"
+def test_imports_have_the_form_that_the_hashes_of_code_follow():
+    faults = []
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "pipeline" for alias in node.names):
+                faults.append(f"{file}, line {node.lineno}: {ast.unparse(node)}")
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                faults.append(f"{file}, line {node.lineno} has a relative import")
+    assert not faults, "\n".join(faults)

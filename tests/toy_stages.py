@@ -37,14 +37,14 @@ def _take(context):
 
 def _left(context):
     copied = context.files["take/copy.txt"].read_text()
-    store.write(context.output_dir / "left.txt", left(context.settings.train.seed, copied).encode())
+    store.write(context.output_dir / "left.txt", left(context.recipe.train.seed, copied).encode())
     return {"length": len(copied)}
 
 
 def _right(context):
     texts = [context.files[name].read_text() for name in ("left/left.txt", "take/copy.txt")]
     store.write_json(context.output_dir / "intermediate.json", {})  # deleted when the stage is published
-    store.write(context.output_dir / "right.txt", right(context.settings.predict.shifts, *texts).encode())
+    store.write(context.output_dir / "right.txt", right(context.recipe.predict.shifts, *texts).encode())
     return {}
 
 
@@ -87,7 +87,7 @@ STAGES = {
 def make_workflow(workspace, seed=0, shift=0, force=False):
     """A workflow with these settings that prints nothing."""
     recipe = config.load_recipe("quick", (f"train.seed={seed}", f"predict.shifts=[[{shift}, 0]]"))
-    return Workflow(STAGES, workspace, (recipe,), force=force, log=Silent())
+    return Workflow(STAGES, workspace, recipe, force=force, log=Silent())
 
 
 def run_all(workflow):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,13 +15,14 @@ from pipeline.extras import EXTRAS
 from pipeline.kaggle import machine
 from pipeline.recipes import config
 from pipeline.stages import STAGES
+from pipeline.workflow.stage import Stage
 
 # The default workspace: the pipeline's folder, or the folder for outputs of a Kaggle Notebook.
 HOME = machine.working_root() or ROOT
-ALL_STAGES = STAGES | EXTRAS
+ENTRIES = STAGES | EXTRAS  # of the tables of stages and extras
 TRACKERS = ("none", "tensorboard")
 
-_ALL = {"all", *ALL_STAGES}
+_ALL = {"all", *ENTRIES}
 # The stages and actions that use an option. What describes a run (--recipe, --set, --data, --device) applies to all of
 # its stages, so that a command can be repeated for another stage or with --status. --debug applies to everything.
 USED_BY = {
@@ -52,6 +54,12 @@ def _positive_integer(text: str) -> int:
     return int(text)
 
 
+def _stage(text: str) -> str:
+    if text != "all" and text not in ENTRIES:
+        raise argparse.ArgumentTypeError(f"unknown stage {text!r}{config.nearest(text, ('all', *ENTRIES))}")
+    return text
+
+
 def _file_name(text: str) -> str:
     """The text with its home folder inserted: a shell does not in `--data=~/digits.zip`."""
     name = config.expand_home(text)
@@ -65,7 +73,7 @@ def _path(text: str) -> Path:
 
 
 def _stage_names(on_demand: bool) -> str:
-    return ", ".join(stage.name for stage in ALL_STAGES.values() if stage.on_demand == on_demand)
+    return ", ".join(stage.name for stage in ENTRIES.values() if stage.on_demand == on_demand)
 
 
 def _describe_users(users: set[str]) -> str:
@@ -92,7 +100,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "instead of a classifier.",
     )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--stage", choices=("all", *ALL_STAGES), help="the stage to run")
+    action.add_argument("--stage", type=_stage, metavar="STAGE", help="the stage to run")
     action.add_argument("--status", action="store_true", help="show what is fresh, stale (and why) or missing")
     action.add_argument("--list", action="store_true", help="show the recipes")
     action.add_argument(
@@ -141,18 +149,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--wait", action="store_true", help="wait if another run uses the workspace")
     parser.add_argument("--yes", action="store_true", help="with --clean: delete the files")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if argument == "--":
+            break
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in parser._option_string_actions:
+            parser.error(f"unknown option {name}{config.nearest(name, parser._option_string_actions)}")
     options = parser.parse_args(arguments)
     user = options.stage or next(f"--{name}" for name in ("status", "list", "clean") if getattr(options, name))
     for name, users in USED_BY.items():
         if getattr(options, name) != parser.get_default(name) and user not in users:
             target = f"--stage {user}" if options.stage else user
             parser.error(f"--{name} does not apply to {target}, only to {_describe_users(users)}")
-    if options.stage == "compare" and not options.recipe:
-        parser.error("--stage compare requires --recipe a,b,c: recipes, or folders of recipes")
+    stage = ENTRIES.get(options.stage)
+    if isinstance(stage, Stage) and stage.join and not options.recipe:
+        parser.error(f"--stage {options.stage} requires --recipe a,b,c: recipes, or folders of recipes")
     if options.stage == "recognize" and not options.images:
         parser.error("--stage recognize requires --images PATH...")
-    stage = ALL_STAGES.get(options.stage)
-    if stage and stage.refuses_folders and options.recipe and config.recipes_in(options.recipe):
-        mean = "" if stage.single_recipe or not stage.on_demand else ", or a,b,c for their mean"
-        parser.error(f"--stage {stage.name} --recipe {options.recipe}: one recipe at a time{mean}")
+    options.set += [f"compare.seeds={options.seeds}"] if options.seeds else []
+    options.set += ["compare.ensemble=true"] if options.ensemble else []
     return options

@@ -1,15 +1,24 @@
 """--list and --status: the recipes, and which results are fresh, stale or missing."""
 
 import argparse
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pipeline.cli import cleanup
-from pipeline.cli.arguments import ALL_STAGES
-from pipeline.cli.workflows import STAGES, make_run, make_workflow
+from pipeline.cli.workflows import (
+    BLEND,
+    JOINT,
+    STAGES,
+    expand,
+    is_blend,
+    join_workflows,
+    list_recipes,
+    make_workflow,
+    split,
+)
 from pipeline.errors import PipelineError, one_line, show
 from pipeline.recipes import config
-from pipeline.workflow.stage import State, load_function
+from pipeline.workflow import store
+from pipeline.workflow.stage import Stage, State
 
 
 def show_recipes() -> None:
@@ -21,12 +30,12 @@ def show_recipes() -> None:
 
 
 def show_status(options: argparse.Namespace) -> None:
-    """Print a table for the requested recipe, or for every recipe that has runs; and the lines of extras."""
+    """Print a table for the requested recipe, or for every recipe that has runs; and a line for each joint result."""
     with_runs = [] if options.recipe else cleanup.recipes_with_runs(options.workspace)
-    requested = config.recipes_in(options.recipe) or [options.recipe] if options.recipe else with_runs
-    for argument in requested or ["quick"]:
+    requested = list_recipes(options) if options.recipe else with_runs
+    for recipe in requested or ["quick"]:
         try:
-            lines = list(_recipe_status(options, argument))
+            lines = list(_recipe_status(options, recipe))
         except (PipelineError, OSError, ValueError) as error:
             if options.recipe:
                 raise
@@ -35,21 +44,33 @@ def show_status(options: argparse.Namespace) -> None:
             lines[0] += " (no recipe has runs yet)"
         for line in lines:
             show(line)
+    if BLEND and is_blend(options):
+        show(_joint_status(options, BLEND, split(options.recipe), options.set))
     if not options.recipe:
-        for stage in ALL_STAGES.values():
-            if stage.status:
-                for line in load_function(stage.status)(stage, options.workspace, functools.partial(make_run, options)):
-                    show(line)
+        for stage in JOINT.values():
+            for title, context in cleanup.joint_runs(options.workspace, stage):
+                try:
+                    show(_joint_status(options, stage, context.get("recipes", ()), context.get("assignments", ())))
+                except (PipelineError, OSError, ValueError) as error:
+                    show(f"{stage.name} {title}: cannot be read ({one_line(error)})")
 
 
-def _recipe_status(options: argparse.Namespace, argument: str) -> Iterator[str]:
+def _recipe_status(options: argparse.Namespace, recipe: str | None) -> Iterator[str]:
     """The table of a recipe's stages."""
-    workflow = make_workflow(options, argument)
+    workflow = make_workflow(options, recipe)
     yield f"recipe {workflow.name}"
     known: dict[tuple[str, str], State] = {}
     for stage in STAGES.values():
-        is_for_classifiers = stage.recipes == "classifiers" and any(recipe.has_gan for recipe in workflow.recipes)
-        if stage.folder and not is_for_classifiers:
+        if stage.recipes != "classifiers" or not workflow.recipe.has_gan:
             state = workflow.state(stage, known)
             if not stage.on_demand or state.status != "missing" or state.reason:
                 yield f"  {stage.name:<10}{state.status:<9}{state.reason}".rstrip()
+
+
+def _joint_status(options: argparse.Namespace, stage: Stage, names: Sequence[str], assignments: Sequence[str]) -> str:
+    """The line of a comparison or a blend. Raises ValueError if its recipes are not known."""
+    if not names:
+        raise ValueError(f"{store.CONTEXT} is damaged")
+    runs = [make_workflow(options, recipe, assignments) for recipe in expand(names)]
+    joint = join_workflows(stage, names, runs, download=False)
+    return f"{stage.name} {joint.name}: {joint.state(stage)}"

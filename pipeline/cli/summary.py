@@ -1,10 +1,8 @@
 """The last lines of a run: accuracy, expected score, submission, and what to do next."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from pipeline.dataset import sources
 from pipeline.errors import display_path
 from pipeline.kaggle import competition
 from pipeline.kaggle.client import submit_command
@@ -12,83 +10,100 @@ from pipeline.kaggle.competition import TEST_ROWS
 from pipeline.recipes import config
 from pipeline.workflow import schemas, store
 from pipeline.workflow.engine import Workflow
+from pipeline.workflow.joint import JointWorkflow
 
 # From the zip to the submission, for the recipes that are recommended.
 DURATIONS = {
     "standard": "4 minutes on 2 cores, 11 s on an H200",
     "best": "72 minutes on 2 cores, 70 s on an H200",
 }
-RULE = "*" * 78
-SAMPLE_WARNING = f"""{RULE}
-THIS IS SAMPLE DATA: 5,000 digits of MNIST. Training on the competition's 42,000 gives a
-higher score. A submission made from the sample cannot be sent to Kaggle.
-For the competition's data, {sources.HOW_TO_GET_REAL_DATA}
-{RULE}"""
+SAMPLE_NOTE = (
+    "sample data: 5,000 digits of MNIST. The competition's 42,000 rows give a higher score, and only they can be "
+    f"submitted: download them from {competition.PAGE}, then --data ZIP, or --data kaggle"
+)
 
 
 def show_result(workflow: Workflow) -> None:
-    """Show the accuracy, the expected score, the submission and how to send it."""
+    """Show the accuracy, the expected score, the submission, how to send it, pictures, and what to do next."""
     folder = workflow.published_dir("predict")
     receipt = store.require_json(folder / "submission.json", schemas.Receipt)
-    for line in [*_accuracy_lines(receipt), *_submission_lines(receipt, display_path(folder / "submission.csv"))]:
-        workflow.say(line)
-    # On the sample, the warning that follows says how to get the competition's data.
-    if receipt["can_be_submitted"] and (advice := list(_next_steps(workflow, receipt))):
-        workflow.say(f"next: {'; '.join(advice)}")
+    for label, text in _lines(workflow, receipt, display_path(folder / "submission.csv")):
+        workflow.report(label, text)
 
 
-def _next_steps(workflow: Workflow, receipt: dict[str, Any]) -> Iterator[str]:
-    """The recommended recipes whose recorded accuracy is higher than the expected score, and pictures of a network."""
-    expected, better = (receipt["expected_score"] or {}).get("estimate", 0.0), []
-    for name, duration in DURATIONS.items():
-        accuracy = config.load_recipe(name).measured.accuracy
-        if name != workflow.name and accuracy > expected:
-            better.append(f"--recipe {name} (about {accuracy:.4f}; {duration})")
-    if better:
-        yield f"for a higher score, try {' or '.join(better)}"
-    if len(workflow.recipes) == 1 and "inspect" in workflow.stages:
-        yield f"for pictures of this network, run --stage inspect{workflow.arguments}"
+def _lines(workflow: Workflow, receipt: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """The lines at the end of a run, each with its label."""
+    runs = workflow.members if isinstance(workflow, JointWorkflow) else (workflow,)
+    shifted = any(len(run.recipe.predict.shifts) > 1 for run in runs)
+    yield from _accuracy_lines(receipt, ", with shifted copies" if shifted else "")
+    yield "file", f"{path} ({receipt['rows']:,} rows)"
+    yield from _submission_lines(receipt, path, f"python run_pipeline.py --stage submit{workflow.arguments}")
+    if not isinstance(workflow, JointWorkflow):
+        yield from _picture_lines(workflow, receipt)
+    if receipt["expected_score"] or len(runs) == 1:
+        yield from _next_steps(workflow, receipt, {run.name for run in runs})
 
 
-def _accuracy_lines(receipt: dict[str, Any]) -> list[str]:
+def _accuracy_lines(receipt: dict[str, Any], how: str) -> Iterator[tuple[str, str]]:
+    """The accuracy and the expected score. how: the predictions were made."""
     validation, expected = receipt["validation"], receipt["expected_score"]
     if not validation["rows"]:
-        lines = [f"validation accuracy: none, {validation['why_none']}"]
+        yield "accuracy", f"none: {validation['why_none']}"
     else:
         low, high = validation["interval_95"]
-        chosen = "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
-        left_out = validation["rows_left_out"]
-        if left_out:
-            chosen += f"; {left_out:,} rows are left out, since not every recipe holds them out"
-        interval = f"95% interval {low:.4f} to {high:.4f}, {validation['rows']:,} rows{chosen}"
-        lines = [f"validation accuracy {validation['accuracy']:.4f} ({interval})"]
+        details = f"95% interval {low:.4f} to {high:.4f}"
+        details += "; the epoch was chosen on these rows" if validation["chosen_on_these_rows"] else ""
+        if left_out := validation["rows_left_out"]:
+            details += f"; {left_out:,} rows are left out, since not every recipe holds them out"
+        yield "accuracy", f"{validation['accuracy']:.4f} on {validation['rows']:,} held-out rows{how} ({details})"
     if expected:
         low, high = expected["interval_95"]
-        lines.append(f"expected score {expected['estimate']:.4f} (95% prediction interval: {low:.4f} to {high:.4f})")
-        lines.append(f"it is based on {expected['rests_on']}")
+        where = "on Kaggle" if receipt["source"] in competition.SOURCES else "on new rows"
+        yield "expected", f"{expected['estimate']:.4f} {where} (95% prediction interval {low:.4f} to {high:.4f})"
+        yield "", f"based on {expected['rests_on']}"
     else:
-        lines.append(f"expected score: none, {receipt['why_no_expected_score']}")
+        yield "expected", f"none: {receipt['why_no_expected_score']}"
     if receipt["test_score"] is not None:
-        n_rows = receipt["rows"]
-        lines.append(f"score on the {n_rows:,} test rows, whose labels the source has: {receipt['test_score']:.4f}")
-    return lines
+        yield "score", f"{receipt['test_score']:.4f} on the {receipt['rows']:,} test rows, whose labels the source has"
 
 
-def _submission_lines(receipt: dict[str, Any], path: str) -> list[str]:
-    lines = [f"submission: {path} ({receipt['rows']:,} rows)"]
+def _submission_lines(receipt: dict[str, Any], path: str, command: str) -> Iterator[tuple[str, str]]:
     source = receipt["source"]
     if receipt["can_be_submitted"]:
-        lines.append(f"send it: {submit_command(path, receipt)}")
+        yield "submit", command
+        yield "or", submit_command(path, receipt)
     elif source in competition.SOURCES:
-        lines.append(f"it cannot be sent: the competition's test set has {TEST_ROWS:,} rows")
+        yield "submit", f"not possible: the competition's test set has {TEST_ROWS:,} rows"
     elif source != "sample":
-        lines.append(f"it was made from {source} data, not from the competition's, and cannot be sent to Kaggle")
-    return lines
+        yield "submit", f"not possible: it was made from {source} data, not from the competition's"
 
 
-def warn_about_sample(workspace: Path, say: Callable[[str], None]) -> None:
-    """Show a warning if the data are the sample."""
-    manifest, _ = store.read_manifest(workspace / "data/raw")
+def _picture_lines(workflow: Workflow, receipt: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The pictures of the run, and the command that makes more."""
+    stages = ("train", "evaluate") if receipt["validation"]["rows"] else ("train",)
+    yield "pictures", " ".join(display_path(workflow.published_dir(stage) / "*.png") for stage in stages)
+    if "inspect" in workflow.stages:
+        yield "more", f"python run_pipeline.py --stage inspect{workflow.arguments}"
+
+
+def _next_steps(workflow: Workflow, receipt: dict[str, Any], used: set[str]) -> Iterator[tuple[str, str]]:
+    """The recommended recipes, except those used, whose measured accuracy is higher than the expected score."""
+    expected = (receipt["expected_score"] or {}).get("estimate", 0.0)
+    for name in DURATIONS:
+        measured = config.read_measured().get(name)
+        if measured and name not in used and measured.accuracy > expected:
+            yield "next", recommend(workflow, name, receipt["source"] in competition.SOURCES)
+
+
+def recommend(workflow: Workflow, name: str, has_competition_data: bool = True) -> str:
+    """The command that runs a recommended recipe, with its measured accuracy and the time that it takes."""
+    where = "" if has_competition_data else " on the competition's data"
+    about = f"about {config.read_measured()[name].accuracy:.4f}{where}; {DURATIONS[name]}"
+    return f"python run_pipeline.py --stage all --recipe {name}{workflow.options}  # {about}"
+
+
+def warn_about_sample(workflow: Workflow) -> None:
+    """Say so if the data are the sample."""
+    manifest = workflow.manifest("download")
     if manifest and manifest["numbers"].get("source") == "sample":
-        for line in SAMPLE_WARNING.splitlines():
-            say(line)
+        workflow.report("note", SAMPLE_NOTE)

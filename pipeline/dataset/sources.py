@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.dataset import files
 from pipeline.dataset.files import SourceError, TableFile
 from pipeline.kaggle import competition, machine
+from pipeline.recipes import config
 from pipeline.workflow import store
 from pipeline.workflow.run import Run
 from pipeline.workflow.store import Manifest
@@ -37,7 +38,7 @@ def find_user_files(raw: Path) -> list[Path]:
         )
     if not manifest or manifest["numbers"].get("source") == "files":
         return table_files
-    changed = store.changed_outputs(raw, manifest)
+    changed = store.changed_outputs(raw, manifest, rehash=False)
     return [path for path in table_files if path.name not in manifest["outputs"] or path.name in changed]
 
 
@@ -121,7 +122,7 @@ def find_path_files(data: str) -> dict[str, TableFile]:
         raise SourceError(f"--data is empty: give auto, {', '.join(NAMES)}, or a folder or zip")
     path = Path(data)
     if not path.exists():
-        raise SourceError(f"--data {path}: no such file or folder, nor one of auto, {', '.join(NAMES)}")
+        raise SourceError(f"--data {path}: no such file or folder{config.nearest(data, ('auto', *NAMES))}")
     paths = files.list_folder(path) if path.is_dir() else [files.require_readable(path)]
     if not (path.is_dir() or files.is_zip(path) or files.MNIST_FILES.get(path.name.lower()) in files.MNIST_TABLES):
         raise SourceError(

@@ -2,9 +2,10 @@
 
 import importlib
 
-from pipeline.workflow.stage import Stage
+from pipeline.workflow.stage import Command, Stage
 
 NAMES = (
+    "blend",
     "explore",
     "inspect",
     "recognize",
@@ -13,4 +14,6 @@ NAMES = (
     "notebook",
     "compare",
 )
-EXTRAS: dict[str, Stage] = {name: importlib.import_module(f"pipeline.extras.{name}.entry").STAGE for name in NAMES}
+EXTRAS: dict[str, Stage | Command] = {
+    name: importlib.import_module(f"pipeline.extras.{name}.entry").ENTRY for name in NAMES
+}

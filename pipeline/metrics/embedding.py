@@ -10,13 +10,10 @@ from sklearn.neighbors import NearestNeighbors
 
 from pipeline.shapes import Float, Float32, Float64, UInt8
 
-N_COMPONENTS = 50  # of PCA, before t-SNE and nearest neighbours: 83% of the variance in a sixteenth of the pixels
-# Above this number of columns, PCA uses random projections: the 50 components of 3,000 x 21,632 features take four
-# seconds instead of a minute and a half.
-MAX_COLUMNS = 1_000
+N_COMPONENTS = 50  # of PCA, before t-SNE and nearest neighbours
+MAX_COLUMNS = 1_000  # above this number, PCA uses random projections, which are faster
 
-# openTSNE's approximations are slower for few rows. On 2 cores, 3,000 rows take 15 s with Fourier transforms and 4 s
-# without, 10,000 rows 26 and 16 s; up to 2,000 rows, one thread is faster than two.
+# With fewer rows, openTSNE's approximations, or several threads, are slower.
 MIN_ROWS_APPROXIMATE = 10_000
 MIN_ROWS_THREADS = 2_000
 EARLY_STEPS, LATE_STEPS = 250, 500  # of t-SNE, with and without early exaggeration

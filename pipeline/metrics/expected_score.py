@@ -1,4 +1,4 @@
-"""The score to expect on new rows, from a run's own measurement, its recipe's recorded accuracy, or both."""
+"""The score to expect on new rows, from a run's own measurement, its recipe's measured accuracy, or both."""
 
 import math
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 # (`--stage compare --recipe quick`), 0.71 for `keras/vgg_batchnorm_dropout`.
 ROW_CORRELATION = 0.72
 
-# The number of standard errors between a run and its recipe's record above which the record is ignored. Four, because
-# the validation rows of the default split are harder than most: `quick` is 2.5 below its record there.
+# The number of standard errors between a run's accuracy and that of its recipe above which the latter is ignored. Four,
+# because the validation rows of the default split are harder than most: `quick` is 2.5 below its accuracy there.
 MAX_STANDARD_ERRORS = 4
 
 
@@ -25,13 +25,13 @@ class Measurement:
     accuracy: float
     variance: float  # 1 / n for n rows
     covariance_with_score: float = 0.0  # if some of the test rows may have been measured
-    covariance_with_run: float = 0.0  # of a record: if the run measured some of the same rows
+    covariance_with_run: float = 0.0  # of a recipe: if the run measured some of the same rows
 
 
-def measure_record(
+def recipe_measurement(
     accuracy: float, n_rows: int, seeds: int, same_data: bool, total: int, population: int
 ) -> Measurement:
-    """A recorded mean accuracy over seeds, each measured on `n_rows` random rows of `total`.
+    """A recipe's mean accuracy over seeds, each measured on `n_rows` random rows of `total`.
 
     Some rows are measured for several seeds. Their errors are correlated, so they count for less than new rows.
 
@@ -45,25 +45,25 @@ def measure_record(
     return Measurement(accuracy, variance, ROW_CORRELATION / population, ROW_CORRELATION / population)
 
 
-def combine(run: Measurement, record: Measurement) -> tuple[Measurement, float]:
+def combine(run: Measurement, recipe: Measurement) -> tuple[Measurement, float]:
     """The weighted mean of both, and the weight of the run, which minimizes the variance of the prediction error.
 
     For independent measurements the weights are inverse variances. Rows that both measured enter through the
     covariance, so that they count once.
     """
-    shared, with_score = record.covariance_with_run, record.covariance_with_score
-    weight = (record.variance - shared - with_score) / (run.variance + record.variance - 2 * shared)
+    shared, with_score = recipe.covariance_with_run, recipe.covariance_with_score
+    weight = (recipe.variance - shared - with_score) / (run.variance + recipe.variance - 2 * shared)
     weight = min(max(weight, 0.0), 1.0)
     rest = 1 - weight
-    variance = weight**2 * run.variance + rest**2 * record.variance + 2 * weight * rest * shared
-    return Measurement(weight * run.accuracy + rest * record.accuracy, variance, rest * with_score), weight
+    variance = weight**2 * run.variance + rest**2 * recipe.variance + 2 * weight * rest * shared
+    return Measurement(weight * run.accuracy + rest * recipe.accuracy, variance, rest * with_score), weight
 
 
-def contradicts(run: Measurement, record: Measurement) -> bool:
+def contradicts(run: Measurement, recipe: Measurement) -> bool:
     """Whether the two accuracies are more than MAX_STANDARD_ERRORS apart."""
     p = min(max(run.accuracy, run.variance), 1 - run.variance)
-    variance = p * (1 - p) * (run.variance + record.variance - 2 * record.covariance_with_run)
-    return abs(run.accuracy - record.accuracy) > MAX_STANDARD_ERRORS * math.sqrt(variance)
+    variance = p * (1 - p) * (run.variance + recipe.variance - 2 * recipe.covariance_with_run)
+    return abs(run.accuracy - recipe.accuracy) > MAX_STANDARD_ERRORS * math.sqrt(variance)
 
 
 def prediction_interval(measurement: Measurement, test_rows: int) -> tuple[float, float]:
@@ -82,31 +82,31 @@ def prediction_interval(measurement: Measurement, test_rows: int) -> tuple[float
 def estimate_score(evaluation: Mapping[str, Any], test_rows: int) -> dict[str, Any] | None:
     """The accuracy to expect on `test_rows` new rows, its 95% prediction interval, and what both rest on.
 
-    evaluation: the content of `metrics.json`: the run's own measurement, the recipe's record, both, or neither, for
-        which the result is None.
+    evaluation: the content of `metrics.json`: the run's own measurement, the recipe's measured accuracy, both, or
+        neither, for which the result is None.
     """
-    run = record = None
-    own_rows, recorded = evaluation["rows"], evaluation.get("record")
-    run_text, record_text = evaluation.get("rests_on", ""), ""
+    run = recipe = None
+    own_rows, known = evaluation["rows"], evaluation.get("measured")
+    run_text, measured_text = evaluation.get("rests_on", ""), ""
     if own_rows:
         run = Measurement(evaluation["accuracy"], 1 / own_rows)
         if evaluation["chosen_on_these_rows"]:
             run_text += "; the epoch was chosen on these rows too"
-    # A run that measured all rows of the record itself does not need it.
-    if recorded and not (recorded["same_data"] and own_rows >= competition.TRAIN_ROWS):
-        accuracy, n_rows, seeds, same_data = (recorded[name] for name in ("accuracy", "rows", "seeds", "same_data"))
+    # A run that measured all rows itself does not need it.
+    if known and not (known["same_data"] and own_rows >= competition.TRAIN_ROWS):
+        accuracy, n_rows, seeds, same_data = (known[name] for name in ("accuracy", "rows", "seeds", "same_data"))
         total, population = competition.TRAIN_ROWS, competition.MNIST_ROWS
-        record = measure_record(accuracy, n_rows, seeds, same_data, total, population)
-        record_text = _describe_record(recorded)
-    if run and record and contradicts(run, record):
-        record = None
-        run_text += "; the recipe's record is left out: it is more than four standard errors away"
-    measurement, rests_on = run or record, run_text if run else record_text
-    if run and record:
-        measurement, weight = combine(run, record)
+        recipe = recipe_measurement(accuracy, n_rows, seeds, same_data, total, population)
+        measured_text = _describe_measured(known)
+    if run and recipe and contradicts(run, recipe):
+        recipe = None
+        run_text += "; the recipe's measured accuracy is left out: it is more than four standard errors away"
+    measurement, rests_on = run or recipe, run_text if run else measured_text
+    if run and recipe:
+        measurement, weight = combine(run, recipe)
         rests_on = (
             f"two measurements, with their overlap taken into account: {weight:.0%} on {run_text}; "
-            f"{1 - weight:.0%} on {record_text}"
+            f"{1 - weight:.0%} on {measured_text}"
         )
     if measurement is None:
         return None
@@ -114,13 +114,13 @@ def estimate_score(evaluation: Mapping[str, Any], test_rows: int) -> dict[str, A
     return {"estimate": measurement.accuracy, "interval_95": interval, "rests_on": rests_on}
 
 
-def _describe_record(record: Mapping[str, Any]) -> str:
-    """What the recipe's record is and where it was measured."""
-    how = f"{record['rows']:,} rows out of fold"
-    if record["seeds"] > 1:
+def _describe_measured(recipe: Mapping[str, Any]) -> str:
+    """What the recipe's measured accuracy is and where it was measured."""
+    how = f"{recipe['rows']:,} rows out of fold"
+    if recipe["seeds"] > 1:
         how = (
-            f"mean of {record['seeds']} seeds, standard deviation {record['std']:.4f}, "
-            f"{record['rows']:,} rows held out of each training"
+            f"mean of {recipe['seeds']} seeds, standard deviation {recipe['std']:.4f}, "
+            f"{recipe['rows']:,} rows held out of each training"
         )
-    where = "on the same data" if record["same_data"] else "on another draw of the same digits"
-    return f"the recipe's record of {record['date']}: {record['accuracy']:.4f}, {how}, measured {where}"
+    where = "on the same data" if recipe["same_data"] else "on another draw of the same digits"
+    return f"the recipe's measured accuracy of {recipe['date']}: {recipe['accuracy']:.4f}, {how}, measured {where}"

@@ -91,7 +91,13 @@ def predict_probabilities(
     precision = inference_precision(loaded.metadata["precision"], device)
     with (
         library_settings(device),
-        tqdm(total=len(images), desc="infer", unit="image", disable=None if progress_bar else True) as progress,
+        tqdm(
+            total=len(images),
+            desc="predictions",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]",
+            leave=False,
+            disable=None if progress_bar else True,
+        ) as progress,
     ):
 
         def predict_copy(

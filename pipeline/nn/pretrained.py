@@ -13,13 +13,12 @@ from pipeline import ROOT
 from pipeline.errors import StageError
 from pipeline.nn.networks import LoadedNetwork, load_networks, read_metadata
 from pipeline.recipes import config
-from pipeline.recipes.settings import Recipe
 from pipeline.shapes import Int64
 
 FOLDER = ROOT / "pipeline/nn/pretrained"
 SAMPLE_ROWS = FOLDER / "sample_rows.json"
 # Only the metadata of pretrained weights have this entry, which extras/export/make_pretrained.py writes.
-RECORD = "pretrained"
+FACTS = "pretrained"
 
 
 def weights_file(recipe: str) -> Path:
@@ -40,16 +39,17 @@ def load_pretrained(recipe: str, device: str = "cpu") -> LoadedNetwork:
     return network
 
 
-def find_record(recipe: Recipe, metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """What is recorded of the pretrained network that was trained with the same settings and data, or None.
+def find_pretrained(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """What the weights file says of the pretrained network that was trained with the same settings and data, or None.
 
-    metrics: the content of metrics.json, which identifies the data.
+    metrics: the content of metrics.json.
     """
+    measured_with = metrics.get("measured_with", {})
     for name in pretrained_recipes():
-        record: dict[str, Any] = read_metadata(weights_file(name))[RECORD]
-        is_same = not config.changed_settings(record["settings"], config.accuracy_settings(recipe))
-        if is_same and metrics.get("measured_with", {}).get("data") == record["data"]:
-            return record
+        facts: dict[str, Any] = read_metadata(weights_file(name))[FACTS]
+        is_same = not config.changed_settings(facts["settings"], measured_with.get("settings", {}))
+        if is_same and measured_with.get("data") == facts["data"]:
+            return facts
     return None
 
 
@@ -65,14 +65,14 @@ def pretrained_hashes() -> dict[str, str]:
 
 def refuse_pretrained(network: LoadedNetwork) -> None:
     """Raise StageError if a network is a pretrained one, which may have seen the rows of Kaggle's test set."""
-    if RECORD in network.metadata:
+    if FACTS in network.metadata:
         raise StageError(
             "these are the pretrained weights, which are not for submissions: the rows that they were trained on may "
             "be in Kaggle's test set. Run --stage train --force"
         )
 
 
-def choose_temperature(recipe: Recipe, metrics: dict[str, Any]) -> float | None:
+def choose_temperature(metrics: dict[str, Any]) -> float | None:
     """The temperature that calibrates the probabilities of a recipe's networks, or None if none was measured.
 
     metrics: the content of metrics.json. If no rows were held out, the temperature is that of the pretrained network
@@ -80,5 +80,5 @@ def choose_temperature(recipe: Recipe, metrics: dict[str, Any]) -> float | None:
     """
     if metrics.get("temperature"):
         return float(metrics["temperature"])
-    record = find_record(recipe, metrics)
-    return float(record["temperature"]) if record else None
+    facts = find_pretrained(metrics)
+    return float(facts["temperature"]) if facts else None

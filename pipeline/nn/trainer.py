@@ -7,6 +7,7 @@ the random number generators with (seed, epoch), so that their state is not need
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,19 +32,13 @@ from pipeline.recipes.settings import Affine, Train
 from pipeline.shapes import Bool, Float, Float32, Int64, UInt8
 
 # Images per forward pass on a CPU, whose activations stay in its cache; gradients are accumulated over the batch.
-# Images/s of dropout_cnn on 2 cores with 32, 64, 128 and 4,096: 1,550, 2,290, 2,010 and 930 in bf16, 1,430, 1,540,
-# 1,280 and 520 in fp32.
 CPU_MICRO_BATCH = 64
 
-# Batches of the full size before the computation of gradients is recorded as a CUDA graph. Milliseconds per step on an
-# H200 without and with it, in bf16: `standard` 9.9 and 1.1, `quick` 8.7 and 0.8, `modern/public_notebook` 5.0 and 0.8,
-# `modern/ten_layers` 6.8 and 1.9, `ladder/deeper` 3.0 and 0.3, `dropout_cnn`, which does not use it, 8.8 and 8.8.
+# Batches of the full size before the computation of gradients is recorded as a CUDA graph.
 STEPS_BEFORE_GRAPH = 3
 
 # Batch norm's running statistics are exponential averages over about ten steps. After a training with fewer steps than
-# this they still contain statistics of early weights, and are estimated again with the current weights. Error of
-# `quick` on 1,000 rows, 4 seeds: 3.4% instead of 6.0% (hard_example_fraction 0.35), 2.2% instead of 2.4% (all rows in
-# each epoch).
+# this they still contain statistics of early weights, and are estimated again with the current weights.
 FEW_STEPS = 200
 
 # A larger fraction of steps without finite gradients in an epoch stops a training in fp16, if it is more than one step
@@ -51,6 +46,9 @@ FEW_STEPS = 200
 MAX_SKIPPED_STEPS = 0.1
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"  # fits 80 columns with all figures
+
+# tqdm's own lock includes a semaphore of the system, which a process that is killed would leave behind.
+tqdm.set_lock(threading.RLock())
 
 Checkpoint = dict[str, Any]
 

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,11 +21,10 @@ from pipeline.errors import UserError
 from pipeline.recipes.rules import find_contradictions
 from pipeline.recipes.settings import LAYER, SECTIONS, TITLE, Measured, Recipe, RecipeTable, Section
 
-M = TypeVar("M", bound=BaseModel)
-
 RECIPES = ROOT / "pipeline/recipes"
 MEASURED = RECIPES / "measured.toml"
 MAX_RECIPE_BYTES = 1 << 20
+MAX_NAME = 240  # characters of a name that becomes a folder; file systems allow 255 bytes, also for "NAME.previous"
 MAX_VALUE_CHARACTERS = 80  # of a name or a value in an error message
 MAX_CHANGE_CHARACTERS = 40  # of a value in `changed_settings`
 
@@ -80,21 +80,9 @@ def recipes_in(folder: str) -> list[str]:
     return sorted(names, key=lambda name: load_recipe(name).order)
 
 
-def split_argument(argument: str) -> list[str]:
-    """Return the names, and the absolute paths of recipe files, in a value of --recipe such as "quick,mine.toml"."""
-    names = [argument] if os.path.isfile(expand_home(argument)) else argument.split(",")
-    return [str(Path(expand_home(name)).absolute()) if name.endswith(".toml") else name for name in names]
-
-
 def expand_home(name: str) -> str:
     """Return a file name with `~` or `~user` at its start replaced, as by a shell, unless a file has this very name."""
     return name if os.path.lexists(name) else os.path.expanduser(name)
-
-
-def expand_recipes(text: str) -> list[str]:
-    """Return the recipes in "a,b,c" without duplicates; the name of a folder is replaced by its recipes."""
-    names = dict.fromkeys(split_argument(text))
-    return list(dict.fromkeys(recipe for name in names for recipe in recipes_in(name) or [name]))
 
 
 def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
@@ -105,13 +93,15 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     path, file = RECIPES / f"{name}.toml", ""
     if name.endswith(".toml"):
         path, name, file = Path(name), Path(name).stem, str(Path(name).absolute())
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise ConfigError(f"{path}: the name of a recipe consists of letters, digits, - and _: rename the file")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or len(name) > MAX_NAME:
+            raise ConfigError(
+                f"{path}: the name of a recipe consists of at most {MAX_NAME} letters, digits, - and _: rename the file"
+            )
         if name in recipe_names() or recipes_in(name):
             raise ConfigError(f"{path}: {name} is a built-in recipe or a folder of built-in recipes: rename the file")
     elif name not in recipe_names():
         raise ConfigError(
-            f"unknown recipe {_shorten(repr(name), MAX_VALUE_CHARACTERS)}{_nearest(name, recipe_names())}; see `--list`"
+            f"unknown recipe {_shorten(repr(name), MAX_VALUE_CHARACTERS)}{nearest(name, recipe_names())}; see `--list`"
         )
 
     table = _read_toml(path)
@@ -119,7 +109,12 @@ def load_recipe(name: str, assignments: Sequence[str] = ()) -> Recipe:
     for assignment in assignments:
         changes = _parse_assignment(assignment)
         if not changes:
-            mistakes.append(f"--set {_shorten(assignment, MAX_VALUE_CHARACTERS)}: expected section.field=value")
+            name = assignment.partition("=")[0].strip()
+            fields = [(section, field) for section, kind in SECTIONS.items() for field in kind.model_fields]
+            nearest_fields = difflib.get_close_matches(name, {field for _, field in fields}, n=1)
+            similar = [f"{section}.{field}" for section, field in fields if field in nearest_fields][:3]
+            hint = f" (nearest: {', '.join(similar)})" if similar else ""
+            mistakes.append(f"--set {_shorten(assignment, MAX_VALUE_CHARACTERS)}: expected section.field=value{hint}")
         mistakes += [f"--set: {mistake}" for mistake in _remove_mistakes(changes)]
         for section, values in changes.items():
             table.setdefault(section, {}).update(values)
@@ -144,15 +139,28 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             content = stream.read(MAX_RECIPE_BYTES + 1)
-        if len(content) > MAX_RECIPE_BYTES:
-            raise ConfigError(f"{path}: not a recipe: larger than {MAX_RECIPE_BYTES:,} bytes")
-        return tomllib.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: the file does not exist") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    if len(content) > MAX_RECIPE_BYTES:
+        raise ConfigError(f"{path}: not a recipe: larger than {MAX_RECIPE_BYTES:,} bytes")
+    try:
+        return _parse_toml(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Return the table. Raises ValueError or RecursionError."""
+    try:
+        table = tomllib.loads(text)
+        repr(table)  # raises ValueError for a long hexadecimal integer, which could not be shown
+        return table
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError(f"an integer has more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def _parse_assignment(assignment: str) -> dict[str, dict[str, Any]]:
@@ -162,8 +170,8 @@ def _parse_assignment(assignment: str) -> dict[str, dict[str, Any]]:
     if not equals or not dot:
         return {}
     value: Any = text.strip()
-    with contextlib.suppress(tomllib.TOMLDecodeError, RecursionError):  # a bare word: `train.schedule=cosine`
-        table = tomllib.loads(f"value = {value}")
+    with contextlib.suppress(ValueError, RecursionError):  # a bare word: `train.schedule=cosine`
+        table = _parse_toml(f"value = {value}")
         value = table["value"] if len(table) == 1 else value
     kind = SECTIONS.get(section, Section).model_fields.get(field)
     if kind and kind.annotation is str and not isinstance(value, str):
@@ -198,17 +206,18 @@ def _describe(details: ErrorDetails, name: str, value: Any) -> str:
         expected = expected.format(**limits)
         return f"{name} is {_shorten(repr(value), MAX_VALUE_CHARACTERS)}, expected {expected}"
     if len(details["loc"]) == 1:
-        return f"unknown section [{_shorten(name, MAX_VALUE_CHARACTERS)}]{_nearest(name, RecipeTable.model_fields)}"
+        return f"unknown section [{_shorten(name, MAX_VALUE_CHARACTERS)}]{nearest(name, RecipeTable.model_fields)}"
     section, _, field = name.partition(".")
-    known = SECTIONS[section].model_fields
-    return f"unknown setting {section}.{_shorten(field, MAX_VALUE_CHARACTERS)}{_nearest(field, known)}"
+    known = [f"{section}.{known}" for known in SECTIONS[section].model_fields]
+    return f"unknown setting {section}.{_shorten(field, MAX_VALUE_CHARACTERS)}{nearest(name, known)}"
 
 
 def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return what to add to a message about an unknown name: the known one that is most similar, or all of them."""
     matches = difflib.get_close_matches(name[:MAX_VALUE_CHARACTERS], list(known), n=1)
     return f" (nearest: {matches[0]})" if matches else f" (known: {', '.join(known)})"
 
@@ -229,25 +238,6 @@ def flatten(recipe: object, names: Iterable[str]) -> dict[str, Any]:
         values = value.model_dump(mode="json")
         settings |= {f"{section}.{key}": values[key] for key in ([field] if dot else values)}
     return {name: value for name, value in settings.items() if name not in OBSERVATIONAL}
-
-
-def select_settings(recipe: Recipe, names: Iterable[str]) -> Recipe:
-    """Return the recipe with only the named sections ("train") and settings ("train.fit_all") as attributes."""
-    sections: dict[str, Any] = {}
-    for name in names:
-        section, dot, field = name.partition(".")
-        values = getattr(recipe, section)
-        if dot:
-            values = _with_attributes(values, {**dict(sections.get(section, ())), field: getattr(values, field)})
-        sections[section] = values
-    return _with_attributes(recipe, sections)
-
-
-def _with_attributes(model: M, values: Mapping[str, Any]) -> M:
-    """Return an instance of the same class that has these attributes and no others."""
-    instance = type(model).model_construct()
-    object.__setattr__(instance, "__dict__", dict(values))
-    return instance
 
 
 DEFAULTS: dict[str, Any] = {

@@ -2,9 +2,8 @@
 
 import base64
 import html
+import urllib.parse
 from collections.abc import Iterable, Sequence
-
-from pipeline.reports.captions import make_heading
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -55,6 +54,18 @@ def picture(content: bytes, description: str) -> str:
     return f'<p><img src="data:image/{kind};base64,{data}" alt="{html.escape(description, quote=True)}"></p>'
 
 
+def link(before: str, address: str, after: str) -> str:
+    """A paragraph with a link to another file, given relative to the page."""
+    name, target = html.escape(address.rpartition("/")[2]), html.escape(urllib.parse.quote(address), quote=True)
+    return f'<p>{html.escape(before)}<a href="{target}">{name}</a>{html.escape(after)}</p>'
+
+
 def captioned_picture(name: str, content: bytes, caption: str, level: int = 2) -> str:
     """A picture below its heading, which is made from its file name, and its caption."""
     return "\n".join([heading(make_heading(name), level), paragraph(caption), picture(content, caption)])
+
+
+def make_heading(name: str) -> str:
+    """A picture's heading, from its file name."""
+    text = name.rpartition(".")[0].replace("_", " ").replace("tsne", "t-SNE").replace("pca", "PCA")
+    return text if text.startswith("t-") else text[0].upper() + text[1:]

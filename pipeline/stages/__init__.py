@@ -3,7 +3,7 @@
 from pipeline.dataset import files
 from pipeline.recipes import config
 from pipeline.workflow import schemas
-from pipeline.workflow.stage import Stage
+from pipeline.workflow.stage import Command, Stage
 
 DOWNLOAD = Stage(
     name="download",
@@ -12,7 +12,6 @@ DOWNLOAD = Stage(
     publishes_itself=True,
     stale_reason="pipeline.dataset.sources:why_stale",
     recipes="all",
-    refuses_folders=True,
     default_recipe="quick",
 )
 PREPARE = Stage(
@@ -24,7 +23,6 @@ PREPARE = Stage(
     inputs={"download": ("train.csv*", "test.csv*", "sample_submission.csv*", "*.[zZ][iI][pP]")},
     outputs=(*(f"{schemas.ARRAYS_DIR}{name}" for name in schemas.ARRAYS), "train_rows.npy", "validation_rows.npy"),
     optional_outputs=("folds.npy",),
-    per_recipe=True,
     recipes="all",
 )
 AUGMENT = Stage(
@@ -35,7 +33,6 @@ AUGMENT = Stage(
     settings=("augment", "train.fit_all"),
     inputs={"prepare": ("train_images.npy", "train_labels.npy", "train_rows.npy")},
     outputs=("images.npy", "labels.npy", "contact_sheet.png"),
-    per_recipe=True,
     recipes="all",
 )
 TRAIN = Stage(
@@ -50,7 +47,6 @@ TRAIN = Stage(
     outputs=("weights.safetensors", "history.csv", "curves.png"),
     optional_outputs=("record.json",),
     code="pipeline.training.specs:training_code",
-    per_recipe=True,
     resumes=True,
     stale_reason="pipeline.training.imagenet:why_stale",
     uses_device=True,
@@ -87,13 +83,6 @@ PREDICT = Stage(
     code="pipeline.training.specs:inference_code",
     uses_device=True,
 )
-SUBMIT = Stage(
-    name="submit",
-    run="pipeline.stages.submit:run",
-    settings=("submit",),
-    inputs={"download": (), "predict": ("submission.csv",)},
-    on_demand=True,
-    refuses_folders=True,
-    publishes_itself=True,
-)
-STAGES = {stage.name: stage for stage in (DOWNLOAD, PREPARE, AUGMENT, TRAIN, EVALUATE, PREDICT, SUBMIT)}
+SUBMIT = Command(name="submit", run="pipeline.stages.submit:submit", can_blend=True)
+_ENTRIES = (DOWNLOAD, PREPARE, AUGMENT, TRAIN, EVALUATE, PREDICT, SUBMIT)
+STAGES: dict[str, Stage | Command] = {entry.name: entry for entry in _ENTRIES}

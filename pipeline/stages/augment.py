@@ -18,13 +18,13 @@ from pipeline.workflow.context import StageContext
 
 def run(context: StageContext) -> dict[str, Any]:
     images, labels = read_digits(context.files)
-    if not context.settings.train.fit_all:
+    if not context.recipe.train.fit_all:
         rows = read_rows(context.files, len(labels), "train_rows.npy")
         images, labels = images[rows], labels[rows]
-    variants = transforms.list_variants(context.settings.augment)
+    variants = transforms.list_variants(context.recipe.augment)
 
     def batches() -> Iterator[UInt8[np.ndarray, "n 28 28"]]:
-        for variant in tqdm(variants, desc="augment", unit="variant", disable=None):
+        for variant in tqdm(variants, desc="augment", unit="variant", disable=None if len(variants) > 1 else True):
             yield from transforms.transform_images(images, variant)
 
     n_rows = len(variants) * len(images)

@@ -58,9 +58,15 @@ def _register(context: StageContext, raw: Path, own_files: list[Path]) -> None:
     tables = sources.require_user_tables(raw, own_files)
     used = sorted({table.path.name for table in tables.values()})
     manifest, _ = store.read_manifest(raw)
-    if manifest and manifest["numbers"].get("source") != "files":
+    changed = store.changed_outputs(raw, manifest, rehash=False) if manifest else {}
+    if manifest and manifest["numbers"].get("source") == "files":
+        if damaged := store.changed_outputs(raw, manifest).keys() - changed.keys():
+            raise SourceError(
+                f"{raw / min(damaged)}: its content changed, but not its size and time, as after a fault of the disk: "
+                "restore it from a copy, or save it again if its content is right"
+            )
+    elif manifest:
         # The user's files replace those of an earlier download, which are deleted before its manifest is.
-        changed = store.changed_outputs(raw, manifest)
         own = {path.name for path in own_files}
         store.delete_own(raw, {store.MANIFEST, store.CONTEXT, store.WRITTEN, *changed, *own})
     store.write_list(raw, {store.MANIFEST, store.CONTEXT} & store.own_names(raw))

@@ -17,34 +17,33 @@ from pipeline.recipes import config
 from pipeline.reports import training_figures
 from pipeline.shapes import Float32, Int64, UInt8
 from pipeline.training.arrays import read_images
-from pipeline.training.held_out import HeldOutPredictions, load_training_rows
+from pipeline.training.held_out import load_training_rows
 from pipeline.training.predictions import predict_training_rows
 from pipeline.workflow import store
-from pipeline.workflow.context import StageContext, StageInputs
+from pipeline.workflow.context import StageContext
 
 MAX_IMAGES = 40  # in a picture of errors
 MAX_SUSPECTS = 100  # rows in the table of suspects
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    parts = [_predict(context, part) for part in context.parts]
-    training_rows = load_training_rows(context.parts[0].files)
-    numbers = _record(context, parts)
-    held_out = np.logical_and.reduce([part.n_networks > 0 for part in parts])
-    rows = np.flatnonzero(held_out)
+    training_rows = load_training_rows(context.files)
+    loaded = load_networks(context.files["train/weights.safetensors"], context.run.device)
+    predicted = predict_training_rows(context, loaded, context.recipe.predict)
+    metadata, folds = predicted.metadata, training_rows.folds
+    measured = _compare_with_measured(context, metadata)
+    rows = np.flatnonzero(predicted.n_networks)
     if not len(rows):
-        reason = _why_nothing_is_held_out(context, parts)
+        reason = "trained on all rows (train.fit_all), so no rows are left to evaluate on"
         nothing = {"rows": 0, "accuracy": None, "why_none": reason}
-        store.write_json(context.output_dir / "metrics.json", nothing | numbers)
+        store.write_json(context.output_dir / "metrics.json", nothing | measured)
         context.say(reason)
         return nothing
 
-    labels = training_rows.labels[rows]
-    probabilities = np.mean([part.probabilities[rows] for part in parts], axis=0)
+    labels, probabilities = training_rows.labels[rows], predicted.probabilities[rows]
     predictions = probabilities.argmax(1)
     confusion = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(10))
     n_correct = int(np.trace(confusion))
-    metadata = [network for part in parts for network in part.metadata]
     numbers = {
         "rows": len(rows),
         "n_correct": n_correct,
@@ -55,14 +54,14 @@ def run(context: StageContext) -> dict[str, Any]:
         "classes": _class_metrics(labels, predictions),
         "kept_epoch": metadata[0]["epoch"] if len(metadata) == 1 else [network["epoch"] for network in metadata],
         "chosen_on_these_rows": any(network["checkpoint_selection"] == "best" for network in metadata),
-        "rows_left_out": int(sum(np.logical_or.reduce([part.n_networks > 0 for part in parts]) & ~held_out)),
-        "rests_on": _rests_on(parts, training_rows.folds, len(rows)),
-        **numbers,
+        "rows_left_out": 0,  # of a blend: rows that not every recipe holds out
+        "rests_on": _rests_on(metadata, folds, len(rows)),
+        **measured,
     }
     if len(metadata) > 1:
         numbers["networks"] = len(metadata)
-        numbers["network_accuracy"] = _mean_and_std([accuracy for part in parts for accuracy in part.accuracies])
-    if len(parts) == 1 and (folds := training_rows.folds) is not None:
+        numbers["network_accuracy"] = _mean_and_std(predicted.accuracies)
+    if folds is not None:
         correct = predictions == labels
         numbers["folds"] = _mean_and_std([float(np.mean(correct[folds == fold])) for fold in range(folds.max() + 1)])
     store.write_json(context.output_dir / "metrics.json", numbers)
@@ -71,12 +70,6 @@ def run(context: StageContext) -> dict[str, Any]:
     _draw(context, training_rows.images[rows], rows, labels, probabilities)
     store.write(context.output_dir / "confusion.png", training_figures.confusion(confusion))
     return {name: numbers[name] for name in ("rows", "n_correct", "accuracy", "interval_95", "chosen_on_these_rows")}
-
-
-def _predict(context: StageContext, part: StageInputs) -> HeldOutPredictions:
-    """The predictions of a recipe's networks for the rows that they did not see."""
-    loaded = load_networks(part.files["train/weights.safetensors"], context.run.device)
-    return predict_training_rows(context, part, loaded, part.settings.predict)
 
 
 def _class_metrics(labels: UInt8[np.ndarray, " n"], predictions: Int64[np.ndarray, " n"]) -> list[dict[str, Any]]:
@@ -96,26 +89,8 @@ def _class_metrics(labels: UInt8[np.ndarray, " n"], predictions: Int64[np.ndarra
     ]
 
 
-def _why_nothing_is_held_out(context: StageContext, parts: list[HeldOutPredictions]) -> str:
-    if len(parts) == 1:
-        return "trained on all rows (train.fit_all), so no rows are left to evaluate on"
-    fit_all = [
-        inputs.recipe.name for inputs, part in zip(context.parts, parts, strict=True) if part.metadata[0]["fit_all"]
-    ]
-    if fit_all:
-        return f"{', '.join(fit_all)} was trained on all rows, so no row is held out by every recipe"
-    return "no row is held out by every recipe"
-
-
-def _rests_on(parts: list[HeldOutPredictions], folds: UInt8[np.ndarray, " n"] | None, n_rows: int) -> str:
+def _rests_on(metadata: list[dict[str, Any]], folds: UInt8[np.ndarray, " n"] | None, n_rows: int) -> str:
     """Which measurement the accuracy is, in words."""
-    if len(parts) > 1:
-        n_networks = sum(len(part.metadata) for part in parts)
-        return (
-            f"{n_rows:,} held-out rows: the mean of {len(parts)} recipes ({n_networks} networks), "
-            "each row predicted by the networks that were not trained on it"
-        )
-    metadata = parts[0].metadata
     if folds is None:
         return f"{n_rows:,} validation rows"
     per_row = len(metadata) // (folds.max() + 1)
@@ -167,43 +142,41 @@ def _draw(
     store.write(context.output_dir / "suspects.csv", text.encode())
 
 
-def _record(context: StageContext, parts: list[HeldOutPredictions]) -> dict[str, Any]:
-    """The recipe's recorded accuracy, or why it does not apply to this run, and what this run is measured with."""
-    if len(parts) > 1:
-        return {"record": None, "why_no_record": "a blend has no recorded accuracy"}
-    part, recipe = context.parts[0], context.parts[0].settings
+def _compare_with_measured(context: StageContext, metadata: list[dict[str, Any]]) -> dict[str, Any]:
+    """The recipe's measured accuracy, or why it does not apply to this run, and what this run is measured with."""
+    recipe = context.recipe
     names = ("prepare/train_images.npy", "prepare/train_labels.npy")
-    data = hashlib.sha256("".join(part.hashes[name] for name in names).encode()).hexdigest()
+    data = hashlib.sha256("".join(context.hashes[name] for name in names).encode()).hexdigest()
     settings = config.accuracy_settings(recipe)
     measured_with = {"data": data, "settings": settings, "digest": config.digest(settings)}
-    reason = _why_no_record(part, parts[0].metadata)
-    record = None
+    reason = _why_not_measured(context, metadata)
+    measured = None
     if not reason:
         fields = ("accuracy", "std", "seeds", "rows", "training_rows", "date")
-        record = {name: getattr(recipe.measured, name) for name in fields}
-        record["same_data"] = recipe.measured.data == data
-    return {"record": record, "why_no_record": reason, "measured_with": measured_with}
+        measured = {name: getattr(recipe.measured, name) for name in fields}
+        measured["same_data"] = recipe.measured.data == data
+    return {"measured": measured, "why_not_measured": reason, "measured_with": measured_with}
 
 
-def _why_no_record(part: StageInputs, metadata: list[dict[str, Any]]) -> str:
-    """Why the recipe's recorded accuracy does not apply to this run, or ""."""
-    recipe, sizes = part.settings, part.manifests["prepare"]["numbers"]
+def _why_not_measured(context: StageContext, metadata: list[dict[str, Any]]) -> str:
+    """Why the recipe's measured accuracy does not apply to this run, or ""."""
+    recipe, sizes = context.recipe, context.manifests["prepare"]["numbers"]
     if not recipe.measured.seeds:
-        return "the recipe has no recorded accuracy"
-    if difference := config.measured_difference(part.recipe):
-        return f"the recipe's recorded accuracy was measured with different settings ({difference})"
+        return "the recipe has no measured accuracy"
+    if difference := config.measured_difference(recipe):
+        return f"the recipe's accuracy was measured with other settings ({difference})"
     n_rows, n_test_rows = sizes.get("train_rows", 0), sizes.get("test_rows", 0)
     if (n_rows, n_test_rows) != (TRAIN_ROWS, TEST_ROWS):
         return (
-            f"the recipe's recorded accuracy applies only to {TRAIN_ROWS:,} training and {TEST_ROWS:,} test rows; "
+            f"the recipe's measured accuracy applies only to {TRAIN_ROWS:,} training and {TEST_ROWS:,} test rows; "
             f"this data set has {n_rows:,} and {n_test_rows:,}"
         )
     training_rows = n_rows if metadata[0]["fit_all"] else sizes.get("training_rows", 0)
-    if folds := part.files.get("prepare/folds.npy"):
+    if folds := context.files.get("prepare/folds.npy"):
         training_rows -= int(np.bincount(store.read_array(folds, "uint8", (None,))).max())
     if training_rows < recipe.measured.training_rows:
-        return f"the recipe's recorded accuracy requires at least {recipe.measured.training_rows:,} training rows"
-    mean = read_images(part.files, "prepare/train_images.npy").mean()
+        return f"the recipe's measured accuracy requires at least {recipe.measured.training_rows:,} training rows"
+    mean = read_images(context.files, "prepare/train_images.npy").mean()
     if abs(mean - MEAN_PIXEL) > MEAN_PIXEL_TOLERANCE:
         return f"the images are not MNIST's: their mean pixel is {mean:.2f} instead of {MEAN_PIXEL:.2f}"
     return ""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.dataset import files, splits, tables
 from pipeline.dataset.copies import find_copies
 from pipeline.dataset.tables import DataError
@@ -17,23 +15,22 @@ MAX_OVERLAP = 0.01  # share of the test images that may also occur in train.csv;
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    settings = context.settings
     arrays = context.published_dir.parent.parent / "arrays"
     numbers = _read_tables_once(context, arrays)
     overlap, n_test_rows = numbers.get("overlap", 0), numbers.get("test_rows", 1)
     share = overlap / n_test_rows
-    if share > MAX_OVERLAP and not settings.prepare.allow_overlap:
+    if share > MAX_OVERLAP and not context.recipe.prepare.allow_overlap:
         raise DataError(
             f"{overlap} of the {n_test_rows} images of test.csv also occur in train.csv "
             f"({share:.1%}): a network can memorize them, so its score would say nothing about new digits; "
             "--set prepare.allow_overlap=true continues anyway"
         )
     labels = store.read_array(arrays / "train_labels.npy", "uint8", (None,), below=10)
-    training_rows, validation_rows = splits.split_rows(labels, settings.split)
+    training_rows, validation_rows = splits.split_rows(labels, context.recipe.split)
     store.write_array(context.output_dir / "train_rows.npy", training_rows)
     store.write_array(context.output_dir / "validation_rows.npy", validation_rows)
-    if settings.split.folds:
-        store.write_array(context.output_dir / "folds.npy", splits.assign_folds(labels, settings.split))
+    if context.recipe.split.folds:
+        store.write_array(context.output_dir / "folds.npy", splits.assign_folds(labels, context.recipe.split))
     return {**numbers, "training_rows": len(training_rows), "validation_rows": len(validation_rows)}
 
 
@@ -50,13 +47,9 @@ def _read_tables_once(context: StageContext, arrays: Path) -> dict[str, Any]:
 
 def _read_tables(context: StageContext, folder: Path, key: dict[str, Any]) -> None:
     csvs = files.find_tables(context.files.values())  # download has checked that all three exist
-    with tqdm(total=len(csvs), desc="prepare", unit="table", disable=None) as progress:
-        images, labels = tables.read_train_table(csvs["train"])
-        progress.update()
-        test_images = tables.read_test_table(csvs["test"])
-        progress.update()
-        tables.read_submission_table(csvs["sample_submission"], len(test_images))
-        progress.update()
+    images, labels = tables.read_train_table(csvs["train"])
+    test_images = tables.read_test_table(csvs["test"])
+    tables.read_submission_table(csvs["sample_submission"], len(test_images))
     numbers = {
         "train_rows": len(images),
         "test_rows": len(test_images),

@@ -28,11 +28,11 @@ DRAWING_SECONDS = 0.5
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    recipe = context.settings
+    recipe = context.recipe
     weights = imagenet.add_inputs(context)
-    requested = plan.network_specs(recipe, context.only, make_pool(context))
+    requested = plan.network_specs(recipe, context, make_pool(context))
     arrays = load_arrays(recipe, context.files)
-    requests = [ensure.Request(spec, arrays, context.only) for spec in requested]
+    requests = [ensure.Request(spec, arrays, context) for spec in requested]
     monitor = _Monitor(context, single=len(requested) == 1)
     start = time.monotonic()
     trained = ensure.ensure(context, requests, monitor.on_epoch, monitor.on_trained)
@@ -104,7 +104,7 @@ class _Monitor:
         """Draw the curves, if that takes no more than DRAWING_SHARE of the time."""
         start = time.monotonic()
         if final or start >= self.next_drawing:
-            selection = self.context.settings.train.checkpoint_selection
+            selection = self.context.recipe.train.checkpoint_selection
             store.write(self.context.output_dir / "curves.png", training_figures.curves(histories, selection))
             now = time.monotonic()
             self.next_drawing = now + (now - start) / DRAWING_SHARE

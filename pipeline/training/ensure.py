@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pipeline.errors import StageError
 from pipeline.machine import devices
 from pipeline.recipes import config
@@ -18,10 +21,11 @@ from pipeline.training import features, imagenet
 from pipeline.training.arrays import TrainingArrays
 from pipeline.training.footprint import least_memory
 from pipeline.training.pool import Pool, make_pool
+from pipeline.training.progress import show_progress
 from pipeline.training.specs import NetworkSpec, Spec
 from pipeline.training.task import HISTORY, LOG, History, TrainingOutcome, TrainingTask, read_history, train_network
 from pipeline.workflow import code, publishing, schemas, store
-from pipeline.workflow.context import StageContext, StageInputs
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.store import Manifest
 
 NETWORKS = "data/networks"  # below the workspace
@@ -34,7 +38,7 @@ class Request:
 
     spec: Spec
     arrays: TrainingArrays
-    part: StageInputs  # that the arrays are from
+    context: StageContext  # whose inputs the arrays are from
     test_data: str = ""  # identifies the test rows in the arrays
     label: str = ""  # in messages; by default the spec's name
 
@@ -100,35 +104,43 @@ def ensure(
         context.say(f"{n_existing} of {n_existing + len(missing)} networks exist already")
     if not missing:
         return networks
-    missing = _with_features(context, missing)
+    missing = _with_features(missing)
     if pool.device == "cpu" and pool.engine == "local":
         _require_memory(missing.values())
     tasks = {str(publishing.staging_dir(folder)): (folder, request) for folder, request in missing.items()}
     arguments = [_task_arguments(context, pool.worker_device(), folder, request) for folder, request in missing.items()]
     threads = max(request.spec.threads for request in missing.values()) or 1
     single = len(arguments) == 1
-    per_gpu = 1 if single else _networks_per_gpu(context, pool)
+    per_gpu = 1 if single else _networks_per_gpu(context, missing.values(), pool)
     n_workers = pool.n_workers(threads, per_gpu)
     in_process = functools.partial(train_network, on_epoch=on_epoch, log=_log_to(context, single), progress_bar=single)
     errors: dict[Path, str] = {}
-    for number, outcome in enumerate(pool.run(train_network, arguments, n_workers, in_process), 1):
-        folder, request = tasks[outcome.staging_dir]
-        if outcome.error and not keep_going:
-            raise StageError(f"{request}: {outcome.error}")
-        if outcome.error:
-            errors[folder] = outcome.error
-            context.say(f"{request} failed ({number} of {len(arguments)}): {outcome.error}")
-            continue
-        _publish(context, folder, request, outcome)
-        on_trained(request.spec, outcome.history)
+    with contextlib.ExitStack() as stack:
+        finished = set[Path]()
         if not single:
-            accuracy = outcome.numbers.get("validation_accuracy")
-            shown = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
-            context.say(f"{request} done in {outcome.seconds:.0f} s ({number} of {len(arguments)}){shown}")
+            epochs = {Path(staging): request.spec.epochs for staging, (_, request) in tasks.items()}
+            finished = stack.enter_context(show_progress(context, epochs)).finished
+        for number, outcome in enumerate(pool.run(train_network, arguments, n_workers, in_process), 1):
+            folder, request = tasks[outcome.staging_dir]
+            if outcome.error and not keep_going:
+                raise StageError(f"{request}: {outcome.error}")
+            if outcome.error:
+                errors[folder] = outcome.error
+                text = f"failed ({number} of {len(arguments)}): {outcome.error}"
+            else:
+                _publish(context, folder, request, outcome)
+                on_trained(request.spec, outcome.history)
+                accuracy = outcome.numbers.get("validation_accuracy")
+                shown = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
+                text = f"done in {outcome.seconds:.0f} s ({number} of {len(arguments)}){shown}"
+            finished.add(Path(outcome.staging_dir))
+            if outcome.error or not single:
+                with tqdm.external_write_mode():
+                    context.say(f"{request} {text}")
     return [replace(network, error=errors.get(network.folder, "")) for network in networks]
 
 
-def _with_features(context: StageContext, requests: dict[Path, Request]) -> dict[Path, Request]:
+def _with_features(requests: dict[Path, Request]) -> dict[Path, Request]:
     """The requests with the features of a frozen extractor in place of images; those with equal features share them."""
     shared: dict[Any, TrainingArrays] = {}
     results = {}
@@ -138,7 +150,7 @@ def _with_features(context: StageContext, requests: dict[Path, Request]) -> dict
             seed = spec.seed if spec.model.pretrained == "none" else None
             key = (id(request.arrays), spec.model, spec.train.precision, seed)
             if key not in shared:
-                shared[key] = features.with_features(context, request.part, spec, request.arrays)
+                shared[key] = features.with_features(request.context, spec, request.arrays)
             request = replace(request, arrays=shared[key])
         results[folder] = request
     return results
@@ -183,11 +195,11 @@ def _require_memory(requests: Iterable[Request]) -> None:
             devices.require_memory(needed, str(request))
 
 
-def _networks_per_gpu(context: StageContext, pool: Pool) -> int:
+def _networks_per_gpu(context: StageContext, requests: Iterable[Request], pool: Pool) -> int:
     """How many networks to train on each GPU at the same time; recorded in context.json."""
     if pool.device != "cuda" or pool.engine != "local":
         return 1
-    settings = [recipe.ensemble.networks_per_gpu for recipe in context.run.recipes]
+    settings = {request.context.recipe.ensemble.networks_per_gpu for request in requests}
     n_networks = min(setting or devices.networks_per_gpu() for setting in settings)
     context.environment["networks_per_gpu"] = n_networks
     return n_networks
@@ -205,7 +217,7 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
     arrays = request.arrays.by_name()
     weights = None
     if isinstance(spec, NetworkSpec):
-        weights = request.part.files.get(imagenet.input_name(spec.model))
+        weights = request.context.files.get(imagenet.input_name(spec.model))
     task = TrainingTask(
         spec=spec,
         device=device,
@@ -221,17 +233,18 @@ def _task_arguments(context: StageContext, device: str, folder: Path, request: R
 def _log_to(context: StageContext, single: bool) -> Callable[[str], None]:
     """Where the lines of a training in this process go: to the log file.
 
-    Those of a single network go to the screen too, if an interrupted training continues, or, where no progress bar is
-    shown, after each SCREEN_INTERVAL.
+    Those of a single network go to the screen too: all of them on a terminal, above the progress bar; otherwise after
+    each SCREEN_INTERVAL, and if an interrupted training continues.
     """
     last = time.monotonic()
 
     def log(message: str) -> None:
         nonlocal last
-        is_due = not sys.stderr.isatty() and time.monotonic() - last >= SCREEN_INTERVAL
+        is_due = sys.stderr.isatty() or time.monotonic() - last >= SCREEN_INTERVAL
         if single and (is_due or message.startswith("continuing")):
             last = time.monotonic()
-            context.say(message)
+            with tqdm.external_write_mode():
+                context.say(message)
         else:
             context.run.log.write(f"{context.stage.name}: {message}")
 

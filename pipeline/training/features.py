@@ -27,18 +27,19 @@ from pipeline.training.arrays import TrainingArrays, read_images, read_rows
 from pipeline.training.extraction import extract_features
 from pipeline.training.specs import NetworkSpec
 from pipeline.workflow import code, publishing, schemas, store
-from pipeline.workflow.context import StageContext, StageInputs
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.store import FORMAT
 
 FEATURES = "data/features"  # below the workspace
 FILE = "features.npy"
 PART_ROWS = 256  # an interrupted extraction continues after the last complete part
+PARTS = "parts.json"  # the SHA-256 of the parts
 # The modules whose code determines features, in addition to those of the model.
 CODE = ("pipeline.dataset.views", "pipeline.nn.inference", "pipeline.training.extraction")
 
 
 def ensure_features(
-    context: StageContext, part: StageInputs, network: TransferNetwork, model: Model, precision: str, table: str
+    context: StageContext, network: TransferNetwork, model: Model, precision: str, table: str
 ) -> Float16[np.ndarray, "n ..."]:
     """The features of all rows of a table, mapped from their file; computes them if they are missing.
 
@@ -52,7 +53,7 @@ def ensure_features(
         "stage": "features",
         "settings": {"model": model.name, "side": model.side, "frozen": model.frozen, "view": model.view}
         | {"precision": precision},
-        "inputs": {"images": part.hashes[name], "extractor": hash_weights(network.extractor)},
+        "inputs": {"images": context.hashes[name], "extractor": hash_weights(network.extractor)},
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     key["code"] = code.digest((*CODE, f"pipeline.nn.models.{model.name}"))
@@ -61,7 +62,7 @@ def ensure_features(
     if store.read_intact_manifest(publishing.staging_dir(folder), key):  # a run was killed just before
         publishing.publish(folder)
     is_forced = context.run.force and folder not in context.run.recomputed
-    images = read_images(part.files, name)
+    images = read_images(context.files, name)
     if is_forced or not store.read_intact_manifest(folder, key):
         _extract(context, folder, key, network, images, _feature_size(model))
     return store.read_array(folder / FILE, "float16", (len(images), *_feature_size(model)), "c")
@@ -95,12 +96,13 @@ def _extract(
         publishing.create_staging_dir(folder)
         store.write_json(staging / store.STARTED, key)
     network.to(device, memory_format=choose_memory_format(device, precision))  # type: ignore[call-overload]
+    hashes = store.read_json(staging / PARTS, dict[str, schemas.Sha256]) or {}
     starts = range(0, len(images), PART_ROWS)
     paths = [staging / f"part-{number:05}.npy" for number in range(len(starts))]
     with tqdm(total=len(images), desc="features", unit="image", disable=None) as progress:
         for first, path in zip(starts, paths, strict=True):
             rows = images[first : first + PART_ROWS]
-            if not path.exists():
+            if not path.exists() or store.sha256(path) != hashes.get(path.name):
                 tensor = torch.from_numpy(rows).to(device)
                 try:
                     features = extract_features(network, tensor, settings["view"], device, precision)
@@ -114,6 +116,7 @@ def _extract(
                     # The parts, and the file that they are joined in.
                     store.require_disk_space(folder.parent, 2 * features[0].nbytes * len(images), "features")
                 store.write_array(path, features)
+                store.write_json(staging / PARTS, hashes := hashes | {path.name: store.sha256(path)})
             progress.update(len(rows))
 
     def parts() -> Iterator[Float16[np.ndarray, "n ..."]]:
@@ -127,21 +130,19 @@ def _extract(
     publishing.publish(folder)
 
 
-def with_features(
-    context: StageContext, part: StageInputs, spec: NetworkSpec, arrays: TrainingArrays
-) -> TrainingArrays:
+def with_features(context: StageContext, spec: NetworkSpec, arrays: TrainingArrays) -> TrainingArrays:
     """The arrays of a network with a frozen extractor, with features in place of images."""
-    weights_file = part.files.get(imagenet.input_name(spec.model))
+    weights_file = context.files.get(imagenet.input_name(spec.model))
     network = make_initial_network(spec.model, spec.train.seed, weights_file)
     assert isinstance(network, TransferNetwork)
 
     def load(table: str) -> Float16[np.ndarray, "n ..."]:
-        return ensure_features(context, part, network, spec.model, spec.train.precision, table)
+        return ensure_features(context, network, spec.model, spec.train.precision, table)
 
     features = load("train")
     images = {"images": features}
     if arrays.validation_images is not None:
-        rows = read_rows(part.files, len(features))
+        rows = read_rows(context.files, len(features))
         is_training_row = np.ones(len(features), bool)
         is_training_row[rows] = False
         images = {"images": features[is_training_row], "validation_images": features[rows]}

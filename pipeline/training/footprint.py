@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,14 +36,13 @@ def least_memory(model: Model, train: Train, device: str, n_rows: int = 1) -> in
     return n_bytes + rows * activation_bytes * sum(sizes)
 
 
-def check_networks(recipes: Iterable[Recipe], device: str) -> None:
+def check_networks(recipe: Recipe, device: str) -> None:
     """Raise UserError if a recipe's networks cannot be trained here: better now than after hours of training.
 
     Their layers do not fit each other, or they need more memory than this machine has.
     """
-    for recipe in recipes:
-        for model in recipe.models:
-            try:
-                devices.require_memory(least_memory(model, recipe.train, device), f"a network ({model.name})")
-            except UserError as error:
-                raise type(error)(f"{recipe.name}: {error}") from None
+    for model in recipe.models:
+        try:
+            devices.require_memory(least_memory(model, recipe.train, device), f"a network ({model.name})")
+        except UserError as error:
+            raise type(error)(f"{recipe.name}: {error}") from None

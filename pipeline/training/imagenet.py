@@ -52,7 +52,7 @@ def find_weights(model: Model, workspace: Path, download: bool = True) -> InputF
     if path.name in FILES.values() and not digest.startswith(_hash_in_name(path.name)):
         advice = "rename it if that is intended" if model.weights_file else "delete it to download it again"
         raise StageError(f"{path}: its SHA-256 begins with {digest[:8]}, other than its name says: {advice}")
-    return InputFile(path, digest)
+    return InputFile(path, digest, "imagenet")
 
 
 def _hash_in_name(name: str) -> str:
@@ -119,11 +119,11 @@ def find_unavailable(
 def add_inputs(context: StageContext) -> dict[str, Any]:
     """Add the files with ImageNet's weights to a stage's inputs; returns what the manifest records for `why_stale`."""
     added = {}
-    for part in context.parts:
-        for model in pretrained_models(part.settings):
+    for each in context.members or [context]:
+        for model in pretrained_models(each.recipe):
             weights = find_weights(model, context.run.workspace)
-            part.files[input_name(model)] = weights.path
-            added[input_name(model)] = part.hashes[input_name(model)] = weights.sha256
+            each.files[input_name(model)] = weights.path
+            added[input_name(model)] = each.hashes[input_name(model)] = weights.sha256
     return {"initial_weights": added} if added else {}
 
 
@@ -133,7 +133,7 @@ def why_stale(run: Run, manifest: Manifest) -> str:
     The published file may be deleted: its name contains its hash.
     """
     hashes = manifest["numbers"].get("initial_weights", {})
-    for model in (model for recipe in run.recipes for model in pretrained_models(recipe)):
+    for model in pretrained_models(run.recipe):
         digest = hashes.get(input_name(model), "")
         if model.weights_file:
             path = Path(expand_home(model.weights_file))

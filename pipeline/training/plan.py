@@ -10,11 +10,11 @@ from pipeline.training import imagenet
 from pipeline.training.pool import Pool
 from pipeline.training.specs import NetworkSpec, variants
 from pipeline.training.task import resolve_precision
-from pipeline.workflow.context import StageInputs
+from pipeline.workflow.context import StageContext
 
 
 def network_specs(
-    recipe: Recipe, inputs: StageInputs, pool: Pool, repetition: int = 0, parallel: bool = False
+    recipe: Recipe, inputs: StageContext, pool: Pool, repetition: int = 0, parallel: bool = False
 ) -> list[NetworkSpec]:
     """The specs of a recipe's networks.
 

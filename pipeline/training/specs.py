@@ -44,6 +44,10 @@ class Spec(Protocol):
         """The seed of the training."""
 
     @property
+    def epochs(self) -> int:
+        """The number of epochs."""
+
+    @property
     def folder_name(self) -> str:
         """The name of the folder with the result, which ends with a digest of the spec."""
 
@@ -80,6 +84,10 @@ class NetworkSpec:
     @property
     def seed(self) -> int:
         return self.train.seed
+
+    @property
+    def epochs(self) -> int:
+        return self.train.epochs
 
     @property
     def folder_name(self) -> str:

@@ -135,6 +135,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.checkpoints = _Checkpoints(self.folder, self.task.started)
+        self.epoch_start = time.monotonic()
 
     def note(self, message: str) -> None:
         """Add a line to log.txt."""
@@ -152,7 +153,9 @@ class Session:
         """Save the checkpoint if it is time, and report the epoch."""
         is_saved, history = self.checkpoints.update(checkpoint), checkpoint["history"]
         try:
-            self.note(", ".join(f"{name} {value:.6g}" for name, value in history[-1].items()))
+            seconds, self.epoch_start = time.monotonic() - self.epoch_start, time.monotonic()
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in history[-1].items())
+            self.note(f"{figures}, {seconds:.1f} s")
             self.on_epoch(history)
             require_parent(self.task.parent)
         except BaseException:  # for example the parent has ended

@@ -16,12 +16,11 @@ from typing import Any
 from pipeline.errors import StageError, UserError
 from pipeline.machine.environment import describe_environment
 from pipeline.recipes import config
-from pipeline.recipes.settings import Recipe
 from pipeline.workflow import code, locks, publishing, schemas, store
-from pipeline.workflow.context import StageContext, StageInputs
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.run import Run
 from pipeline.workflow.stage import InputDict, InputFile, Stage, State, load_function
-from pipeline.workflow.store import FORMAT
+from pipeline.workflow.store import FORMAT, Manifest
 
 
 @dataclass(frozen=True)
@@ -31,29 +30,29 @@ class Workflow(Run):
     def code_roots(self, stage: Stage) -> list[str]:
         """The modules whose code, with all that they import, determines a stage's result."""
         own = stage.run.partition(":")[0]
-        used = {name for recipe in self.recipes for name in load_function(stage.code)(recipe)} if stage.code else set()
-        return [*([own] if own.startswith("pipeline.") else []), *sorted(used)]
+        used = load_function(stage.code)(self.recipe) if stage.code else ()
+        return [*([own] if own.startswith("pipeline.") else []), *used]
 
     # Freshness
 
-    def state(self, stage: Stage, known: dict[tuple[str, str], State] | None = None) -> State:
-        """Whether a stage's result is fresh, stale or missing, and why. `known` caches states within one inspection."""
+    def state(self, stage: Stage, known: dict[tuple[str, str], State] | None = None, rehash: bool = False) -> State:
+        """Whether a stage's result is fresh, stale or missing, and why. `known` caches states within one inspection.
+
+        rehash: of `store.changed_outputs`, for this stage; its inputs are hashed before it runs.
+        """
         known = {} if known is None else known
-        if stage.per_recipe and len(self.recipes) > 1:
-            states = [self.for_recipe(recipe).state(stage, known) for recipe in self.recipes]
-            return next((state for state in states if not state.fresh), State("fresh"))
         cache_key = (self.name, stage.name)
         if cache_key not in known:
             try:
-                state = self._state(stage, known)
-                if not state.fresh and stage.resumes and self._can_resume(stage, known):
+                state = self._state(stage, known, rehash)
+                if not state.fresh and stage.resumes and self._can_resume(stage):
                     state = State(state.status, f"{state.reason}; an interrupted run can continue".removeprefix("; "))
             except (UserError, OSError) as error:  # something could not be read
                 state = State("stale", str(error))
             known[cache_key] = state
         return known[cache_key]
 
-    def _state(self, stage: Stage, known: dict[tuple[str, str], State]) -> State:
+    def _state(self, stage: Stage, known: dict[tuple[str, str], State], rehash: bool) -> State:
         folder = publishing.published_dir(self.folder(stage))
         manifest, damage = store.read_manifest(folder)
         if manifest is None:
@@ -63,61 +62,64 @@ class Workflow(Run):
                 return State("stale", "made by another version of the pipeline")
             if changes := config.changed_settings(manifest.get("settings", {}), self.settings(stage)):
                 return State("stale", ", ".join(changes))
-        for name in stage.inputs:
-            if not (state := self.state(self.stages[name], known)).fresh:
-                return State("stale", f"{name} is {state.status}")
-        if stage.stale_reason and (reason := load_function(stage.stale_reason)(self, manifest)):
+        if reason := self.find_stale_input(stage, known) or self.stale_reason(stage, manifest):
             return State("stale", reason)
         if not stage.publishes_itself:
-            inputs = {file.full_name: file.sha256 for file in self._input_files(stage, known)}
-            if reason := _first_difference(manifest["inputs"], inputs):
+            if reason := _first_difference(manifest["inputs"], self.input_hashes(stage)):
                 return State("stale", reason)
             if reason := code.find_change(manifest, self.code_roots(stage)):
                 return State("stale", reason)
         if missing := set(stage.outputs) - manifest["outputs"].keys():
             return State("stale", f"{store.MANIFEST} does not list {min(missing)}")
-        if faults := store.changed_outputs(folder, manifest):
+        if faults := store.changed_outputs(folder, manifest, rehash):
             return State("stale", next(iter(faults.values())))
         if stage.receipt and not store.read_json(folder / stage.receipt, schemas.Receipt):
             return State("stale", f"{stage.receipt} was deleted or is damaged")
         return State("fresh")
 
-    def _can_resume(self, stage: Stage, known: dict[tuple[str, str], State]) -> bool:
-        started = store.read_json(publishing.staging_dir(self.folder(stage)) / store.STARTED, schemas.Started)
-        return started is not None and config.matches(started, self._key(stage, self._input_files(stage, known)))
+    def find_stale_input(self, stage: Stage, known: dict[tuple[str, str], State]) -> str:
+        """Which stage that a stage reads from is stale or missing, or ""."""
+        for name in stage.inputs:
+            if not (state := self.state(self.stages[name], known)).fresh:
+                return f"{name} is {state.status}"
+        return ""
 
-    def _key(self, stage: Stage, files: Iterable[InputFile]) -> dict[str, Any]:
+    def stale_reason(self, stage: Stage, manifest: Manifest) -> str:
+        """Why a result is stale although its settings, inputs and code are the same, or ""."""
+        return str(load_function(stage.stale_reason)(self, manifest)) if stage.stale_reason else ""
+
+    def _can_resume(self, stage: Stage) -> bool:
+        started = store.read_json(publishing.staging_dir(self.folder(stage)) / store.STARTED, schemas.Started)
+        return started is not None and config.matches(started, self.key(stage))
+
+    def key(self, stage: Stage) -> dict[str, Any]:
         """What determines a stage's result."""
         return {
             "format": FORMAT,
             "stage": stage.name,
             "settings": self.settings(stage),
-            "inputs": {file.full_name: file.sha256 for file in files},
+            "inputs": self.input_hashes(stage),
             "code": code.digest(self.code_roots(stage)),
         }
 
-    def _input_files(self, stage: Stage, known: dict[tuple[str, str], State] | None = None) -> Iterator[InputFile]:
-        """The outputs of earlier stages that a stage reads."""
-        wanted = dict(stage.inputs)
-        for name, patterns in stage.extra_inputs.items():
-            if name in self.stages and self.state(self.stages[name], known).fresh:
-                wanted[name] = patterns
+    def input_hashes(self, stage: Stage) -> dict[str, str]:
+        """The SHA-256 of each file that a stage reads, by the file's name in the manifest."""
+        return {file.name: file.sha256 for file in self.list_outputs(stage.inputs)}
+
+    def list_outputs(self, wanted: Mapping[str, Iterable[str]]) -> Iterator[InputFile]:
+        """The published outputs of stages. wanted: the names of the outputs, or patterns, by stage."""
         for name, patterns in wanted.items():
-            separate = self.stages[name].per_recipe and len(self.recipes) > 1
-            for workflow in [self.for_recipe(recipe) for recipe in self.recipes] if separate else [self]:
-                folder = workflow.published_dir(name)
-                manifest, _ = store.read_manifest(folder)
-                for output, digest in (manifest or {"outputs": {}})["outputs"].items():
-                    basename = os.path.basename(output)
-                    if any(fnmatch.fnmatch(basename, pattern) for pattern in patterns):
-                        yield InputFile(folder / output, digest, name, workflow.name if separate else "")
+            folder = self.published_dir(name)
+            for output, digest in (self.manifest(name) or {"outputs": {}})["outputs"].items():
+                if any(fnmatch.fnmatch(os.path.basename(output), pattern) for pattern in patterns):
+                    yield InputFile(folder / output, digest, name)
 
     # Running
 
-    def require_inputs(self, stage: Stage) -> None:
-        """Raise StageError if an input of a stage is missing or stale, naming the command that makes it."""
+    def require_fresh(self, names: Iterable[str], user: str) -> None:
+        """Raise StageError if the result of a stage that `user` reads is not fresh, and name what makes it."""
         known: dict[tuple[str, str], State] = {}
-        for name in stage.inputs:
+        for name in names:
             state = self.state(self.stages[name], known)
             if state.fresh:
                 continue
@@ -126,31 +128,27 @@ class Workflow(Run):
                 root = stale[0]
             cause = "" if root == name else f" because {root} is {self.state(self.stages[root], known)}"
             raise StageError(
-                f"{stage.name} requires {name}, which is {state.status if cause else state}{cause}: run "
+                f"{user} requires {name}, which is {state.status if cause else state}{cause}: run "
                 f"`python run_pipeline.py --stage {root}{self.arguments}` first, or `--stage all`"
             )
 
-    def ensure_fresh(self, stage: Stage, requested: bool = False) -> None:
-        """Run a stage if its result is not fresh, or in any case if it was requested by name."""
-        if stage.per_recipe and len(self.recipes) > 1:
-            for recipe in self.recipes:
-                self.say(f"{stage.name}: recipe {recipe.name}")
-                self.for_recipe(recipe).ensure_fresh(stage, requested)
-            return
-        state = self.state(stage) if not requested else State("", "requested")
+    def ensure_fresh(self, stage: Stage, requested: bool = False) -> bool:
+        """Run a stage if its result is not fresh, or in any case if it was requested; returns whether it ran."""
+        state = self.state(stage, rehash=True) if not requested else State("", "requested")
         if state.fresh and not self.force:
             self.say(f"{stage.name}: fresh")
-            return
+            return False
         self.say(f"{stage.name}: running" + (f", {state.reason}" if state.reason else ""))
         locks.record_lock_holder(self.workspace, stage.name)
         start = time.monotonic()
         self.run_stage(stage)
         self.say(f"{stage.name}: done in {time.monotonic() - start:.1f} s")
+        return True
 
     def run_stage(self, stage: Stage) -> None:
         """Run one stage, whose inputs are fresh, and publish its result."""
         start = time.time()
-        context = self._stage_context(stage)
+        context = self.stage_context(stage)
         run = load_function(stage.run)
         if stage.publishes_itself:
             run(context)
@@ -173,48 +171,47 @@ class Workflow(Run):
             store.write_manifest(staging, context.key | {"modules": modules}, outputs, numbers, context.environment)
         publishing.publish(folder, also_kept=[stage.receipt] if stage.receipt else [])
 
-    def _stage_context(self, stage: Stage) -> StageContext:
-        known: dict[tuple[str, str], State] = {}
-        files = list(self._input_files(stage, known))
+    def stage_context(self, stage: Stage) -> StageContext:
+        """What the function of a stage gets. Raises StageError if one of its input files is damaged."""
+        files = list(self.list_outputs(stage.inputs))
+        self.require_intact(files)
+        folder = self.folder(stage)
+        manifests = {name: self.manifest(name) for name in stage.inputs}
+        environment = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "stage": stage.name,
+            **self.origin(),
+            "assignments": list(self.assignments),
+            **describe_environment(self.device),
+        }
+        return StageContext(
+            run=self,
+            stage=stage,
+            recipe=self.recipe,
+            files=InputDict({file.name: file.path for file in files}),
+            hashes=InputDict({file.name: file.sha256 for file in files}),
+            manifests={name: manifest for name, manifest in manifests.items() if manifest},
+            output_dir=folder if stage.publishes_itself else publishing.staging_dir(folder),
+            published_dir=folder,
+            key=self.key(stage),
+            environment=environment,
+        )
+
+    def require_intact(self, files: Iterable[InputFile]) -> None:
+        """Raise StageError if the content of a file differs from what its stage's manifest records."""
         for file in files:
             if store.sha256(file.path) != file.sha256:  # although its size, time and inode are those recorded
                 command = f"--stage {file.stage}{self.arguments} --force"
                 raise StageError(f"{file.path} is damaged: run `{command}` to make it again")
-        folder = self.folder(stage) if stage.folder else self.workspace
-        staging = folder if stage.publishes_itself else publishing.staging_dir(folder)
-        parts = [self._stage_inputs(stage, recipe, files) for recipe in self.recipes]
-        environment = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "recipe": self.recipe_argument,
-            "recipe_file": self.recipes[0].file,
-            "assignments": list(self.assignments),
-            **describe_environment(self.device),
-        }
-        missing = State("missing")  # of an extra that was deleted
-        states = {
-            name: self.state(self.stages[name], known) if name in self.stages else missing
-            for name in stage.extra_inputs
-        }
-        return StageContext(self, stage, staging, folder, self._key(stage, files), parts, environment, states)
 
-    def _stage_inputs(self, stage: Stage, recipe: Recipe, files: Iterable[InputFile]) -> StageInputs:
-        workflow, own = self.for_recipe(recipe), [file for file in files if file.recipe in ("", recipe.name)]
-        manifests = {name: (workflow if self.stages[name].per_recipe else self).manifest(name) for name in stage.inputs}
-        return StageInputs(
-            recipe,
-            config.select_settings(recipe, stage.settings),
-            InputDict({file.name: file.path for file in own}),
-            InputDict({file.name: file.sha256 for file in own}),
-            {name: manifest for name, manifest in manifests.items() if manifest},
-        )
+    def origin(self) -> dict[str, Any]:
+        """What context.json records of --recipe."""
+        return {"recipe": self.recipe_argument}
 
     def restore(self) -> None:
         """Undo publishes that were interrupted."""
         for stage in self.stages.values():
-            if stage.folder:
-                for recipe in self.recipes if stage.per_recipe else self.recipes[:1]:
-                    workflow = self.for_recipe(recipe) if stage.per_recipe else self
-                    publishing.restore(workflow.folder(stage))
+            publishing.restore(self.folder(stage))
 
 
 def _first_difference(recorded: Mapping[str, str], current: Mapping[str, str]) -> str:

@@ -26,9 +26,11 @@ def acquire_lock(
 ) -> filelock.BaseFileLock:
     """Hold the lock of a file, which the operating system releases when the process dies.
 
-    Raises filelock.Timeout if another process holds it, unless `wait` is set, and StageError with `advice` if the file
-    system does not support locks.
+    Raises filelock.Timeout if another process holds it, unless `wait` is set, and StageError if the path is not a file,
+    or, with `advice`, if the file system does not support locks.
     """
+    if os.path.lexists(path) and not store.is_file(path):
+        raise StageError(f"{path} must be a file that can be locked, not a link or a folder: move it elsewhere")
     lock = filelock.FileLock(path)
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):  # of a substitute that outlives its process
@@ -72,8 +74,8 @@ def lock_workspace(workspace: Path, stage: str, wait: bool = False) -> Iterator[
         lock = acquire_lock(path, wait=True)
     try:
         for name in os.listdir(path.parent):
-            if store.final_name(name) == holder_file.name != name:  # of a process that was killed
-                (path.parent / name).unlink()
+            if store.final_name(name) == holder_file.name != name and store.is_file(path.parent / name):
+                (path.parent / name).unlink()  # of a process that was killed
         record_lock_holder(workspace, stage)
         yield
     finally:

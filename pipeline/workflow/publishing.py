@@ -33,7 +33,7 @@ def _is_folder(path: Path) -> bool:
 
 def is_staged(folder: Path) -> bool:
     """Whether `X.partial` or `X.previous` is the pipeline's."""
-    return _is_folder(folder) and os.path.isfile(folder / store.STAGED)
+    return _is_folder(folder) and store.is_file(folder / store.STAGED)
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -112,10 +112,10 @@ def restore(folder: Path) -> None:
         _move_into((path for path in previous.iterdir() if path.name != store.STAGED), folder)
         (previous / store.STAGED).unlink(missing_ok=True)
         previous.rmdir()
+    if is_staged(folder):  # first: its list has names of temporary files, which files of the user's may have now
+        (folder / store.STAGED).unlink()
     for path in store.temporary_files(folder):
         path.unlink()
-    if is_staged(folder):
-        (folder / store.STAGED).unlink()
 
 
 def published_dir(folder: Path) -> Path:

@@ -117,8 +117,9 @@ class Manifest(Started):
 class Context(Schema):
     """context.json."""
 
-    recipe: Text = ""
-    recipe_file: Text = ""
+    stage: Text = ""
+    recipe: Text = ""  # the value of --recipe
+    recipes: Annotated[list[Text], Field(max_length=1000)] = []  # the same in parts, of a comparison or a blend
     assignments: Annotated[list[Text], Field(max_length=1000)] = []
     path: Text = ""  # of the data
     training_seconds: float = 0.0
@@ -155,7 +156,7 @@ class HeldOut(Schema):
 
 
 class Estimate(Schema):
-    """A recipe's recorded accuracy."""
+    """A recipe's measured accuracy."""
 
     accuracy: Share
     std: Share
@@ -178,8 +179,8 @@ class ClassMetrics(Schema):
 
 
 class _Metrics(Schema):
-    record: Estimate | None
-    why_no_record: Text
+    measured: Estimate | None
+    why_not_measured: Text
     measured_with: MeasuredWith = MeasuredWith(data="", settings={})  # missing for a blend
 
 
@@ -201,9 +202,9 @@ class SentEntry(Nested):
     """What was sent to Kaggle."""
 
     sha256: Sha256
-    message: Text = ""
-    date: Text = ""
-    ref: int | Text | None = None
+    message: Text
+    date: Text
+    ref: int | Text | None
     score: float | None
 
 
@@ -248,14 +249,6 @@ class Push(Schema):
     version: Count | None
     url: Text | None
     date: Text
-
-
-class GanEpoch(Schema):
-    """A row of the history of a GAN."""
-
-    epoch: Positive
-    generator_loss: float
-    discriminator_loss: float
 
 
 class Epoch(Schema):

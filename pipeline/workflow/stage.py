@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pipeline.errors import StageError
 
@@ -28,16 +28,13 @@ class Stage:
     # Functions are given as "module:name", so that a table of stages imports none of them.
     # Computes the result in `context.output_dir`; returns what the manifest records under "numbers".
     run: str
-    # The result's folder below the workspace; "" if the stage has none. {name} is that of the recipe, {title} that of
-    # the comparison, {digest} that of the settings in `identity`.
-    folder: str = ""
+    # The result's folder below the workspace. {name} is that of the run, {digest} that of the settings in `identity`.
+    folder: str
     identity: tuple[str, ...] = ()
     # Sections ("train") or single settings ("train.fit_all") of the recipe that `run` reads.
     settings: tuple[str, ...] = ()
     # Outputs (names or patterns) of earlier stages that are inputs.
     inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # Outputs of on-demand stages (names or patterns) that are inputs if they are fresh.
-    extra_inputs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     # Outputs that exist in some cases only.
     optional_outputs: tuple[str, ...] = ()
@@ -51,28 +48,40 @@ class Stage:
     ensures_inputs: bool = False
     # The recipes that it is for: those that train a classifier, a GAN, or both.
     recipes: Literal["classifiers", "gans", "all"] = "classifiers"
-    # Refuses --recipe a,b.
-    single_recipe: bool = False
-    # Refuses --recipe FOLDER; other stages run for each of its recipes in turn.
-    refuses_folders: bool = False
     # The recipe if --recipe is missing; "" if it depends on the device.
     default_recipe: str = ""
     # Computes on the device that --device selects.
     uses_device: bool = False
-    # Runs separately for each recipe of a blend.
-    per_recipe: bool = False
     # An interrupted run continues when the stage runs again with the same settings.
     resumes: bool = False
-    # Publishes its result itself. Its manifest need not record settings, inputs and code; `stale_reason` replaces them.
+    # Publishes its result itself, since the user's files are part of it: `stale_reason` replaces the engine's checks of
+    # settings, inputs and code.
     publishes_itself: bool = False
-    # A function that raises UserError before anything runs if (recipes, device) cannot work.
+    # A function that raises UserError before anything runs if (recipe, device) cannot work.
     check: str = ""
-    # A function of (stage, options, make_run) that runs instead of the engine, for a stage of several recipes.
-    command: str = ""
-    # A function of (stage, workspace, make_run) that returns additional lines of --status.
-    status: str = ""
-    # A function of (workflow, manifest) that returns an additional reason why a published result is stale, or "".
+    # Of a stage that reads the results of several recipes: a function of (stage, names, runs, download) that returns
+    # their `JointWorkflow`.
+    join: str = ""
+    # A function of (run, manifest) that returns an additional reason why a published result is stale, or "".
     stale_reason: str = ""
+
+    @property
+    def depends_on_recipe(self) -> bool:
+        """Whether each recipe has a result of its own."""
+        return "{" in self.folder
+
+
+@dataclass(frozen=True)
+class Command:
+    """The declaration of what does something once, on demand, and caches nothing."""
+
+    name: str
+    run: str  # the function of a `Workflow`, as "module:name"
+    default_recipe: str = ""
+    uses_device: bool = False
+    can_blend: bool = False  # also for --recipe a,b: the run is then that of their mean
+    on_demand: ClassVar[bool] = True
+    recipes: ClassVar[str] = "classifiers"
 
 
 class State(NamedTuple):
@@ -93,19 +102,13 @@ class InputFile(NamedTuple):
     """A file that a stage reads."""
 
     path: Path
-    sha256: str  # of an output of an earlier stage: as that stage's manifest records it
-    stage: str = ""  # whose output it is
-    recipe: str = ""  # of several recipes, the one whose result it is; "" if they share it
+    sha256: str  # as the manifest of the stage records it
+    stage: str  # whose output it is
 
     @property
     def name(self) -> str:
         """The name among the inputs of a recipe: "prepare/folds.npy"."""
         return f"{self.stage}/{self.path.name}"
-
-    @property
-    def full_name(self) -> str:
-        """The name in a manifest: for several recipes, "quick: prepare/folds.npy"."""
-        return f"{self.recipe}: {self.name}" if self.recipe else self.name
 
 
 class InputDict(dict[str, T]):

@@ -63,11 +63,12 @@ def write(path: str | Path, content: bytes | Iterable[Any]) -> None:
     `path` holds either the old content or the new. In a folder with a list, a file of the user's moves aside.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    names = (path.with_name(f".{path.name}.{number}.tmp") for number in itertools.count(os.getpid()))
+    temporary = next(name for name in names if not os.path.lexists(name))
     try:
         with _filename_in_errors(path):
             _add_to_list(path, temporary)
-            with open(temporary, "wb", buffering=0) as file:
+            with open(temporary, "xb", buffering=0) as file:
                 for chunk in [content] if isinstance(content, bytes) else content:
                     _write_all(file, chunk)
                 os.fsync(file.fileno())
@@ -251,12 +252,13 @@ def write_manifest(
     sync_folder(folder)
 
 
-def changed_outputs(folder: Path, manifest: Manifest) -> dict[str, str]:
+def changed_outputs(folder: Path, manifest: Manifest, rehash: bool = True) -> dict[str, str]:
     """The outputs of a manifest that are missing or changed: a dict from name to reason.
 
-    A file is hashed again only if its size, time or inode differs from what `context.json` recorded.
+    rehash: whether to hash all files, otherwise only those whose size, time or inode differs from what `context.json`
+        recorded: this is fast, but does not notice a fault of the disk.
     """
-    files = (read_json(folder / CONTEXT, schemas.Context) or {}).get("files", {})
+    files = {} if rehash else (read_json(folder / CONTEXT, schemas.Context) or {}).get("files", {})
     faults = {}
     for name, digest in manifest["outputs"].items():
         path, basename = folder / name, os.path.basename(name)
@@ -298,7 +300,12 @@ def own_names(folder: Path) -> set[str]:
 def _list_of(folder: Path) -> Path | None:
     """The file with the list of a folder."""
     files = (folder / name for name in LISTS)
-    return next((file for file in files if os.path.isfile(file) and os.path.getsize(file) <= MAX_JSON), None)
+    return next((file for file in files if is_file(file) and os.path.getsize(file) <= MAX_JSON), None)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether `path` is a file and no link to one, which would lead out of the folder."""
+    return os.path.isfile(path) and not os.path.islink(path)
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -340,7 +347,10 @@ def delete_own(folder: Path, kept: Container[str] = ()) -> None:
 
 def write_list(folder: Path, names: Iterable[str], file: str = WRITTEN) -> None:
     """Declare that, of the files in a folder, the pipeline wrote those in `names`; later ones are added by `write`."""
-    write(folder / file, os.fsencode("".join(f"{name}\0" for name in sorted(names))))
+    content = os.fsencode("".join(f"{name}\0" for name in sorted(names)))
+    if not is_file(folder / file):
+        move_aside(folder / file)
+    write(folder / file, content)
 
 
 def _add_to_list(*paths: Path) -> None:
@@ -351,7 +361,7 @@ def _add_to_list(*paths: Path) -> None:
     listed = own_names(file.parent)
     for path in paths:
         name = path.relative_to(file.parent).as_posix()
-        if name not in listed or path.is_dir():
+        if name not in listed or not is_file(path):
             move_aside(path)
         if name not in listed:
             with open(file, "ab", buffering=0) as opened:

@@ -51,7 +51,7 @@ def main(arguments=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", action="append", default=[], help="a setting of quick")
     options = parser.parse_args(arguments)
-    workflow = Workflow(STAGES, options.workspace, (config.load_recipe(options.recipe),))
+    workflow = Workflow(STAGES, options.workspace, config.load_recipe(options.recipe))
     samples, sample_labels = load(workflow.published_dir("generate"), ("samples", "labels"))
     images, labels = load(options.workspace / "data/prepared/arrays", ("train_images", "train_labels"))
     training_rows, validation_rows = load(workflow.published_dir("prepare"), ("train_rows", "validation_rows"))

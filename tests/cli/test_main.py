@@ -33,7 +33,6 @@ def test_the_script_shows_its_help():
         ["--stage", "all", "--epochs"],
         ["--stage", "compare"],
         ["--stage", "recognize"],
-        ["--stage", "submit", "--recipe", "ladder"],
     ],
     ids=" ".join,
 )
@@ -60,7 +59,7 @@ VALUES = {
 def has_stage(options):
     """Whether the stage in a command exists; an extra may have been deleted."""
     name = re.search(r"--stage (\w+)", options)
-    return not name or name[1] in {"all", *arguments.ALL_STAGES}
+    return not name or name[1] in {"all", *arguments.ENTRIES}
 
 
 def require_stage(options):
@@ -96,6 +95,25 @@ def test_an_option_without_effect_is_refused(options, refused, capsys):
         message = capsys.readouterr().err
         assert stop.value.code == 2 and message.count("\n") == 1
         assert message.startswith(f"error: --{name} does not apply to {' '.join(options.split()[:2])}, only to ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--stage trian", "unknown stage 'trian' (nearest: train)"),
+        ("--stages all", "unknown option --stages (nearest: --stage)"),
+        ("--stage all --sets=train.epochs=1", "unknown option --sets (nearest: --set)"),
+        ("--stage all --set train.epoch=3", "unknown setting train.epoch (nearest: train.epochs)"),
+        ("--stage all --set epochs=3", "expected section.field=value (nearest: train.epochs, gan.epochs)"),
+        ("--stage all --data kagle", "--data kagle: no such file or folder (nearest: kaggle)"),
+        ("--stage all --recipe quik", "unknown recipe 'quik' (nearest: quick)"),
+    ],
+)
+def test_the_nearest_name_is_suggested(options, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        sys.exit(main([*options.split(), "--workspace", str(tmp_path), "--device", "cpu"]))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def test_every_option_says_what_it_applies_to():
@@ -174,6 +192,7 @@ def test_the_first_line_names_the_recipe_whose_default_depends_on_the_device(
     run = command("--stage", "prepare", "--workspace", tmp_path, "--device", device)
     assert run.code == 0 and run.lines()[0].startswith(f"recipe {recipe}: ")
     assert run.lines()[0].endswith("(--recipe chooses another)")
+    assert ("--stage all --recipe standard" in run.out) == (recipe == "dropout_cnn")
 
 
 def test_download_needs_neither_a_recipe_nor_torch(tmp_path, tables):
@@ -204,7 +223,7 @@ def test_a_folder_of_recipes_runs_each_of_them(command, tmp_path, tables):
     write_tables(tmp_path / "data/raw", tables)
     arguments = ("--recipe", "exploration", "--set", "train.epochs=1", "--workspace", tmp_path)
     assert command("--stage", "all", *arguments, "--device", "cpu").code == 0
-    names = config.expand_recipes("exploration")
+    names = config.recipes_in("exploration")
     for name in names:
         assert (tmp_path / "submissions" / name / "submission.csv").exists()
     status = command("--status", *arguments)

@@ -54,6 +54,19 @@ def test_ambiguous_damaged_and_unsafe_files_are_refused(tmp_path, contents, mess
     assert str(tmp_path) in str(error.value)
 
 
+def test_a_zip_of_very_many_files_is_not_searched(tmp_path):
+    many = {f"{'x' * 100}{number}.png": b"" for number in range(10_000)}
+    write_tables(tmp_path / "more", {"all.zip": as_zip(SMALL | many)})
+    assert files.list_table_files(tmp_path / "more") == []
+    assert files.find_mnist([tmp_path / "more/all.zip"]) == {}
+    with pytest.raises(SourceError, match=r"train\.csv and .* not found.*; all\.zip .* extract it first"):
+        files.require_tables(tmp_path, [], [tmp_path / "more/all.zip"])
+    write_tables(tmp_path / "beside", SMALL | {"all.zip": as_zip(SMALL | many)})
+    assert read_all(tmp_path / "beside") == SMALL
+    some = dict(list(many.items())[:5000])
+    assert read_all(write_tables(tmp_path / "some", {"all.zip": as_zip(SMALL | some)})) == SMALL
+
+
 def test_missing_tables_are_named(tmp_path):
     with pytest.raises(SourceError, match=r"test\.csv and sample_submission\.csv not found"):
         files.require_tables(tmp_path, ["train"])

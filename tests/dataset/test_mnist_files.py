@@ -122,8 +122,8 @@ class TestCSVs:
         data = write_tables(tmp_path / "given", CSVS)
         run = command("--stage", "all", *options, "--data", data, "--device", "cpu")
         assert run.code == 0, run.err
-        assert "score on the 20 test rows, whose labels the source has" in run.out
-        assert "it was made from mnist data, not from the competition's, and cannot be sent to Kaggle" in run.out
+        assert "on the 20 test rows, whose labels the source has" in run.out
+        assert "not possible: it was made from mnist data, not from the competition's" in run.out
         receipt = read_receipt(tmp_path / "workspace")
         assert receipt["can_be_submitted"] is False and receipt["source"] == "mnist"
         submission = (tmp_path / "workspace/submissions/quick/submission.csv").read_text().splitlines()[1:]

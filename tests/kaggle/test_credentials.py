@@ -185,7 +185,7 @@ def test_without_a_home_nothing_is_created(kaggle, command, monkeypatch, tmp_pat
     monkeypatch.delenv("KAGGLE_KEY")
     run = command("--stage", "download", "--workspace", tmp_path / "workspace")
     assert run.code == 0 and "no data from Kaggle: there is no home folder" in run.out
-    assert "THIS IS SAMPLE DATA" in run.out
+    assert "sample data: 5,000 digits" in run.out
     assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
 
 

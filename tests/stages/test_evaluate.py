@@ -14,9 +14,9 @@ from pipeline.recipes import config
 from pipeline.recipes.settings import Predict
 from pipeline.stages import evaluate
 from pipeline.training.held_out import TrainingRows, predict_held_out
-from pipeline.workflow.context import StageInputs
 from tests import oracles
 from tests.conftest import TINY, digits_28, run_all
+from tests.contexts import make_context
 
 IMAGES, LABELS = digits_28(500)
 IMAGES, LABELS = IMAGES[:400], LABELS[:400]
@@ -169,6 +169,6 @@ def test_a_record_requires_as_many_training_rows_in_each_fold(tmp_path, n_folds,
     recipe = config.load_recipe("quick")
     sizes = {"train_rows": competition.TRAIN_ROWS, "test_rows": competition.TEST_ROWS, "training_rows": 42_000}
     files = {f"prepare/{name}.npy": tmp_path / f"{name}.npy" for name in arrays}
-    part = StageInputs(recipe, recipe, files, {}, {"prepare": {"numbers": sizes}})
-    message = evaluate._why_no_record(part, [{"fit_all": False}])
+    context = make_context(recipe, files, manifests={"prepare": {"numbers": sizes}})
+    message = evaluate._why_not_measured(context, [{"fit_all": False}])
     assert reason in message and bool(reason) == bool(message)

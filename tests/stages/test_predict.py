@@ -77,13 +77,14 @@ def test_the_last_lines_are_the_content_of_the_receipt(single, command):
     arguments = ("--stage", "all", *SINGLE, "--workspace", single, "--device", "cpu")
     receipt = read_receipt(single)
     run = command(*arguments)
-    assert f"validation accuracy {receipt['validation']['accuracy']:.4f} (95% interval" in run.out
+    accuracy = f"{receipt['validation']['accuracy']:.4f} on 100 held-out rows, with shifted copies (95% interval"
+    assert f"accuracy   {accuracy}" in run.out
     lines = run.lines()
-    assert any(line.startswith("submission: ") and line.endswith("submission.csv (100 rows)") for line in lines)
-    assert lines[-1] == "it cannot be sent: the competition's test set has 28,000 rows"
+    assert any(line.startswith("file       ") and line.endswith("submission.csv (100 rows)") for line in lines)
+    assert "submit     not possible: the competition's test set has 28,000 rows" in lines
     receipt["validation"]["accuracy"] = 0.1234
     store.write_json(single / "submissions/quick/submission.json", receipt)
-    assert "validation accuracy 0.1234" in command(*arguments).out
+    assert "accuracy   0.1234" in command(*arguments).out
 
 
 def test_the_score_of_an_ensemble_rests_on_out_of_fold_rows(_ensemble, command):
@@ -91,26 +92,29 @@ def test_the_score_of_an_ensemble_rests_on_out_of_fold_rows(_ensemble, command):
     for text in ("400 out-of-fold rows", "each by the 2 of 4 networks", "lower bound"):
         assert text in receipt["expected_score"]["rests_on"]
     run = command("--stage", "all", *ENSEMBLE, "--workspace", _ensemble, "--device", "cpu")
-    assert f"it is based on {receipt['expected_score']['rests_on']}" in run.out
+    assert f"based on {receipt['expected_score']['rests_on']}" in run.out
 
 
 @pytest.mark.parametrize(
     ("expected_score", "recommended"),
     [(None, ["standard", "best"]), (0.99, ["standard", "best"]), (0.9965, ["best"]), (0.9999, [])],
 )
-def test_the_last_line_names_the_next_step(command, sendable, expected_score, recommended):
-    """On tables of the competition's size: recipes with a higher recorded accuracy, and pictures."""
+def test_the_last_lines_are_commands(command, sendable, expected_score, recommended):
+    """On tables of the competition's size: recipes with a higher measured accuracy, and pictures."""
     receipt = read_receipt(sendable)
     score = {"estimate": expected_score, "interval_95": [0, 1], "rests_on": ""} if expected_score else None
     store.write_json(
         sendable / "submissions/quick/submission.json",
         {**receipt, "expected_score": score, "why_no_expected_score": ""},
     )
-    *_, send, last = command("--stage", "all", *TINY, "--workspace", sendable, "--device", "cpu").lines()
-    assert send.startswith("send it: kaggle competitions submit -c digit-recognizer -f ")
-    names = re.findall(r"--recipe (\w+) \(about ([0-9.]+)", last)
+    lines = command("--stage", "all", *TINY, "--workspace", sendable, "--device", "cpu").lines()
+    by_label = {line[:11].strip(): line[11:] for line in lines if line[:11].endswith(" ")}
+    run = "python run_pipeline.py --stage"
+    assert by_label["submit"].startswith(f"{run} submit --recipe quick --workspace ")
+    assert by_label["or"].startswith("kaggle competitions submit -c digit-recognizer -f ")
+    assert by_label["more"].startswith(f"{run} inspect --recipe quick --workspace ")
+    names = re.findall(r"next +python run_pipeline.py --stage all --recipe (\w+) .*# about ([0-9.]+)", "\n".join(lines))
     assert names == [(name, f"{config.load_recipe(name).measured.accuracy:.4f}") for name in recommended]
-    assert last.startswith("next: ") and "for pictures of this network, run --stage inspect --recipe quick" in last
 
 
 def test_a_repeated_prediction_writes_the_same_bytes(single, command):
@@ -132,10 +136,9 @@ def test_a_source_with_test_labels_is_scored_by_predict_alone(command, tmp_path,
         for file in ("data/raw/test_labels.csv", "submissions/quick/submission.csv")
     )
     score = np.mean(labels == predictions)
-    assert read_receipt(tmp_path)["test_score"] == score and f"source has: {score:.4f}" in run.out
+    assert read_receipt(tmp_path)["test_score"] == score and f"{score:.4f} on the {len(labels):,} test rows" in run.out
     assert "kaggle competitions submit" not in run.out
-    # The last lines are how to get the competition's data; larger recipes are not mentioned.
-    assert "next:" not in run.out and "or give --data PATH, or set up Kaggle's API" in run.lines()[-2]
+    assert run.lines()[-1].startswith("note       sample data: ") and "--data kaggle" in run.lines()[-1]
     # Other labels change nothing but the score.
     before = (tmp_path / "submissions/quick/submission.csv").read_bytes()
     wrong = "ImageId,Label\n" + "".join(f"{i},0\n" for i in range(1, len(labels) + 1))

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
+from pipeline.dataset import tables as tables_module
 from tests.conftest import digits_28, write_tables
 
 
@@ -59,6 +60,19 @@ def test_error_in_a_table_is_one_line_and_publishes_nothing(prepare, tables, tmp
     assert run.code == 2
     assert run.err.startswith("error: ") and run.err.count("\n") == 1
     assert message in run.err and name in run.err
+    assert not [*(tmp_path / "data/prepared").rglob("manifest.json")]
+
+
+def test_tables_that_change_while_they_are_read_are_not_published(prepare, tables, tmp_path, monkeypatch):
+    read, path = tables_module.read_train_table, tmp_path / "data/raw/train.csv"
+
+    def change_and_read(file):
+        path.write_bytes(path.read_bytes().replace(b",0,0,", b",0,1,", 1))
+        return read(file)
+
+    monkeypatch.setattr(tables_module, "read_train_table", change_and_read)
+    run = prepare(tables)
+    assert run.code == 1 and f"{path} changed while prepare ran" in run.err
     assert not [*(tmp_path / "data/prepared").rglob("manifest.json")]
 
 

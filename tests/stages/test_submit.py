@@ -78,8 +78,8 @@ def test_submission_whose_reply_was_lost_is_not_sent_again(submit, kaggle, senda
 
 def test_submission_sent_by_hand_is_recognised(submit, kaggle, command, sendable):
     run = command("--stage", "all", *TINY, "--workspace", sendable)
-    printed = next(line for line in run.lines() if line.startswith("send it: "))
-    arguments = shlex.split(printed.removeprefix("send it: "))
+    printed = next(line for line in run.lines() if line.startswith("or  "))
+    arguments = shlex.split(printed.removeprefix("or"))
     assert arguments[:5] == ["kaggle", "competitions", "submit", "-c", "digit-recognizer"]
     assert run_official_client(*arguments[1:]).returncode == 0
     run = submit()
@@ -171,7 +171,10 @@ def test_changed_file_is_refused(submit, kaggle, sendable):
 def test_table_of_another_size_is_refused(kaggle, command, tiny):
     """The user's own CSVs in data/raw, complete and in order, but with 100 test rows."""
     printed = command("--stage", "all", *TINY, "--workspace", tiny).out
-    assert "it cannot be sent: the competition's test set has 28,000 rows" in printed and "send it" not in printed
+    assert (
+        "submit     not possible: the competition's test set has 28,000 rows" in printed
+        and "kaggle competitions submit" not in printed
+    )
     assert read_receipt(tiny)["can_be_submitted"] is False
     run = command("--stage", "submit", *TINY, "--workspace", tiny)
     assert run.code == 2 and "has 100 rows" in run.err and "28,000" in run.err and run.err.count("\n") == 1
@@ -188,7 +191,7 @@ def test_table_with_the_28_000_rows_of_the_competition_is_sent(kaggle, command, 
     monkeypatch.setattr(submit_stage, "POLL_INTERVAL", 0.01)
     options = (*TINY, "--workspace", tiny)
     printed = command("--stage", "all", *options, "--device", "cpu").out
-    assert "submission.csv (28,000 rows)" in printed and "send it: kaggle competitions submit" in printed
+    assert "submission.csv (28,000 rows)" in printed and "or         kaggle competitions submit" in printed
     run = command("--stage", "submit", *options)
     assert run.code == 0, run.err
     assert [*kaggle.uploads.values()] == [(tiny / "submissions/quick/submission.csv").read_bytes()]
@@ -233,3 +236,14 @@ def test_a_file_that_its_receipt_does_not_describe_is_refused(submit, kaggle, se
     run = submit()
     assert run.code == 2 and "changed after its receipt was written: run --stage predict" in run.err
     assert not kaggle.calls
+
+
+@pytest.mark.parametrize("lost", ["message", "date", "ref", "score"])
+def test_a_record_of_a_sending_that_lacks_a_field_is_damaged(submit, kaggle, sendable, lost):
+    assert submit().code == 0
+    receipt = read_receipt(sendable)
+    del receipt["sent"][0][lost]
+    store.write_json(sendable / "submissions/quick/submission.json", receipt)
+    run = submit()
+    assert run.code == 2 and "submission.json" in run.err and run.err.count("\n") == 1
+    assert len(kaggle.submissions) == 1

@@ -112,20 +112,20 @@ class TestFitAll:
             "metrics.json", "manifest.json", "context.json", store.WRITTEN,
         }  # fmt: skip
         metrics = json.loads((folder / "evaluate/metrics.json").read_text())
-        assert metrics["rows"] == 0 and metrics["accuracy"] is None and metrics["record"] is None
+        assert metrics["rows"] == 0 and metrics["accuracy"] is None and metrics["measured"] is None
         assert "validation" not in (folder / "train/history.csv").read_text()
         assert "validation_accuracy" not in store.read_manifest(folder / "train")[0]["numbers"]["networks"][0]
         receipt = json.loads((workspace / "submissions/quick/submission.json").read_text())
         assert receipt["expected_score"] is None and receipt["validation"]["accuracy"] is None
-        assert "validation accuracy: none, trained on all rows" in outcome.out
-        assert "expected score: none, the recipe's recorded accuracy was measured with different" in outcome.out
+        assert "accuracy   none: trained on all rows" in outcome.out
+        assert "expected   none: the recipe's accuracy was measured with other settings" in outcome.out
         assert receipt["message"] == "quick, no row held out"
 
         # Without the setting, the pictures are drawn again.
         outcome = command("--stage", "all", *CALL, "--workspace", workspace)
         assert "train.fit_all true -> false" in outcome.out
         assert (folder / "evaluate/confusion.png").exists()
-        assert "validation accuracy 0." in outcome.out
+        assert "accuracy   0." in outcome.out
 
     def test_excludes_the_selection_of_an_epoch(self, command, tmp_path):
         run = command(
@@ -272,7 +272,12 @@ class TestProgress:
         monkeypatch.setattr(sys, "stderr", _Terminal())
         monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 24))
-        assert command("--stage", "train", *CALL, "--force", "--workspace", tiny).code == 0
+        run = command("--stage", "train", *CALL, "--force", "--workspace", tiny)
+        assert run.code == 0
+        epochs = [
+            line for line in run.lines() if re.fullmatch(r"train: epoch \d, .*, validation_accuracy 0.*, .* s", line)
+        ]
+        assert len(epochs) == 2  # they stay above the bar
         lines = sys.stderr.getvalue().replace("\n", "\r").split("\r")
         last = pd.read_csv(tiny / "data/runs/quick/train/history.csv").iloc[-1]
         line = [line.strip() for line in lines if "epoch 2/2" in line and "100%" in line and "val_acc" in line][-1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from pipeline.recipes import config
 from pipeline.training import specs, task
 from pipeline.training.pool import Pool
+from pipeline.training.progress import Progress
 from pipeline.training.task import history_to_csv
 from pipeline.workflow import store
 from tests import oracles
-from tests.conftest import ENSEMBLE, digits_28, stop_after_epoch
+from tests.conftest import ENSEMBLE, digits_28, stop_after_epoch, write_tables
 
 IMAGES, LABELS = digits_28(500)
 NAMES = [f"layers-seed{seed}-fold{fold}" for seed in (0, 1) for fold in (0, 1)]
@@ -210,7 +212,7 @@ class TestEnsembles:
         run = command("--stage", "all", *ENSEMBLE, *assignments, "--workspace", ensemble, "--device", "cpu")
         assert run.code == 0, run.err
         assert list(read_weights(ensemble)) == ["layers-seed0", "small_cnn-seed0"]
-        assert "validation accuracy: none" in run.out and "expected score: none" in run.out
+        assert "accuracy   none: " in run.out and "expected   none: " in run.out
 
     def test_a_training_that_diverges_is_an_error_with_its_name(self, ensemble, train):
         settings = [f"--set=train.{name}" for name in ("optimizer=sgd", "learning_rate=1e30", "epochs=4")]
@@ -270,3 +272,31 @@ class TestClean:
         assert unused.startswith(f"networks/{fold_1}-")
         shutil.rmtree(partial)
         assert {f"networks/{network.name}", f"networks/{network.name}.partial"} < set(clean())
+
+
+def test_the_progress_of_several_networks_is_shown(command, tmp_path, tables, monkeypatch):
+    """In one line for all of them: those that are done, the epochs of the others, the time left."""
+    monkeypatch.setattr("pipeline.training.progress.LINE_INTERVAL", 0.01)
+    write_tables(tmp_path / "data/raw", tables)
+    run = command("--stage", "all", *ENSEMBLE, "--workspace", tmp_path, "--device", "cpu")
+    assert run.code == 0, run.err
+    pattern = r"train: (\d) of 4 networks(, epochs? [12](, [12])* of 2)?(, \d+ s left)?"
+    matches = [match for line in run.lines() if (match := re.fullmatch(pattern, line))]
+    assert matches and any(match[2] for match in matches) and any(match[4] for match in matches)
+    numbers = [int(match[1]) for match in matches]
+    assert numbers == sorted(numbers) and numbers[-1] >= 2
+
+
+def test_the_progress_is_read_from_the_folders_of_the_trainings(tmp_path, monkeypatch):
+    folders = {tmp_path / name: 10 for name in "abcd"}
+    for name, n_epochs in (("a", 2), ("b", 4)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "history.csv").write_text("epoch\n" + "".join(f"{i}\n" for i in range(n_epochs)))
+    now = [100.0]
+    monkeypatch.setattr("pipeline.training.progress.time.monotonic", lambda: now[0])
+    progress = Progress(folders)  # two trainings continue
+    assert progress.describe() == "0 of 4 networks, epochs 2, 4 of 10"
+    (tmp_path / "a/history.csv").write_text("epoch\n" + "1\n" * 6)
+    progress.finished.add(tmp_path / "c")
+    now[0] = 240.0  # 14 epochs in 140 s, 20 are left
+    assert progress.describe() == "1 of 4 networks, epochs 6, 4 of 10, 3 min left"

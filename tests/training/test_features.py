@@ -17,6 +17,8 @@ from pipeline.recipes.rules import find_unused
 from pipeline.training import features
 from tests import oracles
 from tests.conftest import stop_after_epoch, write_tables
+from tests.damage import flip, record_fingerprints
+from tests.interference import interrupt
 from tests.training.transfer import MODEL, RANDOM, SmallNetwork
 
 
@@ -159,8 +161,10 @@ class TestReuse:
     def test_damaged_features_are_computed_again(self, run, finished):
         images, array = load(finished, "train")
         path = next(path for path in finished.glob("data/features/*/features.npy") if len(np.load(path)) == len(images))
-        path.write_bytes(path.read_bytes()[:-1] + b"\1")
-        assert "computing the features" in run("--stage", "train", "--force").out
+        record_fingerprints(finished)
+        flip(path)
+        shutil.rmtree(finished / "data/networks")
+        assert "computing the features" in run("--stage", "train").out
         assert np.array_equal(np.load(path), array)
 
     @pytest.mark.usefixtures("without_pictures")
@@ -185,7 +189,8 @@ class TestInterruption:
         assert len(list(finished.glob("data/features/*/"))) == 3
         assert "data/features" not in command("--clean", "--workspace", finished).out
 
-    def test_an_interrupted_extraction_continues_with_the_same_bytes(self, command, finished, run, monkeypatch):
+    @pytest.mark.parametrize("damage", [False, True])
+    def test_an_interrupted_extraction_continues_with_the_same_bytes(self, command, finished, run, monkeypatch, damage):
         expected = {path: path.read_bytes() for path in finished.glob("data/features/*/features.npy")}
         shutil.rmtree(finished / "data/features")
         from pipeline.training import extraction
@@ -202,15 +207,45 @@ class TestInterruption:
         monkeypatch.setattr(features, "extract_features", interrupted)
         shutil.rmtree(finished / "data/networks")
         assert command("--stage", "train", *RANDOM, "--workspace", finished).code == 130
+        if damage:
+            flip(next(finished.glob("data/features/*.partial/part-00000.npy")))
         assert f"{finished}/data/features" not in command("--clean", "--workspace", finished).out
         run("--stage", "train")
         run("--stage", "predict")
-        assert sizes == [150, 150, 150, 100, 100]
+        assert sizes == [150, *[150] * damage, 150, 150, 100, 100]
         sizes[:] = [None] * 2  # no interruption
         run("--stage", "all", "--force")
         assert sizes[2:] == [150, 150, 100, 100]  # each table once
         assert {path: path.read_bytes() for path in expected} == expected
         assert not list(finished.glob("data/features/*.partial"))
+
+    def test_features_that_were_damaged_before_they_were_published_are_computed_again(
+        self, command, finished, run, monkeypatch
+    ):
+        expected = {path: path.read_bytes() for path in finished.glob("data/features/*/features.npy")}
+        for name in ("features", "networks"):
+            shutil.rmtree(finished / "data" / name)
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.workflow.publishing.publish", interrupt)
+            assert command("--stage", "train", *RANDOM, "--workspace", finished).code == 130
+        flip(next(finished.glob("data/features/*.partial/features.npy")))
+        assert "computing the features" in run("--stage", "train").out
+        assert all(path.read_bytes() == expected[path] for path in finished.glob("data/features/*/features.npy"))
+
+    def test_features_of_images_that_change_meanwhile_are_not_published(self, command, finished, monkeypatch):
+        shutil.rmtree(finished / "data/features")
+        shutil.rmtree(finished / "data/networks")
+        path, extract = finished / "data/prepared/arrays/train_images.npy", features.extract_features
+
+        def extract_and_change(*arguments):
+            flip(path)
+            return extract(*arguments)
+
+        monkeypatch.setattr(features, "PART_ROWS", 400)  # changed once
+        monkeypatch.setattr(features, "extract_features", extract_and_change)
+        outcome = command("--stage", "train", *RANDOM, "--workspace", finished)
+        assert outcome.code == 1 and "train_images.npy changed while train ran" in outcome.err
+        assert not list(finished.glob("data/features/*/manifest.json"))
 
     def test_a_feature_outside_the_range_is_an_error(self, command, finished, monkeypatch):
         init = SmallNetwork.__init__

@@ -231,7 +231,7 @@ class TestComparison:
         assert "Left out, since ImageNet's weights are not available: transfer/vgg16, transfer/alexnet." in text
         assert "| ladder/lenet |" in text and "| transfer/" not in text
         status = command("--status", "--workspace", tmp_path).out
-        assert [line.split(":")[1] for line in status.splitlines() if line.startswith("comparison")] == [" fresh"]
+        assert [line.split(":")[1] for line in status.splitlines() if line.startswith("compare ")] == [" fresh"]
 
     def test_a_recipe_that_is_named_is_an_error(self, command, tables, tmp_path):
         for recipes in (["ladder/lenet", "transfer/alexnet"], ["transfer"]):

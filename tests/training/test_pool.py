@@ -157,6 +157,22 @@ class TestProcesses:
         with pytest.raises(ParentGone):
             pool.require_parent(2**22 + 1)
 
+    @pytest.mark.parametrize("trains", [True, False])
+    def test_a_worker_ends_when_its_parent_is_killed(self, trains):
+        """Whether it trains, which is interrupted, or has no work."""
+        read, write = os.pipe()
+        if not (parent := os.fork()):
+            if not os.fork():
+                work(write, trains)
+            time.sleep(60)
+            os._exit(0)
+        os.close(write)
+        with open(read, "rb", buffering=0) as pipe:
+            assert pipe.read(1) == b"."
+            os.kill(parent, signal.SIGKILL)
+            os.waitpid(parent, 0)
+            assert pipe.read() == (b"interrupted" if trains else b"")
+
     def test_jobs_run_one_after_another_in_this_process_if_there_is_one_worker(self, tmp_path):
         local = Pool("local", "cpu", "cpu")
         results = local.run(len, [("a",), ("bc",)], 1, lambda text: (text, os.getpid()))
@@ -212,6 +228,25 @@ class TestPlaces:
             assert pool._call_on_own_gpu(str(tmp_path), (1, 2), 2, len, "ab") == 2
         assert selected == [1]
         pool._take_gpu.cache_clear()
+
+
+def work(pipe, trains):
+    """What a process of the pool does; it writes "late" if it has not ended after some seconds."""
+    try:
+        with pool.worker(os.getppid(), "cpu", 1):
+            if trains:
+                os.write(pipe, b".")
+                try:
+                    for _ in range(100):
+                        time.sleep(0.1)
+                except KeyboardInterrupt:
+                    os.write(pipe, b"interrupted")
+        if not trains:
+            os.write(pipe, b".")
+        time.sleep(10)
+        os.write(pipe, b"late")
+    finally:
+        os._exit(0)
 
 
 def is_worker(pid):

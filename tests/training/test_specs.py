@@ -13,7 +13,7 @@ from pipeline.recipes.settings import Recipe
 from pipeline.training import plan, task
 from pipeline.training.pool import Pool
 from pipeline.workflow import code
-from pipeline.workflow.context import StageInputs
+from tests.contexts import make_context
 from tests.test_honest_numbers import CHANGED_VALUES
 
 HASHES = {
@@ -31,7 +31,7 @@ CPU = Pool("local", "cpu", "cpu")
 def resolve(recipe, hashes=HASHES, pool=CPU, **options):
     """The specs of a recipe, or of `quick` with assignments."""
     recipe = recipe if isinstance(recipe, Recipe) else config.load_recipe("quick", recipe)
-    return plan.network_specs(recipe, StageInputs(recipe, recipe, {}, hashes, {}), pool, **options)
+    return plan.network_specs(recipe, make_context(recipe, hashes=hashes), pool, **options)
 
 
 def folder_names(*arguments, **options):

@@ -17,12 +17,7 @@ from pipeline.stages import augment, evaluate
 from pipeline.training import classifier
 from pipeline.workflow import locks, publishing, store
 from tests.conftest import ALL_FRESH, DRAWING, NAMES, TINY, content, ran, stop_after_epoch
-from tests.interference import ROOT
-
-
-def interrupt(*arguments, **options):
-    raise KeyboardInterrupt
-
+from tests.interference import ROOT, interrupt
 
 # Running stages
 
@@ -33,7 +28,7 @@ def test_all_stages_on_the_sample_twice_and_then_one_stage(command, tmp_path):
     assert ran(command("--stage", "all", *options)) == [*NAMES]
     before = content(tmp_path / "submissions")
     again = command("--stage", "all", *options)
-    assert again.code == 0 and ran(again) == [] and "THIS IS SAMPLE DATA" in again.out
+    assert again.code == 0 and ran(again) == [] and "sample data: 5,000 digits" in again.out
     assert ran(command("--stage", "predict", *options)) == ["predict"]
     after = content(tmp_path / "submissions")
     assert before.keys() == after.keys()

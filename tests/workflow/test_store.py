@@ -49,6 +49,29 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert file.read_bytes() == b"old" and names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("to", ["file", "folder", "missing", "itself"])
+@pytest.mark.parametrize("name", ["weights", "manifest.json", store.STAGED, store.WRITTEN])
+def test_nothing_is_written_where_links_lead(name, to, tmp_path):
+    """Links in place of a file, of its temporary file, of a log and of a list, whether or not the list names them."""
+    (tmp_path / "outside/folder").mkdir(parents=True)
+    (tmp_path / "outside/file").write_text("mine")
+    staging = publishing.create_staging_dir(tmp_path / "X")
+    names_of_links = [f".{name}.{os.getpid()}.tmp", "weights", "log.txt"] + [store.WRITTEN] * (name == store.WRITTEN)
+    store.write_list(staging, [path for path in names_of_links if path not in store.LISTS], store.STAGED)
+    for path in names_of_links:
+        (staging / path).symlink_to(path if to == "itself" else tmp_path / "outside" / to)
+    for text in (b"new", b"newer"):
+        if name in store.LISTS:
+            store.write_list(staging, store.own_names(staging), name)
+        store.write(staging / "weights", text)
+        store.append_line(staging / "log.txt", "line")
+    assert (staging / "weights").read_bytes() == b"newer" and (staging / "log.txt").read_text() == "line\nline\n"
+    assert (staging / "weights.kept").is_symlink() and (staging / "log.txt.kept").is_symlink()
+    assert not any((staging / path).is_symlink() for path in names_of_links[1:])
+    assert names(tmp_path / "outside") == ["file", "folder"] and names(tmp_path / "outside/folder") == []
+    assert (tmp_path / "outside/file").read_text() == "mine"
+
+
 def test_arrays_written_in_chunks_equal_numpys_own_files(tmp_path):
     array = np.arange(60, dtype=np.int64).reshape(5, 3, 4)
     expected = io.BytesIO()
@@ -159,9 +182,16 @@ def test_changed_outputs_are_named(tmp_path):
     (folder / "result").unlink()
     assert store.changed_outputs(folder, manifest) == {"result": "result was deleted"}
     (folder / "result").write_bytes(b"one")  # a different inode and time, the same content
-    assert store.changed_outputs(folder, manifest) == {}
+    assert store.changed_outputs(folder, manifest, rehash=False) == store.changed_outputs(folder, manifest) == {}
     (folder / "context.json").write_bytes(b"garbage")
-    assert store.changed_outputs(folder, manifest) == {}
+    assert store.changed_outputs(folder, manifest, rehash=False) == {}
+
+
+def test_only_without_rehash_is_a_file_not_hashed(tmp_path, monkeypatch):
+    manifest, folder, hashed = stage(tmp_path / "X", b"one"), publishing.staging_dir(tmp_path / "X"), []
+    monkeypatch.setattr(store, "sha256", lambda path: hashed.append(path) or manifest["outputs"]["result"])
+    assert store.changed_outputs(folder, manifest, rehash=False) == {} and hashed == []
+    assert store.changed_outputs(folder, manifest) == {} and hashed == [folder / "result"]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +318,7 @@ def test_a_file_replaced_by_one_of_equal_size_and_time_counts_as_changed(tmp_pat
     (tmp_path / "other").write_bytes(b"two")
     os.utime(tmp_path / "other", ns=(times.st_atime_ns, times.st_mtime_ns))
     os.replace(tmp_path / "other", file)
-    assert store.changed_outputs(publishing.staging_dir(folder), manifest) == {
+    assert store.changed_outputs(publishing.staging_dir(folder), manifest, rehash=False) == {
         "result": "result was changed after it was written"
     }
 
@@ -301,7 +331,7 @@ def test_a_file_that_grew_counts_as_changed_whatever_its_time(tmp_path):
     with open(file, "ab") as stream:
         stream.write(b" more")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "result" in store.changed_outputs(publishing.staging_dir(folder), manifest)
+    assert "result" in store.changed_outputs(publishing.staging_dir(folder), manifest, rehash=False)
     assert store.read_intact_manifest(publishing.staging_dir(folder), KEY) is None
 
 
@@ -310,7 +340,7 @@ def test_a_recorded_fingerprint_counts_only_for_the_hash_of_the_manifest(tmp_pat
     folder = tmp_path / "X"
     manifest = stage(folder, b"one")
     stage(folder, b"two")
-    assert store.changed_outputs(publishing.staging_dir(folder), manifest) == {
+    assert store.changed_outputs(publishing.staging_dir(folder), manifest, rehash=False) == {
         "result": "result was changed after it was written"
     }
 

@@ -3,12 +3,11 @@
 from pipeline.dataset import files
 from pipeline.workflow.stage import Stage
 
-STAGE = Stage(
+ENTRY = Stage(
     name="compare",
     run="pipeline.extras.compare.stage:run",
-    command="pipeline.extras.compare.command:run",
-    status="pipeline.extras.compare.command:status",
-    folder="data/compare/{title}",
+    join="pipeline.extras.compare.recipes:join",
+    folder="data/compare/{name}",
     settings=("affine", "augment", "baseline", "compare", "ensemble", "model", "published", "split", "train"),
     inputs={
         "download": (files.TEST_LABELS,),

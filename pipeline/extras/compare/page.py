@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.extras.compare import figures, table
 from pipeline.extras.compare.statistics import Row
-from pipeline.reports import page
+from pipeline.reports import markdown, page
 from pipeline.shapes import Float
 
 
@@ -23,7 +23,7 @@ def render(
     curves, costs: accuracies of each epoch, and the row, by recipe; only of recipes that were measured.
     """
     about = [*about, *table.describe_published_steps(rows)]
-    text = "\n\n".join([*about, table.as_markdown(rows).rstrip(), *table.NOTES])
+    text = "\n\n".join([*map(markdown.escape, about), table.as_markdown(rows).rstrip(), *table.NOTES])
     parts = [page.paragraph(sentence) for sentence in about]
     parts += [page.table(*table.as_texts(rows)), *map(page.paragraph, table.NOTES)]
     for group in dict.fromkeys(name.rpartition("/")[0] for name in curves):

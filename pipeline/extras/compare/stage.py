@@ -19,8 +19,8 @@ from pipeline.dataset.affine import random_affine
 from pipeline.dataset.files import TableFile
 from pipeline.dataset.tables import read_submission_table
 from pipeline.dataset.views import apply_view
+from pipeline.errors import display_path
 from pipeline.extras.compare import page, statistics
-from pipeline.extras.compare.command import load_recipes
 from pipeline.extras.compare.statistics import Row, compare_recipes
 from pipeline.nn.inference import as_input, predict_logits
 from pipeline.nn.initialization import make_initial_network, seed_everything
@@ -35,14 +35,15 @@ from pipeline.training.ensure import Request, TrainedNetwork, ensure, network_su
 from pipeline.training.pool import make_pool
 from pipeline.training.predictions import predict_test_rows, predict_training_rows
 from pipeline.workflow import schemas, store
-from pipeline.workflow.context import StageContext, StageInputs
+from pipeline.workflow.context import StageContext
+from pipeline.workflow.joint import JointWorkflow
 
 
 @dataclass
 class Measurement:
     """The rows that the runs of a recipe are measured on, and the results."""
 
-    part: StageInputs
+    context: StageContext
     runs: list[list[TrainedNetwork]] = field(default_factory=list)  # the networks of each seed
     # Of the runs without errors:
     correct: list[Bool[np.ndarray, " n"]] = field(default_factory=list)
@@ -50,40 +51,40 @@ class Measurement:
 
     @property
     def recipe(self) -> Recipe:
-        return self.part.recipe
+        return self.context.recipe
 
     @property
     def on_test_rows(self) -> bool:
         """Whether the rows are those of test.csv, whose labels the source has."""
         trains_on_all = self.recipe.train.fit_all or bool(self.recipe.split.folds)
         last = self.recipe.train.checkpoint_selection == "last"
-        return f"download/{files.TEST_LABELS}" in self.part.files and trains_on_all and last
+        return f"download/{files.TEST_LABELS}" in self.context.files and trains_on_all and last
 
     @functools.cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:
         """The numbers of the rows, from 0."""
         if self.on_test_rows:
             return np.arange(len(self.labels))
-        return read_rows(self.part.files, len(read_digits(self.part.files)[1]))
+        return read_rows(self.context.files, len(read_digits(self.context.files)[1]))
 
     @property
     def images(self) -> UInt8[np.ndarray, "n 28 28"]:
         if self.on_test_rows:
-            return read_images(self.part.files, "prepare/test_images.npy")
-        images: UInt8[np.ndarray, "n 28 28"] = read_digits(self.part.files)[0][self.rows]
+            return read_images(self.context.files, "prepare/test_images.npy")
+        images: UInt8[np.ndarray, "n 28 28"] = read_digits(self.context.files)[0][self.rows]
         return images
 
     @functools.cached_property
     def labels(self) -> UInt8[np.ndarray, " n"]:
         if self.on_test_rows:
-            path = self.part.files[f"download/{files.TEST_LABELS}"]
+            path = self.context.files[f"download/{files.TEST_LABELS}"]
             return read_submission_table(TableFile(path), len(self.images))
-        labels: UInt8[np.ndarray, " n"] = read_digits(self.part.files)[1][self.rows]
+        labels: UInt8[np.ndarray, " n"] = read_digits(self.context.files)[1][self.rows]
         return labels
 
     def description(self) -> str:
         """The rows in words."""
-        is_sample = self.part.manifests["download"]["numbers"].get("source") == "sample"
+        is_sample = self.context.manifests["download"]["numbers"].get("source") == "sample"
         sample = " of SAMPLE DATA" if is_sample else ""
         n_rows = len(self.labels)
         if self.on_test_rows:
@@ -95,7 +96,7 @@ class Measurement:
 
     def arrays(self) -> TrainingArrays:
         """The arrays to train with; with the test rows, if these are measured."""
-        training = load_arrays(self.part.settings, self.part.files)
+        training = load_arrays(self.context.recipe, self.context.files)
         if not self.on_test_rows:
             return training
         return replace(training, test_images=self.images, test_labels=self.labels)
@@ -103,17 +104,17 @@ class Measurement:
     def test_data(self) -> str:
         """A hash of the test rows, if these are measured."""
         names = ("prepare/test_images.npy", f"download/{files.TEST_LABELS}") if self.on_test_rows else ()
-        return config.digest({name: self.part.hashes[name] for name in names}) if names else ""
+        return config.digest({name: self.context.hashes[name] for name in names}) if names else ""
 
-    def predict(self, context: StageContext) -> None:
+    def predict(self) -> None:
         """Predict the rows with the networks of each run that has no errors."""
-        device = context.run.device
+        device = self.context.run.device
         for run in self.complete_runs():
             loaded = [item for network in run for item in load_networks(network.folder / "weights.safetensors", device)]
             if self.on_test_rows:
-                probabilities = predict_test_rows(context, self.part, loaded, Predict())
+                probabilities = predict_test_rows(self.context, loaded, Predict())
             else:
-                probabilities = predict_training_rows(context, self.part, loaded, Predict()).probabilities[self.rows]
+                probabilities = predict_training_rows(self.context, loaded, Predict()).probabilities[self.rows]
             self.probabilities.append(probabilities)
             self.correct.append(probabilities.argmax(1) == self.labels)
 
@@ -137,16 +138,19 @@ class Measurement:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    measurements = [Measurement(part) for part in context.parts]
+    measurements = [Measurement(each) for each in context.members]
     weights = imagenet.add_inputs(context)
     trained = ensure(context, list(_requests(context, measurements)), keep_going=True)
     remaining = iter(trained)
     for measurement in measurements:
-        recipe = measurement.part.settings
+        recipe = measurement.recipe
         size = recipe.n_networks
         measurement.runs = [[next(remaining) for _ in range(size)] for _ in range(recipe.compare.seeds)]
-        measurement.predict(context)
+        measurement.predict()
     _write_report(context, measurements)
+    _, table, html = (display_path(context.published_dir / name) for name in context.stage.outputs)
+    context.run.report("table", table)
+    context.run.report("page", html)
     summary = network_summary([network for network in trained if not network.error])
     return {"networks": summary} | weights
 
@@ -154,13 +158,13 @@ def run(context: StageContext) -> dict[str, Any]:
 def _requests(context: StageContext, measurements: Sequence[Measurement]) -> Iterator[Request]:
     """The networks of all recipes and seeds, in order."""
     pool = make_pool(context)
-    parallel = len(measurements) > 1 or measurements[0].part.settings.compare.seeds > 1
+    parallel = len(measurements) > 1 or measurements[0].recipe.compare.seeds > 1
     for measurement in measurements:
-        recipe, part, training = measurement.part.settings, measurement.part, measurement.arrays()
+        recipe, training = measurement.recipe, measurement.arrays()
         for number in range(recipe.compare.seeds):
-            for spec in plan.network_specs(recipe, part, pool, number, parallel):
+            for spec in plan.network_specs(recipe, measurement.context, pool, number, parallel):
                 label = f"{measurement.recipe.name}, {spec.name}"
-                yield Request(spec, training, part, label=label, test_data=measurement.test_data())
+                yield Request(spec, training, measurement.context, label=label, test_data=measurement.test_data())
 
 
 # The table and the page
@@ -190,9 +194,7 @@ def _write_report(context: StageContext, measurements: Sequence[Measurement]) ->
     ]
     sources = dict.fromkeys(measurement.recipe.published.source for measurement in measurements)
     about += [f"Published: {source}." for source in sources if source]
-    recipes = load_recipes(context.run.recipe_argument, context.run.assignments)
-    available = {recipe.name for recipe in context.run.recipes}
-    left_out = [recipe.name for recipe in recipes if recipe.name not in available]
+    left_out = context.run.left_out if isinstance(context.run, JointWorkflow) else ()
     about += [f"Left out, since ImageNet's weights are not available: {', '.join(left_out)}."] if left_out else []
     contents = page.render(context.published_dir.name, about, rows, curves, costs)
     for name, content in zip(context.stage.outputs, contents, strict=True):
@@ -241,7 +243,7 @@ def _accuracies_on_distorted_images(measurement: Measurement, device: str) -> li
 def _untrained_row(measurement: Measurement, device: str) -> Row:
     """The row of a recipe's network before training, with each seed."""
     recipe, (model, _, fold) = measurement.recipe, specs.variants(measurement.recipe)[0]
-    weights_file = measurement.part.files.get(imagenet.input_name(model))
+    weights_file = measurement.context.files.get(imagenet.input_name(model))
     training_images = torch.from_numpy(measurement.arrays().split(fold).images)
     images = apply_view(torch.from_numpy(measurement.images).to(device), model.view)
     accuracies = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from pipeline.extras.compare.statistics import SIGNIFICANCE_LEVEL, Row
+from pipeline.reports import markdown
 
 # By the column's name in table.csv: its heading, and the format of a value.
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
@@ -61,7 +62,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """The formatted table in Markdown."""
     headings, cells = as_texts(rows)
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *cells]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(markdown.escape, line)) + " |\n" for line in lines)
 
 
 def describe_published_steps(rows: Sequence[Row]) -> list[str]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.extras.explore import figures
+from pipeline.extras.explore.entry import CAPTIONS
 from pipeline.extras.explore.study import DatasetStudy
-from pipeline.reports import captions, page, training_figures
+from pipeline.reports import page, training_figures
 
 
 def draw(study: DatasetStudy) -> dict[str, bytes]:
@@ -59,5 +60,5 @@ def summarize(numbers: Mapping[str, Any]) -> list[str]:
 def render(pictures: Mapping[str, bytes], numbers: Mapping[str, Any]) -> bytes:
     """The page, from the pictures by file name and the content of `explore.json`."""
     parts = [page.paragraph(sentence) for sentence in summarize(numbers)]
-    parts += [page.captioned_picture(name, pictures[name], caption) for name, caption in captions.DATA.items()]
+    parts += [page.captioned_picture(name, pictures[name], caption) for name, caption in CAPTIONS.items()]
     return page.render("The data", parts)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipeline.errors import display_path
 from pipeline.extras.explore import report
 from pipeline.extras.explore.study import DatasetStudy
 from pipeline.training.arrays import read_digits, read_images
@@ -17,7 +18,7 @@ from pipeline.workflow.context import StageContext
 def run(context: StageContext) -> dict[str, Any]:
     train_images, labels = read_digits(context.files)
     images = {"train": train_images, "test": read_images(context.files, "prepare/test_images.npy")}
-    settings = context.settings.explore
+    settings = context.recipe.explore
     with context.show_progress("explore") as on_progress:
         study = DatasetStudy(images, labels, settings.rows or len(labels), settings.seed, on_progress)
     numbers, pictures, folder = study.numbers(), report.draw(study), context.output_dir
@@ -30,4 +31,5 @@ def run(context: StageContext) -> dict[str, Any]:
     store.write_json(folder / "explore.json", numbers)
     store.write(folder / "explore.html", report.render(pictures, numbers))
     context.say(" ".join(report.summarize(numbers)))
+    context.run.report("page", display_path(context.published_dir / "explore.html"))
     return numbers

@@ -2,12 +2,13 @@
 
 from pipeline.workflow.stage import Stage
 
-STAGE = Stage(
+ENTRY = Stage(
     name="export",
     run="pipeline.extras.export.stage:run",
     folder="data/runs/{name}/export",
     settings=("measured", "predict"),
     inputs={
+        "download": (),
         "prepare": ("train_images.npy",),
         "train": ("weights.safetensors",),
         "evaluate": ("metrics.json", "errors.png", "confusion.png"),
@@ -16,5 +17,4 @@ STAGE = Stage(
     optional_outputs=("demo.html", "errors.png", "confusion.png"),
     code="pipeline.training.specs:inference_code",
     on_demand=True,
-    single_recipe=True,
 )

@@ -30,7 +30,7 @@ from pipeline.metrics.classification import wilson_interval
 from pipeline.metrics.dataset_statistics import find_nearest
 from pipeline.nn.inference import predict_probabilities
 from pipeline.nn.networks import load_networks, serialize_network
-from pipeline.nn.pretrained import RECORD, SAMPLE_ROWS, load_pretrained, unseen_sample_rows, weights_file
+from pipeline.nn.pretrained import FACTS, SAMPLE_ROWS, load_pretrained, unseen_sample_rows, weights_file
 from pipeline.recipes import config
 from pipeline.recipes.settings import Predict, Recipe
 from pipeline.shapes import UInt8
@@ -102,7 +102,7 @@ def _write_weights(recipe: Recipe, workspace: Path, metrics: dict[str, Any]) -> 
     for figure, predict in (("n_correct", recipe.predict), ("n_correct_without_shifts", Predict())):
         probabilities = predict_probabilities(network, torch.from_numpy(sample[rows]), predict, "cpu")
         n_correct[figure] = int((probabilities.argmax(1) == labels[rows]).sum())
-    record = {
+    facts = {
         "recipe": name,
         "settings": metrics["measured_with"]["settings"],
         "training_rows": TRAIN_ROWS,
@@ -120,10 +120,10 @@ def _write_weights(recipe: Recipe, workspace: Path, metrics: dict[str, Any]) -> 
         "license": LICENSE,
         "use": "recognition and export; not for submissions: the training rows may be in Kaggle's test set",
     }
-    content = serialize_network(safetensors.torch.load_file(path), {**network.metadata, RECORD: record})
+    content = serialize_network(safetensors.torch.load_file(path), {**network.metadata, FACTS: facts})
     store.write(weights_file(name), content)
     show(
-        f"{weights_file(name)}: {len(content):,} bytes; temperature {record['temperature']:.3f}; "
+        f"{weights_file(name)}: {len(content):,} bytes; temperature {facts['temperature']:.3f}; "
         f"{n_correct['n_correct']} of {len(rows)} unseen digits of the sample"
     )
 
@@ -131,7 +131,7 @@ def _write_weights(recipe: Recipe, workspace: Path, metrics: dict[str, Any]) -> 
 def _write_page(name: str) -> None:
     """Write docs/demo.html, the page to draw on with the pretrained network."""
     network = load_pretrained(name)
-    temperature, page = network.metadata[RECORD]["temperature"], to_page_network(network)
+    temperature, page = network.metadata[FACTS]["temperature"], to_page_network(network)
     title = f"the network of the recipe {name}"
     store.write(PAGE, demo_page.render(page.layers, page.weights, network.metadata, title, temperature))
 

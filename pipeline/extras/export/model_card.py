@@ -6,28 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.recipes.settings import Recipe
+from pipeline.reports import markdown
 
 
 def render(
     recipe: Recipe,
     networks: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any],
-    record: Mapping[str, Any] | None,
+    pretrained: Mapping[str, Any] | None,
     facts: Mapping[str, str],
 ) -> bytes:
     """The card as Markdown.
 
     networks: the metadata of each network. evaluation: the content of metrics.json.
-    record: of the pretrained network with the same settings, which is used if `evaluation` has no rows.
+    pretrained: of the pretrained network with the same settings, which is used if `evaluation` has no rows.
     facts: further rows of the first table, by title.
     """
-    held_out = evaluation if evaluation["rows"] else (record or {}).get("held_out")
+    held_out = evaluation if evaluation["rows"] else (pretrained or {}).get("held_out")
     lines = [
         f"# Model card: {recipe.name}",
         "",
-        *([f"{recipe.about[:1].upper()}{recipe.about[1:].rstrip('.')}.", ""] if recipe.about else []),
         "| | |",
         "|---|---|",
+        *([f"| recipe | {markdown.escape(recipe.about)} |"] if recipe.about else []),
         *(f"| {title} | {text} |" for title, text in {**_facts(networks), **facts}.items()),
         "",
         "## Accuracy",
@@ -89,9 +90,9 @@ def _accuracy(recipe: Recipe, evaluation: Mapping[str, Any], held_out: Mapping[s
         )
     elif evaluation["chosen_on_these_rows"]:
         text += " Slightly optimistic: the epoch was chosen on these rows."
-    if evaluation.get("record") or (held_out is not evaluation and measured.seeds):
+    if evaluation.get("measured") or (held_out is not evaluation and measured.seeds):
         text += (
-            f" The recipe's recorded accuracy is {measured.accuracy:.4f} (standard deviation {measured.std:.4f}, "
+            f" The recipe's measured accuracy is {measured.accuracy:.4f} (standard deviation {measured.std:.4f}, "
             f"{measured.seeds} {'seed' if measured.seeds == 1 else 'seeds'}, {measured.date})."
         )
     return [text]

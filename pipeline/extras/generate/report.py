@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.extras.generate import figures
+from pipeline.extras.generate.entry import CAPTIONS
 from pipeline.extras.generate.study import GeneratedStudy
 from pipeline.recipes.settings import Recipe
-from pipeline.reports import captions, page, training_figures
+from pipeline.reports import page, training_figures
 from pipeline.shapes import UInt8
 
 N_NEAREST = 20  # generated digits shown with their nearest training rows
@@ -86,7 +87,7 @@ def render(recipe: Recipe, judge: str, pictures: Mapping[str, bytes], numbers: M
                 for row, reference in by_class
             ],
         ),
-        *(page.captioned_picture(file, pictures[file], caption) for file, caption in captions.GENERATED.items()),
+        *(page.captioned_picture(file, pictures[file], caption) for file, caption in CAPTIONS.items()),
         page.heading("Settings"),
         page.table(("setting", "value"), settings),
     ]

@@ -13,8 +13,16 @@ from pipeline.training.pool import Pool
 from pipeline.training.specs import check_epochs
 from pipeline.training.task import resolve_precision
 from pipeline.workflow import code, schemas
-from pipeline.workflow.context import StageInputs
+from pipeline.workflow.context import StageContext
 from pipeline.workflow.store import FORMAT
+
+
+class Epoch(schemas.Schema):
+    """A row of the history."""
+
+    epoch: schemas.Positive
+    generator_loss: float
+    discriminator_loss: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,10 @@ class GanSpec:
         return self.gan.seed
 
     @property
+    def epochs(self) -> int:
+        return self.gan.epochs
+
+    @property
     def folder_name(self) -> str:
         return f"{self.name}-{config.digest({**self.key()['settings'], 'data': self.data})}"
 
@@ -51,11 +63,11 @@ class GanSpec:
         }
 
     def check_history(self, history: list[dict[str, float]]) -> None:
-        schemas.check(history, list[schemas.GanEpoch])
+        schemas.check(history, list[Epoch])
         check_epochs(history, self.gan.epochs)
 
 
-def gan_spec(gan: Gan, inputs: StageInputs, pool: Pool) -> GanSpec:
+def gan_spec(gan: Gan, inputs: StageContext, pool: Pool) -> GanSpec:
     """The spec of a GAN that is trained on the output of augment."""
     device = pool.worker_device()
     precision = pool.call(resolve_precision, gan.precision, device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 
+from pipeline.errors import display_path
 from pipeline.extras.generate import report, training
 from pipeline.extras.generate.generators import make_generator
 from pipeline.extras.generate.judge import JUDGE, judge_digest, judge_recipe
@@ -23,10 +24,10 @@ from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    recipe, folder = context.only.recipe, context.output_dir
+    recipe, folder = context.recipe, context.output_dir
     request = _judge_request(context)
     (judge,) = ensure.ensure(context, [request])
-    (gan,) = ensure.ensure(context, [ensure.Request(_gan_spec(context), request.arrays, context.only)])
+    (gan,) = ensure.ensure(context, [ensure.Request(_gan_spec(context), request.arrays, context)])
     with library_settings(context.run.device):
         generated = _generate(context, gan)
         study = _study(context, generated, judge)
@@ -42,7 +43,7 @@ def run(context: StageContext) -> dict[str, Any]:
     page = report.render(recipe, JUDGE, pictures, numbers)
     store.write(folder / "generate.html", page)
     context.say(" ".join(report.summarize(numbers)))
-    context.run.say(f"page: {context.published_dir / 'generate.html'}")
+    context.run.report("page", display_path(context.published_dir / "generate.html"))
     return {
         "networks": ensure.network_summary([judge, gan]),
         "judge": judge_digest(recipe),
@@ -51,19 +52,19 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _judge_request(context: StageContext) -> ensure.Request:
-    judge = judge_recipe(context.only.recipe)
-    (spec,) = plan.network_specs(judge, context.only, make_pool(context))
+    judge = judge_recipe(context.recipe)
+    (spec,) = plan.network_specs(judge, context, make_pool(context))
     arrays = load_arrays(judge, context.files)
-    return ensure.Request(spec, arrays, context.only, label=f"the classifier ({JUDGE})")
+    return ensure.Request(spec, arrays, context, label=f"the classifier ({JUDGE})")
 
 
 def _gan_spec(context: StageContext) -> GanSpec:
-    return gan_spec(context.settings.gan, context.only, make_pool(context))
+    return gan_spec(context.recipe.gan, context, make_pool(context))
 
 
 def _generate(context: StageContext, gan: TrainedNetwork) -> LabelledDigits:
     """Digits of all classes in turn."""
-    device, settings = context.run.device, context.settings
+    device, settings = context.run.device, context.recipe
     generator = make_generator(settings.gan)
     generator.load_state_dict(safetensors.torch.load((gan.folder / "weights.safetensors").read_bytes()))
     inputs, labels = training.random_inputs(settings.generate.samples, settings.gan.latent_size, settings.generate.seed)

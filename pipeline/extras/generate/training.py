@@ -6,7 +6,7 @@ gives the same result as an uninterrupted one.
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,12 +234,11 @@ def generator_loss(fake_logits: Float32[Tensor, " n"], loss: str) -> Float32[Ten
     return -fake_logits.mean() if loss == "hinge" else softplus(-fake_logits).mean()
 
 
-def check_memory(recipes: Iterable[Recipe], device: str) -> None:
+def check_memory(recipe: Recipe, device: str) -> None:
     """Raise UserError if training a recipe's GAN or generating its digits needs more memory than this machine has."""
-    for recipe in recipes:
-        gan, n_samples = recipe.gan, recipe.generate.samples
-        generated = n_samples * (4 * (gan.latent_size + N_CLASSES) + 28 * 28)
-        devices.require_memory(max(2 * 4 * _count_parameters(gan), gan.epochs * FRAME_BYTES, generated), recipe.name)
+    gan, n_samples = recipe.gan, recipe.generate.samples
+    generated = n_samples * (4 * (gan.latent_size + N_CLASSES) + 28 * 28)
+    devices.require_memory(max(2 * 4 * _count_parameters(gan), gan.epochs * FRAME_BYTES, generated), recipe.name)
 
 
 def _count_parameters(gan: Gan) -> int:

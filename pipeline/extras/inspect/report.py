@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.extras.inspect import figures
+from pipeline.extras.inspect.entry import CALIBRATION, ERRORS, NETWORK, RECORDED, TRAINING
 from pipeline.extras.inspect.study import NetworkStudy
 from pipeline.metrics.classification import Calibration
 from pipeline.recipes.settings import Recipe
-from pipeline.reports import captions, page
+from pipeline.reports import page
 
 
 def draw(study: NetworkStudy) -> dict[str, bytes]:
@@ -76,14 +77,15 @@ def render(
     evaluation: Mapping[str, Any],
     training: Mapping[str, Any],
     why_no_record: str,
-    why_no_data: str,
+    about_data: str,
 ) -> bytes:
     """The page.
 
     pictures: of all stages, by file name.
     numbers, evaluation: the content of `inspect.json` and of `metrics.json`.
     training: the manifest of the stage train.
-    why_no_record, why_no_data: shown if there are no pictures of recorded weights and gradients, or of the data.
+    why_no_record: shown if there are no pictures of recorded weights and gradients.
+    about_data: HTML about the pictures of the data.
     """
 
     def show(captions: Mapping[str, str]) -> list[str]:
@@ -94,16 +96,16 @@ def render(
         page.paragraph(recipe.about),
         page.table(("", ""), _overview(numbers, evaluation, training)),
         page.heading("Errors"),
-        *(show(captions.ERRORS) if evaluation["rows"] else [page.paragraph(f"None: {evaluation['why_none']}.")]),
-        *show(captions.CALIBRATION),
+        *(show(ERRORS) if evaluation["rows"] else [page.paragraph(f"None: {evaluation['why_none']}.")]),
+        *show(CALIBRATION),
         page.heading("Network"),
         *(page.paragraph(sentence) for sentence in summarize(numbers)),
-        *show(captions.NETWORK),
+        *show(NETWORK),
         page.heading("Training"),
-        *show(captions.TRAINING),
-        *(show(captions.RECORDED) or [page.paragraph(why_no_record)]),
+        *show(TRAINING),
+        *(show(RECORDED) or [page.paragraph(why_no_record)]),
         page.heading("Data"),
-        *(show(captions.DATA) or [page.paragraph(why_no_data)]),
+        about_data,
         page.heading("Settings"),
         page.table(("setting", "value"), [(name, str(value)) for name, value in training.get("settings", {}).items()]),
     ]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, display_path
 from pipeline.extras.inspect import report
 from pipeline.extras.inspect.study import NetworkStudy
 from pipeline.metrics.classification import calibration
 from pipeline.nn.networks import LoadedNetwork, load_networks
 from pipeline.nn.precision import library_settings
+from pipeline.reports import page
 from pipeline.training.held_out import load_training_rows
 from pipeline.workflow import schemas, store
 from pipeline.workflow.context import StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    files, settings, device = context.files, context.settings, context.run.device
+    files, settings, device = context.files, context.recipe, context.run.device
     training_rows = load_training_rows(files)
     if settings.inspect.image > len(training_rows.labels):
         n_rows = f"{len(training_rows.labels):,} rows"
@@ -40,24 +42,24 @@ def run(context: StageContext) -> dict[str, Any]:
 
     pictures |= {path.name: path.read_bytes() for path in files.values() if path.suffix == ".png"}
     evaluation = store.require_json(files["evaluate/metrics.json"], schemas.Metrics)
-    training, why_no_record = context.only.manifests["train"], _why_no_record(context)
-    why_no_data = _why_no_data(context)
-    page = report.render(context.only.recipe, pictures, numbers, evaluation, training, why_no_record, why_no_data)
-    store.write(folder / "report.html", page)
+    training, why_no_record = context.manifests["train"], _why_no_record(context)
+    about_data = _describe_data(context)
+    html = report.render(context.recipe, pictures, numbers, evaluation, training, why_no_record, about_data)
+    store.write(folder / "report.html", html)
     context.say(" ".join(report.summarize(numbers)))
     if not record:
         context.say(why_no_record)
-    context.run.say(f"report: {context.published_dir / 'report.html'}")
+    context.run.report("page", display_path(context.published_dir / "report.html"))
     return {name: numbers[name] for name in ("network", "rows", "accuracy", "tsne")}
 
 
 def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
     """The network to inspect, and, if the recipe has several, which one it is."""
     loaded = load_networks(context.files["train/weights.safetensors"], context.run.device)
-    number, count = context.settings.inspect.network, len(loaded)
+    number, count = context.recipe.inspect.network, len(loaded)
     if number > count:
         n_networks = f"{count} network{'s' if count > 1 else ''}"
-        raise StageError(f"inspect.network is {number}: {context.only.recipe.name} has {n_networks}")
+        raise StageError(f"inspect.network is {number}: {context.recipe.name} has {n_networks}")
     metadata = loaded[number - 1].metadata
     if count == 1:
         return loaded[0], ""
@@ -68,15 +70,15 @@ def _load_network(context: StageContext) -> tuple[LoadedNetwork, str]:
 
 def _why_no_record(context: StageContext) -> str:
     """Why there are no pictures of the weights and gradients over the epochs."""
-    if len(context.only.manifests["train"]["numbers"].get("networks", ())) > 1:
+    if len(context.manifests["train"]["numbers"].get("networks", ())) > 1:
         return "Weights and gradients are recorded for single networks, not for ensembles."
     command = f"--stage train{context.run.arguments} --set train.record=true"
     return f"Weights and gradients were not recorded during training: {command} records them."
 
 
-def _why_no_data(context: StageContext) -> str:
-    """Why there are no pictures of the data."""
-    state = context.states["explore"]
-    if state.status == "missing":
-        return "There are no pictures of these data yet: --stage explore makes them."
-    return f"The pictures of the data are not shown: --stage explore is {state}."
+def _describe_data(context: StageContext) -> str:
+    """A paragraph about the page with pictures of the data, which `explore` makes."""
+    data_page = os.path.relpath(
+        store.resolve(context.run.workspace / "data/explore") / "explore.html", context.published_dir
+    )
+    return page.link("Statistics and pictures of the data: ", data_page.replace(os.sep, "/"), ", from --stage explore.")

@@ -17,9 +17,11 @@ from pipeline.extras.notebook.notebook_file import NotebookRun
 from pipeline.kaggle import client
 from pipeline.kaggle.client import KaggleError
 from pipeline.kaggle.competition import SLUG, TEST_ROWS
+from pipeline.recipes.settings import Recipe
 from pipeline.training.imagenet import pretrained_models
 from pipeline.workflow import publishing, schemas, store
-from pipeline.workflow.context import StageContext
+from pipeline.workflow.engine import Workflow
+from pipeline.workflow.joint import JointWorkflow
 
 NOTEBOOK, METADATA, STATE, OUTPUT = f"{SLUG}.ipynb", "kernel-metadata.json", "push.json", "output"
 PLACEHOLDER = "YOUR-KAGGLE-NAME"  # in the metadata, without credentials
@@ -30,18 +32,18 @@ MAX_FAILURES = 10  # failed requests in a row, after which the waiting ends
 LOG_LINES = 15  # shown after a run that failed
 
 
-def run(context: StageContext) -> None:
-    workflow, settings = context.run, context.parts[0].settings.notebook
+def make_notebook(workflow: Workflow) -> None:
+    settings = workflow.recipe.notebook
     if workflow.requested_device == "mps":
         raise StageError("--device mps: Kaggle has none; omit it for GPUs, or use --device cpu")
-    for recipe in workflow.recipes:
+    for recipe in _recipes(workflow):
         if any(not model.weights_file for model in pretrained_models(recipe)):
             raise StageError(
                 f"{recipe.name} starts from ImageNet's weights, which the notebook, without internet, cannot download: "
                 "attach them as a data set (--set model.weights_file=/kaggle/input/...), or --set model.pretrained=none"
             )
     folder, gpu = workflow.workspace / "data/notebook", workflow.requested_device != "cpu"
-    content = _build(context, gpu)
+    content = _build(workflow, gpu)
     owner = kernels.get_username() if settings.push else os.environ.get("KAGGLE_USERNAME") or PLACEHOLDER
     name = f"{owner}/{make_slug(settings.title)}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,18 +51,18 @@ def run(context: StageContext) -> None:
     store.write(folder / NOTEBOOK, content)
     metadata = notebook_file.kernel_metadata(name, settings.title, NOTEBOOK, SLUG, gpu)
     store.write_json(folder / METADATA, metadata)
-    context.say(f"{folder / NOTEBOOK} ({len(content):,} bytes)")
+    workflow.say(f"{folder / NOTEBOOK} ({len(content):,} bytes)")
     if not settings.push:
-        context.say(
+        workflow.say(
             "import it on https://www.kaggle.com/code (New Notebook, File, Import Notebook), or let the pipeline push "
             f"it: run_pipeline.py --stage notebook{workflow.arguments} --set notebook.push=true"
         )
         return
-    push = _PushedNotebook(context, folder, name, store.sha256(folder / NOTEBOOK))
+    push = _PushedNotebook(workflow, folder, name, store.sha256(folder / NOTEBOOK))
     push.ensure_pushed()
     if push.state["status"] != "fetched":
         if not settings.wait:
-            context.say("not waiting for the results: the same command with notebook.wait=true fetches them")
+            workflow.say("not waiting for the results: the same command with notebook.wait=true fetches them")
             return
         push.wait()
     push.show_submission()
@@ -71,12 +73,17 @@ def make_slug(title: str) -> str:
     return re.sub("[ -]+", "-", title.lower())
 
 
-def _build(context: StageContext, gpu: bool) -> bytes:
+def _recipes(workflow: Workflow) -> list[Recipe]:
+    """The recipe of a run, or those of a blend."""
+    members = workflow.members if isinstance(workflow, JointWorkflow) else [workflow]
+    return [member.recipe for member in members]
+
+
+def _build(workflow: Workflow, gpu: bool) -> bytes:
     """The notebook for the workflow's recipes, with their files and the values of --set."""
-    workflow = context.run
     contents = {name: path.read_bytes() for name, path in notebook_file.list_package_files(ROOT).items()}
     names = []
-    for recipe in workflow.recipes:
+    for recipe in _recipes(workflow):
         names.append(f"{recipe.name}.toml" if recipe.file else recipe.name)
         if recipe.file:
             contents[names[-1]] = Path(recipe.file).read_bytes()
@@ -85,7 +92,7 @@ def _build(context: StageContext, gpu: bool) -> bytes:
         if assignment.strip().partition(".")[0] != "notebook":
             arguments += ["--set", assignment]
     arguments += [] if gpu else ["--device", "cpu"]
-    recipes = tuple(recipe.name for recipe in workflow.recipes)
+    recipes = tuple(recipe.name for recipe in _recipes(workflow))
     return notebook_file.build_notebook(contents, NotebookRun(workflow.name, recipes, tuple(arguments), gpu))
 
 
@@ -95,8 +102,8 @@ class _PushedNotebook:
     Its `status` is pushing (until Kaggle has answered), refused, pushed, failed or fetched.
     """
 
-    def __init__(self, context: StageContext, folder: Path, name: str, digest: str) -> None:
-        self.context, self.folder, self.name, self.digest = context, folder, name, digest
+    def __init__(self, workflow: Workflow, folder: Path, name: str, digest: str) -> None:
+        self.workflow, self.folder, self.name, self.digest = workflow, folder, name, digest
         self.state = store.read_json(folder / STATE, schemas.Push) or {}
 
     def _save(self, **changes: Any) -> None:
@@ -105,9 +112,9 @@ class _PushedNotebook:
 
     def ensure_pushed(self) -> None:
         """Push the notebook, unless its present content was pushed and its run has not failed."""
-        state, say = self.state, self.context.say
+        state, say = self.state, self.workflow.say
         same = (state.get("notebook"), state.get("sha256")) == (self.name, self.digest)
-        if same and not self.context.run.force:
+        if same and not self.workflow.force:
             if state["status"] == "pushing" and (version := kernels.find_version(self.name, self._marker())):
                 self._save(status="pushed", version=version, url=f"https://www.kaggle.com/code/{self.name}")
             if state["status"] in ("pushed", "fetched"):
@@ -153,7 +160,7 @@ class _PushedNotebook:
             else:
                 if session.status != status:
                     status = session.status
-                    self.context.say(f"{status.lower().replace('_', ' ')} ({time.strftime('%H:%M:%S')})")
+                    self.workflow.say(f"{status.lower().replace('_', ' ')} ({time.strftime('%H:%M:%S')})")
                 if status not in kernels.RUNNING:
                     break
             time.sleep(POLL_INTERVAL)
@@ -194,7 +201,7 @@ class _PushedNotebook:
         except (ValueError, TypeError, KeyError, RecursionError):
             pass  # not the format of 2026: shown as it is
         for line in [line for line in text.splitlines() if line.strip()][-LOG_LINES:]:
-            self.context.run.say(f"    {line[:500]}")
+            self.workflow.log.say(f"    {line[:500]}")
 
     def _require_intact_results(self) -> None:
         """Raise PipelineError if the submission is missing, or if a file differs from what its manifest records."""
@@ -213,16 +220,16 @@ class _PushedNotebook:
             )
 
     def _receipt(self) -> dict[str, Any]:
-        name = self.context.run.name
+        name = self.workflow.name
         return store.read_json(self.folder / OUTPUT / f"submissions/{name}/submission.json", schemas.Receipt) or {}
 
     def show_submission(self) -> None:
         """Say where the results are, and the command that submits them."""
         receipt, submission = self._receipt(), self.folder / OUTPUT / "submission.csv"
         accuracy = receipt.get("validation", {}).get("accuracy")
-        say = self.context.say
+        say = self.workflow.say
         say(f"results in {submission.parent}" + (f"; validation accuracy {accuracy:.4f}" if accuracy else ""))
         if receipt.get("can_be_submitted"):
-            say(f"send it: {client.submit_command(str(submission), receipt)}")
+            self.workflow.report("submit", client.submit_command(str(submission), receipt))
         else:
             say(f"it cannot be sent: the notebook's data were not the competition's {TEST_ROWS:,} test rows")

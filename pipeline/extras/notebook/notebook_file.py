@@ -9,12 +9,14 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 
 MAX_BYTES = 900_000  # Kaggle refuses notebooks of 1 MB
+ENDINGS = {".py", ".toml", ".css", ".html", ".js"}  # of the package's files: users publish notebooks
 EXCLUDED = {"pretrained", "__pycache__"}  # folders of the package
 GPU_SHAPE = "NvidiaTeslaT4"  # two T4, for everybody
 # Digit Recognizer in the metadata of Kaggle's own notebooks; it attaches the competition to an imported notebook.
@@ -36,10 +38,18 @@ class NotebookRun:
 
 
 def list_package_files(home: Path) -> dict[str, Path]:
-    """The files that the pipeline needs to run, below the repository's folder `home`, by name in the zip."""
+    """The files that the pipeline needs to run, below the repository's folder `home`, by name in the zip.
+
+    Neither links nor hidden files are among them.
+    """
     paths = [home / "run_pipeline.py", home / "LICENSE", *(home / "pipeline").rglob("*")]
-    names = {path.relative_to(home).as_posix(): path for path in paths if path.is_file()}
-    return {name: path for name, path in sorted(names.items()) if not EXCLUDED & set(name.split("/"))}
+    names = {path.relative_to(home).as_posix(): path for path in paths if path.is_file() and not path.is_symlink()}
+    return {
+        name: path
+        for name, path in sorted(names.items())
+        if (path.suffix in ENDINGS or name == "LICENSE")
+        and not any(part in EXCLUDED or part.startswith(".") for part in name.split("/"))
+    }
 
 
 def zip_files(contents: Mapping[str, bytes]) -> bytes:
@@ -105,7 +115,8 @@ def kernel_metadata(notebook: str, title: str, code_file: str, competition: str,
 def _cells(contents: Mapping[str, bytes], run: NotebookRun) -> list[dict[str, Any]]:
     package = zip_files(contents)
     curves = [f"data/runs/{recipe}/train/curves.png" for recipe in run.recipes]
-    evaluation = [f"data/runs/{run.name}/evaluate/{name}.png" for name in ("confusion", "errors")]
+    pictures = product(run.recipes, ("confusion", "errors"))
+    evaluation = [f"data/runs/{recipe}/evaluate/{name}.png" for recipe, name in pictures]
     digest = hashlib.sha256(package + repr(run).encode()).hexdigest()
     unpack = UNPACK.format(n_files=len(contents), digest=digest[:16], package=base64.b64encode(package).decode())
     accelerator = "GPU T4 x2" if run.gpu else "None"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import stat
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -38,9 +40,12 @@ class NoDigit(UserError):
 
 def list_image_files(path: Path) -> tuple[list[Path], str]:
     """A file itself; of a folder, its image files in order, and a line about the others. Raises NoDigit."""
-    if not path.is_dir():
-        return [path], ""
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    try:
+        if not path.is_dir():
+            return [path], ""
+        files = sorted(file for file in path.iterdir() if not os.path.isdir(file))
+    except OSError as error:
+        raise NoDigit(f"{path}: cannot be read ({error.strerror})") from None
     suffixes = SUFFIXES + (HEIC_SUFFIXES if _can_read_heic() else ())
     images = [file for file in files if file.suffix.lower() in suffixes]
     skipped = Counter(
@@ -69,11 +74,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
 
     Of an animation or a document, the first image. Raises NoDigit.
     """
-    if not path.exists():
-        raise NoDigit("no such file")
-    if not path.is_file():
-        raise NoDigit("not a file")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise NoDigit("not a file")  # opening a pipe would block
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, for which MAX_PIXELS is the limit, and of damaged tags
             formats = _choose_formats(path)
@@ -87,10 +90,12 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
                 return np.asarray(image if rotation is None else image.transpose(rotation))
     except UnidentifiedImageError:
         raise NoDigit(f"not a {_formats()} image") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoDigit("no such file") from None
     except NoDigit:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise NoDigit(f"the image cannot be read ({error})") from None
+        raise NoDigit(f"the image cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _choose_formats(path: Path) -> tuple[str, ...]:

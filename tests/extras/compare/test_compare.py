@@ -12,13 +12,13 @@ import pytest
 from pipeline.cli.main import main
 from pipeline.extras.compare import figures
 from pipeline.extras.compare import stage as compare
-from pipeline.extras.compare.command import _make_title
+from pipeline.extras.compare.recipes import _make_title
 from pipeline.recipes import config
 from pipeline.recipes.settings import Compare
 from pipeline.training import task
-from pipeline.workflow.context import StageInputs
 from tests import oracles
 from tests.conftest import TINY, Outcome, mnist_files, write_tables
+from tests.contexts import make_context
 
 DRAWS = True
 NAMES = ("ladder/lenet", "ladder/lenet_normalized")
@@ -216,10 +216,10 @@ class TestReuse:
         partial = folder.with_name(f"{folder.name}.partial")
         assert (partial / "checkpoint.pt").exists()
         (published,) = (path.parent for path in compared.glob("data/compare/*/table.csv"))
-        assert command("--status", "--workspace", compared).lines()[-1] == f"comparison {published.name}: fresh"
+        assert command("--status", "--workspace", compared).lines()[-1] == f"compare {published.name}: fresh"
         shutil.rmtree(published)
         status = command("--status", "--workspace", compared).lines()[-1]
-        assert status == f"comparison {published.name}: missing (an interrupted run can continue)"
+        assert status == f"compare {published.name}: missing (an interrupted run can continue)"
         unused = command("--clean", "--yes", "--workspace", compared).out
         assert folder.name not in unused and partial.exists()
         run = run_compare("--seeds", "2", "--ensemble")
@@ -341,8 +341,8 @@ class TestTestLabels:
 
         recipe = config.load_recipe("quick", settings)
         files = {"download/test_labels.csv": Path()} if has_test_labels else {}
-        part = StageInputs(recipe, recipe, files, {}, {"download": {"numbers": {"source": "sample"}}})
-        assert Measurement(part).description() == description
+        context = make_context(recipe, files, manifests={"download": {"numbers": {"source": "sample"}}})
+        assert Measurement(context).description() == description
 
 
 class TestCommandLine:
@@ -386,10 +386,10 @@ class TestCommandLine:
         assert not list(tmp_path.iterdir())
 
     def test_titles_are_folder_names(self):
-        assert _make_title("ladder/lenet,quick", []) == "ladder-lenet+quick"
-        assert _make_title("quick", ["train.epochs=1"]) != _make_title("quick", ["train.epochs=2"])
-        assert len(_make_title(",".join(config.recipe_names()), [])) < 120
-        assert _make_title("../x/mine.toml", ["compare.seeds=3"]) == "mine"
+        assert _make_title(["ladder/lenet", "quick"], []) == "ladder-lenet+quick"
+        assert _make_title(["quick"], ["train.epochs=1"]) != _make_title(["quick"], ["train.epochs=2"])
+        assert len(_make_title(config.recipe_names(), [])) < 120
+        assert _make_title(["../x/mine.toml"], ["compare.seeds=3"]) == "mine"
 
 
 def test_the_page_contains_everything_that_it_shows(_compared):

@@ -5,8 +5,10 @@ import re
 
 import pandas as pd
 
+from pipeline.extras.compare import page
 from pipeline.extras.compare.statistics import Row
 from pipeline.extras.compare.table import as_csv, as_markdown, as_texts, describe_published_steps
+from tests.reports.test_markdown import HOSTILE, require_harmless
 
 STEPS = [
     Row("a", step=0.01, step_low=0.005, step_high=0.015, step_p_value=0.001, step_p_value_holm=0.002),
@@ -24,6 +26,13 @@ def test_markdown_escapes_vertical_bars_and_omits_empty_columns():
     lines = as_markdown([Row("a|b", note="x | y"), Row("c", accuracy=0.5)]).splitlines()
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [5] * 4
     assert lines[0] == "| recipe | seeds | accuracy | note |"
+
+
+def test_texts_of_recipes_are_only_text():
+    row = Row("mine", baseline=HOSTILE, note=HOSTILE)
+    _, table, html = page.render(HOSTILE, [f"Published: {HOSTILE}."], [row], {}, {})
+    require_harmless(table)
+    assert b"<script" not in html and b"&lt;script" in html
 
 
 def test_csv_has_all_columns_and_digits():

@@ -10,8 +10,8 @@ from matplotlib.image import imread
 
 from pipeline.extras import EXTRAS
 from pipeline.extras.explore import report
+from pipeline.extras.explore.entry import CAPTIONS
 from pipeline.metrics import embedding
-from pipeline.reports import captions
 from tests.conftest import TINY
 
 DRAWS = True
@@ -22,7 +22,7 @@ PICTURES = [name for name in EXTRAS["explore"].outputs if name.endswith(".png")]
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Empty pictures, since drawing takes most of the time."""
-    monkeypatch.setattr(report, "draw", lambda study: dict.fromkeys(captions.DATA, b""))
+    monkeypatch.setattr(report, "draw", lambda study: dict.fromkeys(CAPTIONS, b""))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_stage_writes_pictures_numbers_and_a_page(_explored):
 def test_it_runs_only_on_demand_and_its_state_is_shown(command, tiny, without_pictures):
     options = (*OPTIONS, "--workspace", tiny)
     assert "explore" not in command("--status", *options).out
-    assert "explore" not in command("--stage", "all", *options, "--device", "cpu").out
+    assert "explore:" not in command("--stage", "all", *options, "--device", "cpu").out
     run = command("--stage", "explore", *options)
     assert run.code == 0 and "400 training rows and 100 test rows" in run.out
     assert "explore   fresh" in command("--status", *options).out

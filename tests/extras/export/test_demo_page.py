@@ -15,7 +15,7 @@ from pipeline.extras.export import demo_page
 from pipeline.extras.export.graph import to_page_network
 from pipeline.metrics.calibration import calibrate
 from pipeline.nn.networks import LoadedNetwork, make_network
-from pipeline.nn.pretrained import RECORD, load_pretrained, unseen_sample_rows
+from pipeline.nn.pretrained import FACTS, load_pretrained, unseen_sample_rows
 from pipeline.recipes.settings import Model
 from tests import oracles
 from tests.drawings import draw_strokes, photograph
@@ -50,7 +50,7 @@ def build(loaded, path, temperature=1.0):
 @pytest.fixture(scope="module")
 def quick_page(tmp_path_factory):
     loaded = load_pretrained("quick")
-    temperature = loaded.metadata[RECORD]["temperature"]
+    temperature = loaded.metadata[FACTS]["temperature"]
     return build(loaded, tmp_path_factory.mktemp("page") / "demo.html", temperature)
 
 
@@ -96,7 +96,7 @@ def check_probabilities(browser, loaded, images, temperature):
 def test_200_probabilities_equal_pythons(page):
     loaded = load_pretrained("quick")
     images, labels = sample_digits(200)
-    raw = check_probabilities(page, loaded, images, loaded.metadata[RECORD]["temperature"])
+    raw = check_probabilities(page, loaded, images, loaded.metadata[FACTS]["temperature"])
     assert np.mean(raw.argmax(1) == labels) > 0.97
 
 
@@ -120,7 +120,7 @@ def test_every_kind_of_layer_equals_pythons(browser, tmp_path):
 @pytest.mark.slow
 def test_the_published_page_runs_the_pretrained_network_of_standard(browser):
     loaded = load_pretrained("standard")
-    network, temperature = to_page_network(loaded), loaded.metadata[RECORD]["temperature"]
+    network, temperature = to_page_network(loaded), loaded.metadata[FACTS]["temperature"]
     title = "the network of the recipe standard"
     expected = demo_page.render(network.layers, network.weights, loaded.metadata, title, temperature)
     path = ROOT / "docs/demo.html"

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.extras.export import make_pretrained
 from pipeline.nn import pretrained
-from pipeline.nn.pretrained import RECORD, load_pretrained
+from pipeline.nn.pretrained import FACTS, load_pretrained
 from tests.conftest import TINY, digits_28, write_tables
 
 
@@ -33,8 +33,8 @@ def test_the_weights_are_made_by_one_command(tmp_path, tables, monkeypatch, caps
     monkeypatch.setattr(make_pretrained, "TRAIN_ROWS", 400)
     monkeypatch.setattr(make_pretrained, "RECIPES", ("quick",))
     assert make_pretrained.main(["--data", str(tmp_path / "tables"), *TINY[2:]]) == 0
-    record = load_pretrained("quick").metadata[RECORD]
-    assert load_pretrained("quick").metadata["fit_all"] and record["held_out"]["rows"] == 100
-    assert record["unseen_sample"]["rows"] == 5000  # the tables have other digits
+    facts = load_pretrained("quick").metadata[FACTS]
+    assert load_pretrained("quick").metadata["fit_all"] and facts["held_out"]["rows"] == 100
+    assert facts["unseen_sample"]["rows"] == 5000  # the tables have other digits
     assert "quick.safetensors" in capsys.readouterr().out.splitlines()[-1]
     assert b"the network of the recipe quick" in (tmp_path / "demo.html").read_bytes()

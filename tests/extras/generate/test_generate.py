@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.extras import EXTRAS
 from pipeline.extras.generate import report, training
-from pipeline.reports import captions
+from pipeline.extras.generate.entry import CAPTIONS
 from pipeline.training import task
 from tests.conftest import write_tables
 
@@ -46,7 +46,7 @@ def generated(_generated, tmp_path):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    monkeypatch.setattr(report, "draw", lambda *arguments: dict.fromkeys(captions.GENERATED, b""))
+    monkeypatch.setattr(report, "draw", lambda *arguments: dict.fromkeys(CAPTIONS, b""))
 
 
 def test_files(_generated):
@@ -61,7 +61,7 @@ def test_files(_generated):
     assert numbers["compared"] == 100  # the validation rows
     assert 0 <= numbers["generated"]["recognized"] <= 1 < numbers["generated"]["frechet_distance"]
     html = (folder / "generate.html").read_text()
-    assert html.count("<img") == len(captions.GENERATED) and "100 digits are compared" in html
+    assert html.count("<img") == len(CAPTIONS) and "100 digits are compared" in html
     assert not re.search(r'(src|href)="(?!data:)', html)
 
 
@@ -178,7 +178,7 @@ def test_clean_keeps_networks_that_are_used(command, generated):
         (("--stage", "all", "--recipe", "quick,gan/better"), "run --stage generate --recipe gan/better"),
         (("--stage", "compare", "--recipe", "gan"), "run --stage generate --recipe gan/conditional"),
         (("--stage", "generate", "--recipe", "quick"), "quick has no GAN"),
-        (("--stage", "generate", "--recipe", "gan/conditional,gan/better"), "choose one recipe"),
+        (("--stage", "generate", "--recipe", "gan/conditional,gan/better"), "one recipe at a time"),
         (("--stage", "generate", "--recipe", "gan/better", "--set", "split.folds=3"), "split.folds"),
         ((*FIT_ALL, "--recipe", "gan/better"), "train.fit_all"),
     ],

@@ -12,16 +12,14 @@ from matplotlib.image import imread
 from PIL import Image
 
 import run_pipeline
-from pipeline.cli import cleanup, workflows
+from pipeline.cli import cleanup
 from pipeline.extras import EXTRAS
+from pipeline.extras.inspect import entry
 from pipeline.extras.inspect import report as network_report
 from pipeline.metrics import embedding
 from pipeline.nn.inference import as_input
 from pipeline.nn.networks import load_networks
-from pipeline.reports import captions
 from tests.conftest import SHORT
-
-report = pytest.importorskip("pipeline.extras.explore.report")
 
 DRAWS = True
 OPTIONS = (*SHORT, "--device", "cpu")
@@ -30,14 +28,12 @@ FEW_ROWS = ("--set", "inspect.rows=60", "--set", "inspect.image=17")
 
 @pytest.fixture(scope="module")
 def inspected(_finished, tmp_path_factory):
-    """The finished run, recorded, explored and inspected; tests leave it as it is."""
+    """The finished run, recorded and inspected; tests leave it as it is."""
     workspace = shutil.copytree(_finished, tmp_path_factory.mktemp("inspected") / "workspace")
-    options = [*OPTIONS, *FEW_ROWS, "--set", "explore.rows=60", "--workspace", str(workspace)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda study: dict.fromkeys(captions.DATA, b"\x89PNG"))
-        for stage in ("train", "evaluate", "explore", "inspect"):
-            record = ["--set", "train.record=true"] if stage == "train" else []
-            assert run_pipeline.main(["--stage", stage, *options, *record]) == 0
+    options = [*OPTIONS, *FEW_ROWS, "--workspace", str(workspace)]
+    for stage in ("train", "evaluate", "inspect"):
+        record = ["--set", "train.record=true"] if stage == "train" else []
+        assert run_pipeline.main(["--stage", stage, *options, *record]) == 0
     return workspace
 
 
@@ -85,10 +81,13 @@ def test_the_untrained_network_is_the_one_that_the_training_started_with(inspect
 
 def test_the_report_contains_every_picture_and_loads_nothing(inspected):
     html = (inspected / "data/runs/quick/inspect/report.html").read_text()
-    groups = [captions.DATA, captions.TRAINING, captions.ERRORS, captions.CALIBRATION]
-    groups += [captions.NETWORK, captions.RECORDED]
+    groups = [entry.TRAINING, entry.ERRORS, entry.CALIBRATION, entry.NETWORK, entry.RECORDED]
     assert html.count("<img") == sum(map(len, groups)) and html.count("data:image/gif;base64,") == 1
-    assert not re.search(r'(src|href)="(?!data:)', html) and "<script" not in html and "url(" not in html
+    assert (
+        re.findall(r'(?:src|href)="(?!data:)([^"]*)', html) == ["../../../explore/explore.html"]
+        and "<script" not in html
+        and "url(" not in html
+    )
     assert "<td>train.epochs</td><td>2</td>" in html
 
 
@@ -96,39 +95,23 @@ def test_the_report_contains_every_picture_and_loads_nothing(inspected):
 def quick_study(monkeypatch):
     """No t-SNE and empty pictures, which take most of the time."""
     monkeypatch.setattr(embedding, "tsne", lambda points, seed, on_progress: points[:, :2])
-    monkeypatch.setattr(network_report, "draw", lambda study: dict.fromkeys(captions.NETWORK, b""))
+    monkeypatch.setattr(network_report, "draw", lambda study: dict.fromkeys(entry.NETWORK, b""))
 
 
 def inspect(command, workspace, *options):
     return command("--stage", "inspect", *OPTIONS, *FEW_ROWS, *options, "--workspace", workspace)
 
 
-def test_without_a_record_and_pictures_of_the_data_it_says_how_to_make_them(command, finished, quick_study):
+def test_without_a_record_it_says_how_to_make_one(command, finished, quick_study):
     run = inspect(command, finished)
     assert run.code == 0 and "were not recorded" in run.out
     assert f"--workspace {shlex.quote(str(finished))}" in run.out and "--recipe quick" in run.out  # the command
     folder = finished / "data/runs/quick/inspect"
     html = (folder / "report.html").read_text()
-    assert "--stage explore makes them" in html and "train.record=true" in html
+    assert "train.record=true" in html
     status = ("--status", *OPTIONS, *FEW_ROWS, "--workspace", finished)
     assert "inspect   fresh" in command(*status).out
-    assert folder.resolve() not in cleanup.find_unused(finished, workflows.STAGES, [])
-
-
-def test_why_pictures_of_the_data_are_not_shown(command, inspected, tmp_path, quick_study):
-    workspace = shutil.copytree(inspected, tmp_path / "workspace")
-    assert inspect(command, workspace).code == 0  # without the number of rows that explore ran with
-    html = (workspace / "data/runs/quick/inspect/report.html").read_text()
-    assert "--stage explore is stale (explore.rows 60 -&gt; 0)" in html
-
-
-def test_new_pictures_of_the_data_make_it_stale(command, inspected, tmp_path):
-    workspace = shutil.copytree(inspected, tmp_path / "workspace")
-    manifest = workspace / "data/explore/manifest.json"
-    status = ("--status", *OPTIONS, *FEW_ROWS, "--set", "explore.rows=60", "--workspace", workspace)
-    assert "inspect   fresh" in command(*status).out
-    manifest.unlink()
-    assert re.search(r"inspect +stale +explore/", command(*status).out)
+    assert folder.resolve() not in cleanup.find_unused(finished, [])
 
 
 @pytest.mark.parametrize(
@@ -167,5 +150,5 @@ def test_if_no_row_was_held_out_training_rows_are_inspected(command, finished, q
 def test_the_same_run_gives_the_same_files(command, inspected):
     folder = inspected / "data/runs/quick/inspect"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}
-    assert inspect(command, inspected, "--set", "explore.rows=60").code == 0
+    assert inspect(command, inspected).code == 0
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "context.json"}

