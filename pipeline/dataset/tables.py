@@ -249,8 +249,8 @@ def _read_header(file: TableFile, kind: str, stream: ByteStream) -> tuple[int, b
 
 def _check_header(file: TableFile, kind: str, line: bytes) -> None:
     """Raise the DataError that names the first difference between a header and the competition's."""
-    line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
-    if not line.strip():
+    line = line.rstrip(b"\r")
+    if not line.removeprefix(b"\xef\xbb\xbf").strip():
         raise DataError(f"{file}: the file is empty or begins with an empty line, expected a header and rows")
     expected = COLUMNS[kind]
     header = ",".join(expected if len(expected) < 5 else [*expected[:2], "...", expected[-1]])

@@ -171,6 +171,7 @@ ERRORS = {
         "values, expected 785; the file seems to be truncated",
     ),
     "endless row": ("train.csv", lambda c: c.split(b"\n")[0] + b"\n" + b"1," * 200_000, "row 1 (line 2)"),
+    "two byte order marks": ("train.csv", lambda c: b"\xef\xbb\xbf" * 2 + c, "line 1: column 1 is "),
     "semicolons": ("train.csv", lambda c: c.replace(b",", b";"), "expected the header"),
     "UTF-16": ("train.csv", lambda c: c.decode().encode("utf-16"), "expected the header"),
     "CR line ends": ("train.csv", lambda c: c.replace(b"\n", b"\r"), "column 785 is 'pixel783\\r"),
