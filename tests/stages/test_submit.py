@@ -34,9 +34,11 @@ def test_sends_waits_and_records_the_score(kaggle, command, sendable, monkeypatc
 
 def test_same_file_is_never_sent_twice(submit, kaggle, command, sendable):
     submit()
+    n_calls = len(kaggle.calls)
     for _ in range(2):
         run = submit()
         assert run.code == 0 and "not sent again" in run.out
+        assert len(kaggle.calls) == n_calls  # Kaggle is not asked: the receipt has the score
         # A new prediction keeps the record of what was sent.
         assert command("--stage", "predict", *TINY, "--workspace", sendable).code == 0
         assert [entry["score"] for entry in read_receipt(sendable)["sent"]] == [0.99514]
