@@ -175,8 +175,6 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("_class_metrics", "sklearn.metrics.precision_recall_fscore_support(labels, predictions, labels=range(10), "
          "zero_division=math.nan)", "sklearn.metrics.precision_recall_fscore_support(predictions, labels, "
          "labels=range(10), zero_division=math.nan)", "evaluate"),
-        ("run", "any(network['checkpoint_selection'] == 'best' for network in metadata)",
-         "all(network['checkpoint_selection'] == 'best' for network in metadata)", "evaluate blend"),
     ]),
     "stages.predict": ("pretrained predict", [
         ("run", "refuse_pretrained(network)", "None"),
@@ -187,6 +185,8 @@ MUTANTS_BY_MODULE: dict[str, tuple[str, list[tuple[str, ...]]]] = {
         ("_evaluate", "reduce(np.intersect1d, held_out)", "held_out[0]"),
         ("_evaluate", "np.mean(probabilities, axis=0)", "probabilities[0]"),
         ("_evaluate", "np.searchsorted(own, rows)", "np.arange(len(rows))"),
+        ("_evaluate", "any(own['chosen_on_these_rows'] for own in metrics)",
+         "all(own['chosen_on_these_rows'] for own in metrics)"),
     ]),
     "training.predictions": ("predict", [
         ("predict_test_rows", "np.mean(probabilities, axis=0)", "probabilities[0]"),

@@ -34,6 +34,7 @@ from pipeline.kaggle import client, process
 from pipeline.reports import style
 from pipeline.workflow import code
 from pipeline.workflow.engine import Workflow
+from tests.contexts import only
 from tests.interference import BLANK, Runs
 from tests.kaggle_server import KaggleServer
 
@@ -143,23 +144,6 @@ def declared_settings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workflow, "stage_context", restricted)
         yield
-
-
-def only(recipe, names):
-    """A recipe that has, beside its name, only these sections ("train") and settings ("train.fit_all")."""
-
-    def with_attributes(model, values):
-        instance = type(model).model_construct()
-        object.__setattr__(instance, "__dict__", dict(values))
-        return instance
-
-    sections = {"name": recipe.name, "file": recipe.file, "about": recipe.about}
-    for section, _, field in (name.partition(".") for name in names):
-        values = getattr(recipe, section)
-        if field:
-            values = with_attributes(values, {**dict(sections.get(section, ())), field: getattr(values, field)})
-        sections[section] = values
-    return with_attributes(recipe, sections)
 
 
 @pytest.fixture(autouse=True)

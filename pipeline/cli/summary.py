@@ -1,5 +1,6 @@
 """The last lines of a run: accuracy, expected score, submission, and what to do next."""
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,9 +98,12 @@ def _next_steps(workflow: Workflow, receipt: dict[str, Any], used: set[str]) -> 
 
 def recommend(workflow: Workflow, name: str, has_competition_data: bool = True) -> str:
     """The command that runs a recommended recipe, with its measured accuracy and the time that it takes."""
-    where = "" if has_competition_data else " on the competition's data"
+    where, options = "", workflow.options
+    if not has_competition_data:
+        where = " on the competition's data"
+        options = f"{options.replace(f' --data {shlex.quote(workflow.data)}', '')} --data digit-recognizer.zip"
     about = f"about {config.read_measured()[name].accuracy:.4f}{where}; {DURATIONS[name]}"
-    return f"python run_pipeline.py --stage all --recipe {name}{workflow.options}  # {about}"
+    return f"python run_pipeline.py --stage all --recipe {name}{options}  # {about}"
 
 
 def warn_about_sample(workflow: Workflow) -> None:

@@ -139,6 +139,9 @@ def test_a_source_with_test_labels_is_scored_by_predict_alone(command, tmp_path,
     assert read_receipt(tmp_path)["test_score"] == score and f"{score:.4f} on the {len(labels):,} test rows" in run.out
     assert "kaggle competitions submit" not in run.out
     assert run.lines()[-1].startswith("note       sample data: ") and "--data kaggle" in run.lines()[-1]
+    recommended = next(line for line in run.lines() if line.startswith("next  "))
+    assert "--data digit-recognizer.zip  # about 0.9962 on the competition's data" in recommended
+    assert "--data sample" not in recommended
     # Other labels change nothing but the score.
     before = (tmp_path / "submissions/quick/submission.csv").read_bytes()
     wrong = "ImageId,Label\n" + "".join(f"{i},0\n" for i in range(1, len(labels) + 1))
